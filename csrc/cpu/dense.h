@@ -1,0 +1,44 @@
+// The dense product and the type dispatch shared by the CPU ops.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <array>
+
+namespace masm::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// out = a b through the dispatcher (MKL, oneDNN). mm.out has no autocast and no autograd rule, so that neither can
+// change what is computed here.
+inline void mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
+  namespace d = torch::stable::detail;
+  std::array<StableIValue, 3> stack{d::from(a), d::from(b), d::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  d::to<Tensor>(stack[0]);  // takes the returned handle over, or it would leak
+}
+
+// [..., n] -> [M, n], rows contiguous; copies only where the caller's strides leave no other way.
+inline Tensor as_rows(const Tensor& t) {
+  const int64_t n = t.size(-1);
+  int64_t M = 1;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) M *= t.size(i);
+  Tensor rows = torch::stable::reshape(t, {M, n});
+  return n == 0 || rows.stride(1) == 1 || n == 1 ? rows : torch::stable::contiguous(rows);
+}
+
+template <class F>
+void dispatch(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float: return f(float{}, float{});
+    case ScalarType::Double: return f(double{}, double{});
+    case ScalarType::BFloat16: return f(c10::BFloat16{}, float{});
+    default: return f(c10::Half{}, float{});
+  }
+}
+
+}  // namespace masm::cpu

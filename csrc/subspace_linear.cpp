@@ -1,0 +1,16 @@
+// The schema of masm::subspace_linear and its backward. Formulas: masm_ext/reference/subspace_linear.py.
+// Python half (fake, autograd, public function): masm_ext/ops/subspace_linear.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
+  // x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N], mask bool [K] -> y [..., N], p = x v^T [..., R]
+  // The mask does not change the forward pass; it travels with the call so that backward can skip masked blocks.
+  m.def(
+      "subspace_linear(Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, Tensor? bias, Tensor? mask, "
+      "int[] offsets) -> (Tensor y, Tensor p)");
+  // A gradient that is not needed comes back with zero elements; rows of masked blocks come back as zeros.
+  m.def(
+      "subspace_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, Tensor p, "
+      "Tensor? mask, int[] offsets, bool need_dx, bool need_du, bool need_ds, bool need_dv, bool need_dbias) "
+      "-> (Tensor dx, Tensor du, Tensor ds, Tensor dv, Tensor dbias)");
+}

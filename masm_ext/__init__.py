@@ -1,0 +1,34 @@
+"""MASM: multi-artifact subspace fine-tuning with selective layer masks, as fused PyTorch operators.
+
+An interpretation of arXiv 2601.01041; see README, "What is ours".
+"""
+
+from .checkpoint import load_adapter, save_adapter
+from .config import MASMConfig
+from .convert import ConversionReport, convert, merge, unmerge
+from .info import build_info
+from .losses import orthogonality_loss, regularization_loss, spectral_consistency_loss
+from .masking import LayerMasks, select_layers
+from .nn import MASMLinear
+from .optim import MaskedAdamW, param_groups
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionReport",
+    "LayerMasks",
+    "MASMConfig",
+    "MASMLinear",
+    "MaskedAdamW",
+    "build_info",
+    "convert",
+    "load_adapter",
+    "merge",
+    "orthogonality_loss",
+    "param_groups",
+    "regularization_loss",
+    "save_adapter",
+    "select_layers",
+    "spectral_consistency_loss",
+    "unmerge",
+]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PARTITIONS = ("interleaved", "contiguous")
+POLICIES = ("bias_variance", "static", "none")
+
+
+@dataclass(frozen=True)
+class MASMConfig:
+    """Every choice of the method, checked on construction. The formulas behind the fields are an interpretation of the
+    paper (arXiv 2601.01041), whose own values are not public; see README, "What is ours".
+
+    Decomposition
+        target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted suffix
+            (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or ``"re:<regex>"``
+            that matches the whole name.
+        exclude_modules: the same forms; wins over ``target_modules``.
+        modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
+        num_subspaces: K, the number of artifact subspaces.
+        subspace_rank: rank of each subspace: one int, or K ints. Ignored when ``energy`` is given.
+        energy: in (0, 1): per layer, the smallest R whose trailing directions hold this share of ``||W||_F^2``,
+            rounded up to a multiple of K.
+        partition: "interleaved" deals the trailing directions round robin, so that each subspace spans the same share
+            of the spectrum; "contiguous" cuts them in runs.
+        train_bias: let the biases of converted layers learn (frozen by default).
+
+    Losses (coefficients; 0 turns a term off)
+        orthogonality, spectral_consistency.
+
+    Masks
+        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`), "none".
+        mask_warmup: steps before the first selection, all blocks active.
+        mask_interval: steps between selections.
+        mask_active_fraction: share of layers each subspace may update.
+        mask_threshold: if given, a block is active where its snr is above it, instead of the best fraction.
+        mask_hysteresis: relative advantage of a block that is active already (0.1 = 10%), so that masks do not flicker.
+        mask_min_active: at least so many layers stay active for each subspace.
+        mask_probe_interval: a masked block is unmasked again after so many steps (0: never) ...
+        mask_probe_steps: ... for so many steps, so that its statistics move.
+        mask_calibration_batches: batches of the calibration pass of the static policy.
+    """
+
+    target_modules: str | Sequence[str] = ()
+    exclude_modules: str | Sequence[str] = ()
+    modules_to_save: str | Sequence[str] = ()
+    num_subspaces: int = 3
+    subspace_rank: int | Sequence[int] = 4
+    energy: float | None = None
+    partition: str = "interleaved"
+    train_bias: bool = False
+    orthogonality: float = 1e-2
+    spectral_consistency: float = 1e-3
+    mask_policy: str = "bias_variance"
+    mask_warmup: int = 50
+    mask_interval: int = 25
+    mask_active_fraction: float = 0.5
+    mask_threshold: float | None = None
+    mask_hysteresis: float = 0.1
+    mask_min_active: int = 1
+    mask_probe_interval: int = 100
+    mask_probe_steps: int = 10
+    mask_calibration_batches: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not all(isinstance(v, str) for v in value):
+                raise TypeError(f"MASMConfig.{name} must be a string or a sequence of strings, got {value!r}")
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if not isinstance(self.subspace_rank, int):
+            object.__setattr__(self, "subspace_rank", tuple(int(r) for r in self.subspace_rank))
+        self._require(self.num_subspaces >= 1, "num_subspaces", "at least 1")
+        if isinstance(self.subspace_rank, tuple):
+            self._require(
+                len(self.subspace_rank) == self.num_subspaces,
+                "subspace_rank",
+                f"one rank for each of the {self.num_subspaces} subspaces",
+            )
+        self._require(min(self.ranks) >= 1, "subspace_rank", "at least 1 for every subspace")
+        self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
+        self._require(self.partition in PARTITIONS, "partition", f"one of {PARTITIONS}")
+        self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
+        self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")
+        self._require(
+            self.mask_policy in POLICIES, "mask_policy", f"one of {POLICIES} (pass a callable to LayerMasks itself)"
+        )
+        self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")
+        self._require(
+            self.mask_threshold is None or 0 <= self.mask_threshold <= 1, "mask_threshold", "None or in [0, 1]"
+        )
+        self._require(self.mask_hysteresis >= 0, "mask_hysteresis", "0 or more")
+        for name in ("mask_interval", "mask_probe_steps", "mask_calibration_batches"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("mask_warmup", "mask_min_active", "mask_probe_interval"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise ValueError(f"MASMConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """``r_1 .. r_K``, as asked for (``energy`` may choose others per layer)."""
+        if isinstance(self.subspace_rank, int):
+            return (self.subspace_rank,) * self.num_subspaces
+        return tuple(self.subspace_rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MASMConfig:
+        """Inverse of :meth:`to_dict`. Raises ValueError for unknown fields."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(f"MASMConfig has no field {sorted(unknown)}; was this written by a newer masm_ext?")
+        return cls(**values)

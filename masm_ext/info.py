@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from . import _library
+from .ops.homes import HOMES
+
+
+def build_info() -> dict[str, Any]:
+    """What is installed and what serves what, as plain JSON types; asks no device and initialises no CUDA.
+
+    Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability, libraries
+    (name -> "loaded" or why not), ops (op -> device -> "kind: file").
+    """
+    from . import __version__
+
+    if _library.CUDA_LIBRARY is not None:
+        cuda = "loaded"
+    elif _library.CUDA_BUILT:
+        cuda = "built, not loaded: this torch is a CPU build"
+    else:
+        cuda = "not built (see README, Install)"
+    ops: dict[str, dict[str, str]] = {}
+    for (op, device), (kind, file) in sorted(HOMES.items()):
+        ops.setdefault(f"masm::{op}", {})[device] = f"{kind}: {file}"
+    return {
+        "masm_ext": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": {"libmasm_cpu": "loaded", "libmasm_cuda": cuda},
+        "ops": ops,
+    }

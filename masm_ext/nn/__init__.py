@@ -1,0 +1,3 @@
+from .masm_linear import MASMLinear
+
+__all__ = ["MASMLinear"]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..config import MASMConfig
+from ..decomposition import (
+    Decomposition,
+    check_finite,
+    choose_ranks,
+    compute_spectra,
+    factor_dtype_for,
+    split,
+    weight_hash,
+)
+from ..ops import fold, subspace_linear
+
+
+class MASMLinear(nn.Module):
+    """A linear layer with a frozen semantic principal subspace and K learnable artifact subspaces.
+
+    ``y = x weight^T + ((x v^T) * s) u + bias``; at init it equals the ``nn.Linear`` it was made from. After the
+    decomposition of arXiv 2601.01041 (in words; the formulas are ours).
+
+    Attributes:
+        weight: buffer [N, D], W without its artifact part.
+        u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
+            half-precision weight.
+        bias: parameter [N] or None, frozen unless the config says ``train_bias``.
+        offsets: K + 1 row bounds.
+        mask: buffer bool [K]; False stops the gradients of a subspace. Set by :class:`masm_ext.LayerMasks`.
+        u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
+        base_hash: identity of the weight the layer was made from.
+
+    Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    u0: Tensor
+    s0: Tensor
+    v0: Tensor
+    weight_norm2: Tensor
+
+    def __init__(
+        self, parts: Decomposition, bias: Tensor | None = None, *, base_hash: str = "", train_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = parts.weight.shape
+        self.offsets = tuple(parts.offsets)
+        self.base_hash = base_hash
+        self.energy = parts.energy
+        self.register_buffer("weight", parts.weight.detach())
+        self.u = nn.Parameter(parts.u.detach().clone())
+        self.s = nn.Parameter(parts.s.detach().clone())
+        self.v = nn.Parameter(parts.v.detach().clone())
+        self.register_buffer("u0", parts.u.detach().clone())
+        self.register_buffer("s0", parts.s.detach().clone())
+        self.register_buffer("v0", parts.v.detach().clone())
+        self.register_buffer("mask", torch.ones(self.num_subspaces, dtype=torch.bool, device=parts.weight.device))
+        # ||weight||_F^2, for the losses
+        self.register_buffer("weight_norm2", parts.weight.detach().double().square().sum().to(self.s.dtype))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=train_bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: MASMConfig, *, name: str = "linear") -> MASMLinear:
+        """Decompose one layer (by SVD, uncached). ``name`` is used in messages.
+
+        Raises TypeError if ``linear`` is no ``nn.Linear``; ValueError for ranks that do not fit or non-finite weights.
+        """
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"{name}: expected an nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight.detach()
+        if weight.is_meta:
+            raise ValueError(f"{name}: the weight is on the meta device; load the pretrained weights first")
+        check_finite(weight, name)
+        q = min(weight.shape)
+        [spectrum] = compute_spectra([weight], q if config.energy is not None else max(1, min(q, sum(config.ranks))))
+        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name)
+        parts = split(weight, spectrum, ranks, config.partition, factor_dtype_for(weight.dtype))
+        layer = cls(parts, linear.bias, base_hash=weight_hash(weight), train_bias=config.train_bias)
+        return layer.train(linear.training)
+
+    @property
+    def num_subspaces(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.offsets[:-1], self.offsets[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., N]."""
+        return subspace_linear(
+            x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask
+        )
+
+    @torch.no_grad()
+    def folded_weight(self) -> Tensor:
+        """The dense weight the layer now stands for, [N, D] in the dtype of ``weight``."""
+        return fold(self.weight, self.u, self.s, self.v)
+
+    @torch.no_grad()
+    def relative_update(self) -> float:
+        """``||W_now - W||_F / ||W||_F``, from the factors alone (no [N, D] matrix is formed)."""
+        a = torch.cat([self.u, self.u0]).double()  # [2R, N]
+        b = torch.cat([self.v, self.v0]).double()  # [2R, D]
+        c = torch.cat([self.s, -self.s0]).double()
+        change = (c[:, None] * c * (a @ a.mT) * (b @ b.mT)).sum().clamp_min(0)
+        base = self.weight_norm2.double() + self.s0.double().square().sum()
+        return float((change / base).sqrt()) if base > 0 else 0.0
+
+    def to_linear(self) -> nn.Linear:
+        """A plain ``nn.Linear`` with the folded weight; nothing of it learns."""
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        linear.weight = nn.Parameter(self.folded_weight(), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"subspaces={self.num_subspaces}, ranks={list(self.ranks)}, dtype={self.weight.dtype}"
+        )
+
+
+def masm_layers(model: nn.Module | Sequence[MASMLinear]) -> dict[str, MASMLinear]:
+    """The MASMLinears of a model by module name, in module order."""
+    if not isinstance(model, nn.Module):
+        return {str(i): layer for i, layer in enumerate(model)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, MASMLinear)}

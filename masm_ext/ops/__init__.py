@@ -1,0 +1,8 @@
+"""Public functions over ``torch.ops.masm``, with their fake kernels and autograd rules."""
+
+from . import homes  # registers the Python homes of the ops
+from .fold import fold
+from .masked_adamw import masked_adamw_
+from .subspace_linear import subspace_linear
+
+__all__ = ["fold", "homes", "masked_adamw_", "subspace_linear"]

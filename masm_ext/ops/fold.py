@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _library  # noqa: F401  (loads the schemas)
+
+
+@torch.library.register_fake("masm::fold")
+def _fake(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """The dense weight of a layer: ``weight + u^T diag(s) v``, computed in float32 (float64), rounded once.
+
+    Args: weight [N, D] of any floating dtype; u [R, N], s [R], v [R, D] in its dtype, or float32 beside half precision.
+    Returns [N, D] in the dtype of ``weight``. Not differentiable: it serves merging and inference.
+
+    Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
+    """
+    return torch.ops.masm.fold(weight, u, s, v)

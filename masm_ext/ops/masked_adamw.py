@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _library  # noqa: F401  (loads the schemas)
+
+
+@torch.library.register_fake("masm::masked_adamw_")
+def _fake(params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf):
+    return hyper.new_empty(mask.shape[0], 2), mask.new_empty(1)
+
+
+def masked_adamw_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: Tensor,
+    mask: Tensor,
+    segments: Tensor,
+    hyper: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One masked AdamW step over every block of a model, with learning-state sums from the same pass.
+
+    Shapes, dtypes and meaning: :func:`masm_ext.reference.masked_adamw_`. All tensors contiguous. Most users want
+    :class:`masm_ext.MaskedAdamW`, which keeps the state.
+    """
+    return torch.ops.masm.masked_adamw_(
+        params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf
+    )

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _library  # noqa: F401  (loads the schemas)
+from ..reference.precision import accumulate_dtype
+
+
+@torch.library.register_fake("masm::subspace_linear")
+def _fake(x, weight, u, s, v, bias, mask, offsets):
+    N, D = weight.shape
+    torch._check(
+        x.dim() >= 1 and x.shape[-1] == D,
+        lambda: f"masm::subspace_linear: expected x with last dimension {D}, got shape {list(x.shape)}",
+    )
+    torch._check(
+        x.dtype == weight.dtype,
+        lambda: f"masm::subspace_linear: x is {x.dtype} and weight {weight.dtype}; cast the input or use torch.autocast",
+    )
+    y = x.new_empty(*x.shape[:-1], N)
+    return y, x.new_empty(*x.shape[:-1], s.shape[0], dtype=accumulate_dtype(x.dtype))
+
+
+@torch.library.register_fake("masm::subspace_linear_backward")
+def _fake_backward(
+    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias
+):
+    def like(t: Tensor, needed: bool) -> Tensor:
+        return t.new_empty(t.shape) if needed else weight.new_empty(0)
+
+    dbias = weight.new_empty(weight.shape[0] if need_dbias else 0)
+    return like(x, need_dx), like(u, need_du), like(s, need_ds), like(v, need_dv), dbias
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, u, s, v, bias, mask, offsets = inputs
+    _, p = output
+    ctx.mark_non_differentiable(p)
+    ctx.set_materialize_grads(False)
+    needs_factors = any(ctx.needs_input_grad[2:5])
+    # x is read only by dv, P only by du and ds.
+    ctx.save_for_backward(
+        x if ctx.needs_input_grad[4] else None, weight, u, s, v, p if needs_factors else None, mask
+    )
+    ctx.x_shape = x.shape
+    ctx.offsets = offsets
+
+
+def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
+    x, weight, u, s, v, p, mask = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 8
+    need_x, need_weight, need_u, need_s, need_v, need_bias = ctx.needs_input_grad[:6]
+    if need_weight:
+        raise RuntimeError(
+            "masm::subspace_linear: weight is the frozen principal subspace and has no gradient; "
+            "call weight.requires_grad_(False)"
+        )
+    M = dy.shape[:-1]
+    if x is None:  # nobody reads it: a view of one element with the right shape
+        x = dy.new_empty(1).expand(ctx.x_shape)
+    if p is None:
+        p = dy.new_empty(1, dtype=accumulate_dtype(dy.dtype)).expand(*M, s.shape[0])
+    grads = torch.ops.masm.subspace_linear_backward(
+        dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias
+    )
+    dx, du, ds, dv, db = (
+        g if needed else None for g, needed in zip(grads, (need_x, need_u, need_s, need_v, need_bias))
+    )
+    return dx, None, du, ds, dv, db, None, None
+
+
+torch.library.register_autograd("masm::subspace_linear", _backward, setup_context=_setup_context)
+
+
+def subspace_linear(
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    offsets: Sequence[int] | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``y = x weight^T + ((x v^T) * s) u + bias``: a frozen dense product plus K artifact subspaces.
+
+    Args:
+        x: [..., D], float32, float64, bfloat16 or float16.
+        weight: [N, D] in the dtype of x, the frozen semantic principal subspace. It never gets a gradient.
+        u, s, v: [R, N], [R], [R, D], the concatenated artifact subspaces, in the dtype of x, or float32 beside a
+            half-precision x (the low-rank path is computed in float32 either way).
+        bias: [N] in the dtype of x, or None.
+        offsets: K + 1 row bounds of the subspaces in u, s and v; one subspace by default.
+        mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The
+            output and dX never depend on it. None: nothing is masked.
+
+    Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype and u, s, v are left as they are.
+
+    Returns y [..., N] in the dtype of x (or the autocast dtype).
+    Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        if u.dtype not in (dtype, torch.float32):
+            u, s, v = u.float(), s.float(), v.float()
+    if offsets is None:
+        offsets = [0, s.shape[0]]
+    return torch.ops.masm.subspace_linear(x, weight, u, s, v, bias, mask, list(offsets))[0]

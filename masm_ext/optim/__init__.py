@@ -1,0 +1,4 @@
+from .groups import param_groups
+from .masked_adamw import MaskedAdamW
+
+__all__ = ["MaskedAdamW", "param_groups"]

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..nn.masm_linear import masm_layers
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    s_lr_scale: float = 10.0,
+    head_lr_scale: float = 1.0,
+    weight_decay: float = 0.0,
+    head_weight_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups with rates of their own: "uv" (``lr``), "s" (``lr * s_lr_scale``), "head" (everything else that
+    is trainable, ``lr * head_lr_scale``).
+
+    Why: the trailing singular values are tiny, so du and dv start 100 to 1000 times smaller than those of LoRA, and a
+    step in u or v moves the weight by s times the step. ``weight_decay`` acts on u and v, ``head_weight_decay`` (the
+    same by default) on the head; s is never decayed, because that would pull the pretrained spectrum to zero.
+
+    Raises ValueError if nothing is trainable.
+    """
+    layers = masm_layers(model).values()
+    uv = [p for layer in layers for p in (layer.u, layer.v) if p.requires_grad]
+    s = [layer.s for layer in layers if layer.s.requires_grad]
+    seen = {id(p) for p in [*uv, *s]}
+    head = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
+    head_decay = weight_decay if head_weight_decay is None else head_weight_decay
+    groups = [
+        {"name": "uv", "params": uv, "lr": lr, "weight_decay": weight_decay},
+        {"name": "s", "params": s, "lr": lr * s_lr_scale, "weight_decay": 0.0},
+        {"name": "head", "params": head, "lr": lr * head_lr_scale, "weight_decay": head_decay},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if not groups:
+        raise ValueError("param_groups: the model has no trainable parameter; call convert(model, config) first")
+    return groups

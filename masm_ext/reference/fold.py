@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from .precision import wide
+
+
+def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """``weight + u^T diag(s) v``, the dense weight a layer stands for, rounded once to the dtype of ``weight``.
+
+    weight [N, D], u [R, N], s [R], v [R, D] -> [N, D].
+    """
+    return (wide(weight) + (wide(u).mT * wide(s)) @ wide(v)).to(weight.dtype)

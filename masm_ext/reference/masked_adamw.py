@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .precision import wide
+
+
+def masked_adamw_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: Tensor,
+    mask: Tensor,
+    segments: Tensor,
+    hyper: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One AdamW step (arXiv 1711.05101) over the blocks whose mask is not 0, in place, with learning-state sums.
+
+    T parameters of any shape and their gradients; exp_avgs and exp_avg_sqs like them, float32 for half-precision
+    parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block) of flat element
+    ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the gradients.
+
+    A masked block is not touched at all: parameters, moments, step count. A mask between 0 and 1 scales the update (and
+    the decay), not the moments. If any gradient of a live block is not finite, or ``found_inf`` says so, nothing is
+    written.
+
+    Returns stats float64 [B, 2] = (||EMA(g)||^2 as stored, ||g||^2) per block, zero for masked ones, and found [1].
+    """
+    stats = hyper.new_zeros(mask.numel(), 2)
+    live = [row for row in segments.tolist() if mask[row[3]] != 0]
+    found = mask.new_zeros(1)
+    if (found_inf is not None and found_inf.item() != 0) or any(
+        not grads[t].flatten()[begin:end].isfinite().all() for t, begin, end, _ in live
+    ):
+        return stats, found + 1
+    for block in {row[3] for row in live}:
+        steps[block] += 1
+    for t, begin, end, block in live:
+        lr, beta1, beta2, eps, weight_decay = hyper[t].tolist()
+        scale = mask[block].item()
+        step = steps[block].item()
+        p, m, v = (x[t].view(-1)[begin:end] for x in (params, exp_avgs, exp_avg_sqs))
+        g = wide(grads[t].flatten()[begin:end])
+        if grad_scale is not None:
+            g = g * (1 / grad_scale.item())
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = v.sqrt() / (1 - beta2**step) ** 0.5 + eps
+        p.copy_(wide(p) * (1 - scale * lr * weight_decay) - scale * lr / (1 - beta1**step) * m / denominator)
+        stats[block, 0] += m.double().square().sum()
+        stats[block, 1] += g.double().square().sum()
+    return stats, torch.zeros_like(found)

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of P and of every sum: float32 for half precision, else ``dtype`` itself."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def wide(t: Tensor) -> Tensor:
+    return t.to(accumulate_dtype(t.dtype))

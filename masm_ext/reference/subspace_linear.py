@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .precision import wide
+
+
+def subspace_linear(
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    offsets: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """``P = x v^T``, ``y = x weight^T + (P * s) u + bias``.
+
+    x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R]. ``mask`` and ``offsets``
+    have no part in the forward pass.
+    """
+    p = wide(x) @ wide(v).mT  # [..., R]
+    y = wide(x) @ wide(weight).mT + (p * wide(s)) @ wide(u)
+    if bias is not None:
+        y = y + wide(bias)
+    return y.to(x.dtype), p
+
+
+def subspace_linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    s: Tensor,
+    v: Tensor,
+    p: Tensor,
+    mask: Tensor | None,
+    offsets: Sequence[int],
+    need_dx: bool = True,
+    need_du: bool = True,
+    need_ds: bool = True,
+    need_dv: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``Q = dY u^T``, ``dX = dY weight + (Q * s) v``, ``du = (P * s)^T dY``, ``dv = (Q * s)^T x``, ``ds = sum_m P * Q``.
+
+    dy [..., N], p [..., R], mask bool [K] (False = masked), offsets K + 1 row bounds of the subspaces. dX is exact whatever the
+    mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed comes back with
+    no elements.
+    """
+    none = weight.new_empty(0)
+    g = wide(dy).reshape(-1, weight.shape[0])  # [M, N]
+    rows = wide(x).reshape(-1, weight.shape[1])  # [M, D]
+    p = p.reshape(-1, s.shape[0])  # [M, R]
+    sw = wide(s)
+    q = g @ wide(u).mT  # [M, R]
+    if mask is None:
+        live = torch.ones_like(sw)
+    else:
+        widths = torch.tensor([b - a for a, b in zip(offsets[:-1], offsets[1:])], device=mask.device)
+        live = mask.to(sw.dtype).repeat_interleave(widths, output_size=s.shape[0])  # [R]
+    dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else none
+    du = ((p * sw * live).mT @ g).to(u.dtype) if need_du else none
+    ds = ((p * q).sum(0) * live).to(s.dtype) if need_ds else none
+    dv = ((q * sw * live).mT @ rows).to(v.dtype) if need_dv else none
+    dbias = g.sum(0).to(weight.dtype) if need_dbias else none
+    return dx, du, ds, dv, dbias
