@@ -45,7 +45,8 @@ inline void check_factors(const char* op, const Tensor& weight, const Tensor& u,
   STD_TORCH_CHECK(s.scalar_type() == f && v.scalar_type() == f, "masm::", op, ": u, s and v must have one dtype");
   STD_TORCH_CHECK(f == w || (is_half(w) && f == ScalarType::Float), "masm::", op,
                   ": u, s, v must have the dtype of weight, or float32 beside a half-precision weight");
-  STD_TORCH_CHECK(u.get_device_index() == weight.get_device_index() && s.get_device_index() == weight.get_device_index() &&
+  STD_TORCH_CHECK(u.get_device_index() == weight.get_device_index() &&
+                      s.get_device_index() == weight.get_device_index() &&
                       v.get_device_index() == weight.get_device_index(),
                   "masm::", op, ": weight, u, s and v must be on one device");
 }

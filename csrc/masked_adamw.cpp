@@ -1,5 +1,6 @@
 // The schema of masm::masked_adamw_. Formulas: masm_ext/reference/masked_adamw.py.
-// Python half (fake, public function): masm_ext/ops/masked_adamw.py; the optimizer over it: masm_ext/optim/masked_adamw.py.
+// Python half (fake, public function): masm_ext/ops/masked_adamw.py; the optimizer over it:
+// masm_ext/optim/masked_adamw.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {

@@ -43,7 +43,8 @@ def save_adapter(
     """Write the learned part of a converted model to ``folder``; returns the path of its ``adapter.json``.
 
     Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, every parameter and
-    buffer under ``config.modules_to_save``, the masks, and the hash of each base weight. Not saved: the frozen weights.
+    buffer under ``config.modules_to_save``, the masks, and the hash of each base weight. Not saved: the frozen
+    weights.
 
     ``config`` is the one the model was converted with, by default. Raises ValueError if the model has no MASMLinear.
     """
@@ -113,7 +114,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             found = type(linear).__name__ if linear is not None else "nothing"
-            raise AdapterError(f"the adapter converts {name!r}, where this model has {found}: it is another architecture")
+            raise AdapterError(
+                f"the adapter converts {name!r}, where this model has {found}: it is another architecture"
+            )
         if weight_hash(linear.weight) != entry["base_sha256"]:
             dtype = str(linear.weight.dtype).removeprefix("torch.")
             why = (
@@ -233,5 +236,6 @@ def _check_keys(expected: set[str], got: set[str]) -> None:
     missing, left_over = sorted(expected - got), sorted(got - expected)
     if missing or left_over:
         raise AdapterError(
-            f"the adapter's tensors do not fit: {len(missing)} missing {missing[:3]}, {len(left_over)} unexpected {left_over[:3]}"
+            f"the adapter's tensors do not fit: "
+            f"{len(missing)} missing {missing[:3]}, {len(left_over)} unexpected {left_over[:3]}"
         )

@@ -15,9 +15,9 @@ class MASMConfig:
     paper (arXiv 2601.01041), whose own values are not public; see README, "What is ours".
 
     Decomposition
-        target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted suffix
-            (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or ``"re:<regex>"``
-            that matches the whole name.
+        target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted
+            suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or
+            ``"re:<regex>"`` that matches the whole name.
         exclude_modules: the same forms; wins over ``target_modules``.
         modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
         num_subspaces: K, the number of artifact subspaces.

@@ -15,7 +15,6 @@ from .decomposition import SpectrumCache, choose_ranks, factor_dtype_for, spectr
 from .nn.masm_linear import MASMLinear, masm_layers
 from .selection import Patterns, matches, matching_linears
 
-
 #: Where a converted model keeps its config.
 CONFIG_ATTRIBUTE = "masm_config"
 
@@ -60,7 +59,7 @@ def convert(
     use_cache: bool = True,
     progress: bool = True,
 ) -> ConversionReport:
-    """Replace the matching ``nn.Linear`` layers of a pretrained model by :class:`MASMLinear`, in place, and freeze the rest.
+    """Replace the matching ``nn.Linear`` layers of a model by :class:`MASMLinear`, in place, and freeze the rest.
 
     Afterwards exactly these parameters are trainable: u, s, v of the converted layers (their biases with
     ``config.train_bias``) and everything under ``config.modules_to_save``. The output of the model does not change.
@@ -69,8 +68,8 @@ def convert(
         model: a model that holds its pretrained weights.
         config: see :class:`MASMConfig`; ``config.target_modules`` names the layers.
         target_modules: instead of the config's: patterns, or a callable ``(name, module) -> bool``.
-        cache_dir, use_cache: where SVDs are kept between runs (default: ``~/.cache/masm_ext/svd``), keyed by the hash of
-            the weight.
+        cache_dir, use_cache: where SVDs are kept between runs (default: ``~/.cache/masm_ext/svd``), keyed by the hash
+            of the weight.
         progress: show a progress bar.
 
     Raises ValueError if nothing matches, if the model is converted already, if a rank does not fit a layer or a weight
@@ -188,7 +187,7 @@ def unmerge(model: nn.Module) -> int:
     """
     merged = _merged(model)
     if not merged:
-        raise ValueError("unmerge: no merged layer to restore; was the model merged with keep=False, or copied by state_dict?")
+        raise ValueError("unmerge: no merged layer to restore; merged with keep=False, or loaded from a state_dict?")
     for name, layer in merged.items():
         set_module(model, name, layer.restored())
     return len(merged)
@@ -201,4 +200,3 @@ def _merged(model: nn.Module) -> dict[str, MergedLinear]:
 def with_targets(config: MASMConfig, names: list[str]) -> MASMConfig:
     """The config with exact target names, e.g. those of :func:`masm_ext.select_layers`."""
     return dataclasses.replace(config, target_modules=tuple("re:" + re.escape(n) for n in names), exclude_modules=())
-

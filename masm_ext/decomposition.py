@@ -1,4 +1,4 @@
-"""The split of a weight into its principal subspace and K artifact subspaces, and the cache of SVDs. Knows no Module."""
+"""The split of a weight into its principal subspace and K artifact subspaces, and the cache of SVDs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import safetensors.torch
@@ -62,13 +63,11 @@ def weight_hash(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def choose_ranks(
-    sigma: Tensor, ranks: Sequence[int], energy: float | None, name: str = "weight"
-) -> tuple[int, ...]:
+def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name: str = "weight") -> tuple[int, ...]:
     """The ranks ``r_1 .. r_K`` for one layer. sigma [q], descending.
 
-    With ``energy``, R is the smallest number of trailing directions that hold that share of ``sum sigma^2``, rounded
-    up to a multiple of K. Raises ValueError if R is above q.
+    With ``energy``, R is the smallest number of trailing directions that hold that share of ``sum sigma^2``,
+    rounded up to a multiple of K. Raises ValueError if R is above q.
     """
     q, K = sigma.numel(), len(ranks)
     if energy is not None:
@@ -79,8 +78,8 @@ def choose_ranks(
         raise ValueError(f"{name}: every subspace needs rank 1 or more, got ranks {list(ranks)}")
     if sum(ranks) > q:
         raise ValueError(
-            f"{name}: {K} subspaces of ranks {list(ranks)} need {sum(ranks)} singular directions, but q = min(N, D) = {q}; "
-            "lower subspace_rank, num_subspaces or energy"
+            f"{name}: {K} subspaces of ranks {list(ranks)} need {sum(ranks)} singular directions, "
+            f"but q = min(N, D) = {q}; lower subspace_rank, num_subspaces or energy"
         )
     return tuple(ranks)
 
@@ -90,7 +89,7 @@ def partition_indices(ranks: Sequence[int], partition: str) -> list[list[int]]:
     R = sum(ranks)
     if partition == "contiguous":
         bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
-        return [list(range(a, b)) for a, b in zip(bounds[:-1], bounds[1:])]
+        return [list(range(a, b)) for a, b in pairwise(bounds)]
     groups: list[list[int]] = [[] for _ in ranks]
     k = 0
     for i in range(R):
@@ -108,7 +107,7 @@ def check_finite(weight: Tensor, name: str) -> None:
 
 
 def compute_spectra(weights: Sequence[Tensor], directions: int) -> list[Spectrum]:
-    """SVDs of weights of one shape [N, D], batched. Raises ValueError (via the caller's check) for non-finite weights."""
+    """SVDs of finite weights of one shape [N, D], batched."""
     spectra = []
     size = max(1, BATCH_BYTES // max(1, weights[0].numel() * 8))
     for start in range(0, len(weights), size):
@@ -132,17 +131,15 @@ def split(
 ) -> Decomposition:
     """Split W [N, D] along its last ``sum(ranks)`` directions.
 
-    The principal part is W minus the factors *as rounded to* ``factor_dtype``, rounded once, so that the sum of the parts
-    is W to one rounding.
+    The principal part is W minus the factors *as rounded to* ``factor_dtype``, rounded once, so that the sum of the
+    parts is W to one rounding.
     """
     R = sum(ranks)
     order = [i for group in partition_indices(ranks, partition) for i in group]
     T = spectrum.u.shape[0]
     rows = torch.tensor([T - R + i for i in order])
     sigma = spectrum.sigma[-R:][torch.tensor(order)]
-    u, s, v = (
-        t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], sigma, spectrum.v[rows])
-    )
+    u, s, v = (t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], sigma, spectrum.v[rows]))
     offsets = tuple(sum(ranks[:k]) for k in range(len(ranks) + 1))
     total = float(spectrum.sigma.square().sum())
     energy = float(sigma.square().sum()) / total if total > 0 else 0.0

@@ -12,8 +12,8 @@ from .ops.homes import HOMES
 def build_info() -> dict[str, Any]:
     """What is installed and what serves what, as plain JSON types; asks no device and initialises no CUDA.
 
-    Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability, libraries
-    (name -> "loaded" or why not), ops (op -> device -> "kind: file").
+    Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability,
+    libraries (name -> "loaded" or why not), ops (op -> device -> "kind: file").
     """
     from . import __version__
 

@@ -22,7 +22,7 @@ Policy = Callable[[Tensor, int, Tensor], Tensor]
 
 
 def snr_of(bias2: Tensor, variance: Tensor) -> Tensor:
-    """``bias2 / (bias2 + var)``, in [0, 1]: 1 where every batch pulls the same way, near 0 where gradients are noise."""
+    """``bias2 / (bias2 + var)``, in [0, 1]: 1 where every batch pulls the same way, near 0 where it is noise."""
     return bias2 / (bias2 + variance).clamp_min(torch.finfo(bias2.dtype).tiny)
 
 

@@ -46,7 +46,8 @@ def matching_linears(model: nn.Module, target: Patterns, exclude: Patterns = ())
             if name.startswith(parent_name + "." if parent_name else ""):
                 raise TypeError(
                     f"{name!r} lies inside {type(parent).__name__} {parent_name!r}, which reads its weights without "
-                    "calling forward; use an implementation with separate nn.Linear projections (Hugging Face's), or exclude it"
+                    "calling forward; use an implementation that calls its nn.Linear projections (Hugging Face's), "
+                    "or exclude it"
                 )
         if type(module) is not nn.Linear:
             raise TypeError(

@@ -34,10 +34,14 @@ inline Tensor as_rows(const Tensor& t) {
 template <class F>
 void dispatch(ScalarType type, const F& f) {
   switch (type) {
-    case ScalarType::Float: return f(float{}, float{});
-    case ScalarType::Double: return f(double{}, double{});
-    case ScalarType::BFloat16: return f(c10::BFloat16{}, float{});
-    default: return f(c10::Half{}, float{});
+    case ScalarType::Float:
+      return f(float{}, float{});
+    case ScalarType::Double:
+      return f(double{}, double{});
+    case ScalarType::BFloat16:
+      return f(c10::BFloat16{}, float{});
+    default:
+      return f(c10::Half{}, float{});
   }
 }
 

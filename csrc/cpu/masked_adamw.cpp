@@ -49,10 +49,11 @@ void check_lists(const std::vector<Tensor>& params, const std::vector<Tensor>& g
                   params.size(), ", ", grads.size(), ", ", m.size(), ", ", v.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const auto type = params[i].scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_half(type), "masm::masked_adamw_: parameter ", i,
-                    " must be floating point");
-    STD_TORCH_CHECK(params[i].is_contiguous() && grads[i].is_contiguous() && m[i].is_contiguous() && v[i].is_contiguous(),
-                    "masm::masked_adamw_: tensors of parameter ", i, " must be contiguous");
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_half(type),
+                    "masm::masked_adamw_: parameter ", i, " must be floating point");
+    STD_TORCH_CHECK(
+        params[i].is_contiguous() && grads[i].is_contiguous() && m[i].is_contiguous() && v[i].is_contiguous(),
+        "masm::masked_adamw_: tensors of parameter ", i, " must be contiguous");
     STD_TORCH_CHECK(grads[i].scalar_type() == type && m[i].scalar_type() == accumulate_type(type) &&
                         v[i].scalar_type() == accumulate_type(type),
                     "masm::masked_adamw_: parameter ", i,
@@ -69,14 +70,17 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
   check_lists(params, grads, exp_avgs, exp_avg_sqs);
   const int64_t B = mask.numel(), S = segments.dim() == 2 ? segments.size(0) : -1;
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Float && mask.is_contiguous(), "masm::masked_adamw_: mask must be float32 [B]");
+  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Float && mask.is_contiguous(),
+                  "masm::masked_adamw_: mask must be float32 [B]");
   STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.numel() == B && steps.is_contiguous(),
                   "masm::masked_adamw_: steps must be int64 [B] = [", B, "], got ", shape_of(steps));
-  STD_TORCH_CHECK(S >= 0 && segments.size(1) == 4 && segments.scalar_type() == ScalarType::Long && segments.is_contiguous(),
-                  "masm::masked_adamw_: segments must be int64 [S, 4], got ", shape_of(segments));
+  STD_TORCH_CHECK(
+      S >= 0 && segments.size(1) == 4 && segments.scalar_type() == ScalarType::Long && segments.is_contiguous(),
+      "masm::masked_adamw_: segments must be int64 [S, 4], got ", shape_of(segments));
   STD_TORCH_CHECK(hyper.dim() == 2 && hyper.size(0) == int64_t(params.size()) && hyper.size(1) == 5 &&
                       hyper.scalar_type() == ScalarType::Double && hyper.is_contiguous(),
-                  "masm::masked_adamw_: hyper must be float64 [T, 5] = [", params.size(), ", 5], got ", shape_of(hyper));
+                  "masm::masked_adamw_: hyper must be float64 [T, 5] = [", params.size(), ", 5], got ",
+                  shape_of(hyper));
   const float* mask_data = static_cast<const float*>(mask.const_data_ptr());
   const int64_t* segment_data = static_cast<const int64_t*>(segments.const_data_ptr());
   const double* hyper_data = static_cast<const double*>(hyper.const_data_ptr());
@@ -84,14 +88,16 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   std::vector<Task> tasks;
   std::vector<char> live(B, 0);
   for (int64_t i = 0; i < S; ++i) {
-    const auto [tensor, begin, end, block] = Task{segment_data[4 * i], segment_data[4 * i + 1], segment_data[4 * i + 2], segment_data[4 * i + 3]};
-    STD_TORCH_CHECK(tensor >= 0 && tensor < int64_t(params.size()) && block >= 0 && block < B && begin >= 0 && begin <= end &&
-                        end <= params[tensor].numel(),
+    const auto [tensor, begin, end, block] =
+        Task{segment_data[4 * i], segment_data[4 * i + 1], segment_data[4 * i + 2], segment_data[4 * i + 3]};
+    STD_TORCH_CHECK(tensor >= 0 && tensor < int64_t(params.size()) && block >= 0 && block < B && begin >= 0 &&
+                        begin <= end && end <= params[tensor].numel(),
                     "masm::masked_adamw_: segment ", i, " (", tensor, ", ", begin, ", ", end, ", ", block,
                     ") lies outside its tensor or the blocks");
     if (mask_data[block] == 0) continue;
     live[block] = 1;
-    for (int64_t b = begin; b < end; b += kTaskElements) tasks.push_back({tensor, b, std::min(end, b + kTaskElements), block});
+    for (int64_t b = begin; b < end; b += kTaskElements)
+      tasks.push_back({tensor, b, std::min(end, b + kTaskElements), block});
   }
 
   Tensor stats = torch::stable::new_zeros(hyper, {B, 2});
@@ -105,7 +111,8 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
       for (int64_t t = t0; t < t1; ++t)
         dispatch(grads[tasks[t].tensor].scalar_type(), [&](auto type, auto) {
           using P = decltype(type);
-          bad[t] = !finite(static_cast<const P*>(grads[tasks[t].tensor].const_data_ptr()), tasks[t].begin, tasks[t].end);
+          bad[t] =
+              !finite(static_cast<const P*>(grads[tasks[t].tensor].const_data_ptr()), tasks[t].begin, tasks[t].end);
         });
     });
     if (std::any_of(bad.begin(), bad.end(), [](char b) { return b != 0; })) *found_data = 1;
@@ -114,7 +121,8 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
 
   int64_t* step_data = static_cast<int64_t*>(steps.mutable_data_ptr());
   for (int64_t b = 0; b < B; ++b) step_data[b] += live[b];
-  const double inverse_scale = grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
+  const double inverse_scale =
+      grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
   std::vector<double> sums(2 * tasks.size());
   torch::stable::parallel_for(0, count, 4, [&](int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; ++t) {
@@ -123,7 +131,8 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
         using P = decltype(type);
         using F = decltype(accumulate);
         const double* h = hyper_data + 5 * task.tensor;
-        const auto c = adamw_step<F>(h[0], h[1], h[2], h[3], h[4], mask_data[task.block], double(step_data[task.block]));
+        const auto c =
+            adamw_step<F>(h[0], h[1], h[2], h[3], h[4], mask_data[task.block], double(step_data[task.block]));
         update<P, F>(c, F(inverse_scale), static_cast<P*>(params[task.tensor].mutable_data_ptr()),
                      static_cast<const P*>(grads[task.tensor].const_data_ptr()),
                      static_cast<F*>(exp_avgs[task.tensor].mutable_data_ptr()),

@@ -62,8 +62,7 @@ void add_low_rank(T* y, const T* x, A* p, const A* u, const A* s, const A* v, co
 
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
                                            const Tensor& v, std::optional<Tensor> bias,
-                                           std::optional<Tensor> /*mask: for backward*/,
-                                           std::vector<int64_t> offsets) {
+                                           std::optional<Tensor> /*mask: for backward*/, std::vector<int64_t> offsets) {
   check_factors("subspace_linear", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear", "x", x, D, weight);
@@ -151,8 +150,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none;
   if (need_dx && M > 0 && D > 0) {
     Tensor dx2 = torch::stable::view(dx, {M, D});
-    if (N > 0) mm_out(dy2, weight, dx2);
-    else torch::stable::zero_(dx2);
+    if (N > 0)
+      mm_out(dy2, weight, dx2);
+    else
+      torch::stable::zero_(dx2);
   }
   const Tensor ua = as_accumulate(u), sa = as_accumulate(s), va = as_accumulate(v);
   Tensor du = none, ds = none, dv = none, db = none;

@@ -1,10 +1,9 @@
-#include "fold.cuh"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
 
+#include "fold.cuh"
 #include "launch.h"
 
 namespace masm::cuda {
@@ -28,8 +27,10 @@ cudaError_t fold(void* out, const void* weight, const void* u, const void* s, co
                  int64_t R, DType weight_type, DType factor_type, cudaStream_t stream) {
   const bool wide = factor_type == DType::f32;
   switch (weight_type) {
-    case DType::f32: return launch<float, float, float>(out, weight, u, s, v, N, D, R, stream);
-    case DType::f64: return launch<double, double, double>(out, weight, u, s, v, N, D, R, stream);
+    case DType::f32:
+      return launch<float, float, float>(out, weight, u, s, v, N, D, R, stream);
+    case DType::f64:
+      return launch<double, double, double>(out, weight, u, s, v, N, D, R, stream);
     case DType::f16:
       return wide ? launch<__half, float, float>(out, weight, u, s, v, N, D, R, stream)
                   : launch<__half, __half, float>(out, weight, u, s, v, N, D, R, stream);

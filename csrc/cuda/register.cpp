@@ -21,10 +21,14 @@ cudaStream_t stream_of(const Tensor& t) {
 
 cuda::DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Double: return cuda::DType::f64;
-    case ScalarType::Half: return cuda::DType::f16;
-    case ScalarType::BFloat16: return cuda::DType::bf16;
-    default: return cuda::DType::f32;
+    case ScalarType::Double:
+      return cuda::DType::f64;
+    case ScalarType::Half:
+      return cuda::DType::f16;
+    case ScalarType::BFloat16:
+      return cuda::DType::bf16;
+    default:
+      return cuda::DType::f32;
   }
 }
 

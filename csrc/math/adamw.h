@@ -12,8 +12,8 @@
 namespace masm {
 
 template <class F>
-struct AdamWStep {     // everything about a step that does not depend on the element
-  F decay;             // 1 - mask * lr * weight_decay
+struct AdamWStep {  // everything about a step that does not depend on the element
+  F decay;          // 1 - mask * lr * weight_decay
   F one_minus_beta1;
   F beta2, one_minus_beta2;
   F sqrt_correction2;  // sqrt(1 - beta2^t)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -89,13 +90,11 @@ class MASMLinear(nn.Module):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.offsets[:-1], self.offsets[1:]))
+        return tuple(b - a for a, b in pairwise(self.offsets))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., N]."""
-        return subspace_linear(
-            x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask
-        )
+        return subspace_linear(x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:

@@ -18,16 +18,18 @@ def _fake(x, weight, u, s, v, bias, mask, offsets):
     )
     torch._check(
         x.dtype == weight.dtype,
-        lambda: f"masm::subspace_linear: x is {x.dtype} and weight {weight.dtype}; cast the input or use torch.autocast",
+        lambda: f"masm::subspace_linear: x is {x.dtype}, weight {weight.dtype}; cast the input or use torch.autocast",
+    )
+    torch._check(
+        x.device == weight.device,
+        lambda: f"masm::subspace_linear: x is on {x.device} and weight on {weight.device}",
     )
     y = x.new_empty(*x.shape[:-1], N)
     return y, x.new_empty(*x.shape[:-1], s.shape[0], dtype=accumulate_dtype(x.dtype))
 
 
 @torch.library.register_fake("masm::subspace_linear_backward")
-def _fake_backward(
-    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias
-):
+def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias):
     def like(t: Tensor, needed: bool) -> Tensor:
         return t.new_empty(t.shape) if needed else weight.new_empty(0)
 
@@ -36,15 +38,13 @@ def _fake_backward(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, u, s, v, bias, mask, offsets = inputs
+    x, weight, u, s, v, _, mask, offsets = inputs
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
     needs_factors = any(ctx.needs_input_grad[2:5])
     # x is read only by dv, P only by du and ds.
-    ctx.save_for_backward(
-        x if ctx.needs_input_grad[4] else None, weight, u, s, v, p if needs_factors else None, mask
-    )
+    ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, u, s, v, p if needs_factors else None, mask)
     ctx.x_shape = x.shape
     ctx.offsets = offsets
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -171,8 +172,7 @@ class _Blocks:
             for p in (layer.u, layer.s, layer.v):
                 width = p[0].numel()
                 self._rows[p] = [
-                    (a * width, b * width, row * K + k)
-                    for k, (a, b) in enumerate(zip(layer.offsets[:-1], layer.offsets[1:]))
+                    (a * width, b * width, row * K + k) for k, (a, b) in enumerate(pairwise(layer.offsets))
                 ]
         self.count = masks.masks.numel()
         self._segments: tuple[tuple[int, ...], Tensor] | None = None

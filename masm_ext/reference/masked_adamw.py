@@ -21,8 +21,9 @@ def masked_adamw_(
     """One AdamW step (arXiv 1711.05101) over the blocks whose mask is not 0, in place, with learning-state sums.
 
     T parameters of any shape and their gradients; exp_avgs and exp_avg_sqs like them, float32 for half-precision
-    parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block) of flat element
-    ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the gradients.
+    parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block) of flat
+    element ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the
+    gradients.
 
     A masked block is not touched at all: parameters, moments, step count. A mask between 0 and 1 scales the update (and
     the decay), not the moments. If any gradient of a live block is not finite, or ``found_inf`` says so, nothing is

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,11 +47,11 @@ def subspace_linear_backward(
     need_dv: bool = True,
     need_dbias: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``Q = dY u^T``, ``dX = dY weight + (Q * s) v``, ``du = (P * s)^T dY``, ``dv = (Q * s)^T x``, ``ds = sum_m P * Q``.
+    """``Q = dY u^T``, ``dX = dY weight + (Q * s) v``, ``du = (P * s)^T dY``, ``dv = (Q * s)^T x``, ``ds = sum P * Q``.
 
-    dy [..., N], p [..., R], mask bool [K] (False = masked), offsets K + 1 row bounds of the subspaces. dX is exact whatever the
-    mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed comes back with
-    no elements.
+    dy [..., N], p [..., R], mask bool [K] (False = masked), offsets K + 1 row bounds of the subspaces. dX is exact
+    whatever the mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed
+    comes back with no elements.
     """
     none = weight.new_empty(0)
     g = wide(dy).reshape(-1, weight.shape[0])  # [M, N]
@@ -61,7 +62,7 @@ def subspace_linear_backward(
     if mask is None:
         live = torch.ones_like(sw)
     else:
-        widths = torch.tensor([b - a for a, b in zip(offsets[:-1], offsets[1:])], device=mask.device)
+        widths = torch.tensor([b - a for a, b in pairwise(offsets)], device=mask.device)
         live = mask.to(sw.dtype).repeat_interleave(widths, output_size=s.shape[0])  # [R]
     dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else none
     du = ((p * sw * live).mT @ g).to(u.dtype) if need_du else none

@@ -1,0 +1,49 @@
+# make demo: the main job on an embedded default. make test: the test suite. Both do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TEST_ARGS ?=
+DEMO_ARGS ?=
+SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test lint format clean
+help:
+	@echo "make demo   train and score on the embedded demo set (about 8 minutes on 2 cores); results in demo-run/"
+	@echo "make test   build, install and run the test suite"
+	@echo "make lint   ruff and clang-format, as CI runs them"
+	@echo "make clean  remove the virtual environment and build folders"
+
+demo: $(BIN)/.installed
+	$(BIN)/masm demo --out demo-run $(DEMO_ARGS)
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(BIN)/.installed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.10 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"make: Python {v[0]}.{v[1]} is too old: masm_ext needs 3.10 or newer; set PYTHON=...")'
+	@command -v $${CXX:-c++} >/dev/null || { echo "make: no C++ compiler: install g++ 11 or newer (Debian: apt install g++), or set CXX=..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: Python lacks venv (Debian: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Torch and the build tools first: the package is built against the torch that will run it. Everything is pinned:
+# unpinned, pip takes a torch with gigabytes of CUDA libraries.
+PIP := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt
+$(BIN)/.tools: $(BIN)/python constraints.txt
+	@echo "== installing torch and the build tools into $(VENV)"
+	$(PIP) torch numpy scikit-build-core cmake ninja
+	@touch $@
+
+$(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
+	@echo "== building masm_ext and installing it with its extras"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,peers,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo-run

@@ -1,0 +1,36 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tolerances.py
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu run only where there is one."""
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="no NVIDIA GPU on this machine")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, help="repeat a run with this seed (fresh inputs are drawn by default)")
+
+
+@pytest.fixture(autouse=True)
+def seed(request) -> int:
+    """Every test draws fresh inputs; a failure shows the seed that repeats them."""
+    value = request.config.getoption("--seed")
+    value = int.from_bytes(os.urandom(4), "little") if value is None else value
+    print(f"inputs drawn with --seed {value}")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return Path(__file__).parents[1]

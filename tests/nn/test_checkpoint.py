@@ -1,0 +1,175 @@
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from masm_ext import LayerMasks, MASMConfig, convert, load_adapter, save_adapter
+from masm_ext.checkpoint import FORMAT_VERSION, AdapterError, read_record
+
+CONFIG = MASMConfig(
+    target_modules=["0", "2"], modules_to_save="4", num_subspaces=2, subspace_rank=[3, 2], train_bias=True
+)
+
+
+def base() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(20, 30), nn.GELU(), nn.Linear(30, 30), nn.BatchNorm1d(30), nn.Linear(30, 2))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(pretrained model, adapted model, adapter folder)"""
+    pretrained = base()
+    model = copy.deepcopy(pretrained)
+    convert(model, CONFIG, use_cache=False, progress=False)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    masks = LayerMasks(model, CONFIG, policy=lambda *_: torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    masks._select()
+    masks._publish()
+    save_adapter(model, tmp_path / "adapter", masks=masks)
+    return pretrained, model, tmp_path / "adapter"
+
+
+def test_round_trip_without_svd(saved, monkeypatch):
+    pretrained, model, folder = saved
+    monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: pytest.fail("an SVD on load"))
+    fresh = copy.deepcopy(pretrained)
+    report = load_adapter(fresh, folder)
+    x = torch.randn(5, 20)
+    assert torch.equal(fresh.eval()(x), model.eval()(x))
+    state = model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in fresh.state_dict().items())
+    assert [p.requires_grad for p in fresh.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert len(report.layers) == 2 and fresh[0].mask.tolist() == [True, False]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors"]
+    assert read_record(folder)["layers"]["0"]["base_sha256"] == model[0].base_hash
+
+
+def test_half_precision_base(tmp_path):
+    pretrained = base().to(torch.bfloat16)
+    model = copy.deepcopy(pretrained)
+    convert(model, CONFIG, use_cache=False, progress=False)
+    save_adapter(model, tmp_path)
+    fresh = copy.deepcopy(pretrained)
+    load_adapter(fresh, tmp_path)
+    x = torch.randn(5, 20).bfloat16()
+    assert torch.equal(fresh.eval()(x), model.eval()(x))
+    with pytest.raises(AdapterError, match="weights are float32, the adapter's base was bfloat16"):
+        load_adapter(pretrained.float(), tmp_path)
+
+
+def test_another_base_is_refused_and_left_alone(saved):
+    _, _, folder = saved
+    other = base()
+    with pytest.raises(AdapterError, match="'0': its weights differ from those the adapter was trained on"):
+        load_adapter(other, folder)
+    assert type(other[0]) is nn.Linear and other[0].weight.requires_grad
+    with pytest.raises(AdapterError, match="'2', where this model has nothing"):
+        load_adapter(nn.Sequential(copy.deepcopy(saved[0][0])), folder)
+
+
+def test_converted_model_is_refused(saved):
+    with pytest.raises(AdapterError, match="before conversion"):
+        load_adapter(saved[1], saved[2])
+
+
+def tensors_file(folder):
+    return next(folder.glob("*.safetensors"))
+
+
+def edit(folder, change):
+    path = folder / "adapter.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_truncated_and_tampered_files(saved):
+    pretrained, _, folder = saved
+    path = tensors_file(folder)
+    whole = path.read_bytes()
+    for data in (whole[:-10], whole[:100], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(data)
+        with pytest.raises(AdapterError, match="truncated or was changed"):
+            load_adapter(copy.deepcopy(pretrained), folder)
+    path.unlink()
+    with pytest.raises(AdapterError, match="incomplete"):
+        load_adapter(copy.deepcopy(pretrained), folder)
+
+
+def test_damaged_json_newer_version_missing_folder(saved, tmp_path):
+    pretrained, _, folder = saved
+    edit(folder, lambda r: r.update(format_version=FORMAT_VERSION + 1))
+    with pytest.raises(AdapterError, match="upgrade masm_ext"):
+        load_adapter(pretrained, folder)
+    edit(folder, lambda r: (r.update(format_version=FORMAT_VERSION), r.pop("layers")))
+    with pytest.raises(AdapterError, match=r"'layers'\] missing"):
+        load_adapter(pretrained, folder)
+    (folder / "adapter.json").write_text('{"format_ver')
+    with pytest.raises(AdapterError, match="damaged"):
+        load_adapter(pretrained, folder)
+    with pytest.raises(FileNotFoundError, match=r"adapter\.json is missing"):
+        load_adapter(pretrained, tmp_path / "nowhere")
+
+
+def test_strict_keys_and_shapes(saved):
+    pretrained, _, folder = saved
+    import hashlib
+
+    def rewrite(change):
+        path = tensors_file(folder)
+        tensors = safetensors.torch.load(path.read_bytes())
+        change(tensors)
+        data = safetensors.torch.save(tensors)
+        path.write_bytes(data)
+        edit(folder, lambda r: r["tensors"].update(sha256=hashlib.sha256(data).hexdigest()))
+
+    rewrite(lambda t: t.update(extra=torch.zeros(1)))
+    with pytest.raises(AdapterError, match=r"1 unexpected \['extra'\]"):
+        load_adapter(copy.deepcopy(pretrained), folder)
+    rewrite(lambda t: (t.pop("extra"), t.pop("layers.0.u")))
+    with pytest.raises(AdapterError, match=r"1 missing \['layers\.0\.u'\]"):
+        load_adapter(copy.deepcopy(pretrained), folder)
+    rewrite(lambda t: t.update({"layers.0.u": torch.zeros(2, 2)}))
+    with pytest.raises(AdapterError, match=r"0\.u: unexpected shape \[2, 2\]"):
+        load_adapter(copy.deepcopy(pretrained), folder)
+
+
+def test_a_path_outside_the_folder_is_refused(saved):
+    edit(saved[2], lambda r: r["tensors"].update(file="../x.safetensors"))
+    with pytest.raises(AdapterError, match="outside its folder"):
+        load_adapter(saved[0], saved[2])
+
+
+def test_saving_again_replaces_and_a_crash_keeps_the_old_one(saved, monkeypatch):
+    pretrained, model, folder = saved
+    old = read_record(folder)
+    with torch.no_grad():
+        model[0].s.add_(1)
+    import masm_ext.checkpoint as checkpoint
+
+    real = checkpoint.write_atomically
+
+    def crash_at_json(path, data):
+        if path.suffix == ".json":
+            raise OSError("disk full")
+        real(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", crash_at_json)
+    with pytest.raises(OSError, match="disk full"):
+        save_adapter(model, folder)
+    assert read_record(folder) == old
+    load_adapter(copy.deepcopy(pretrained), folder)  # the old adapter is whole
+    monkeypatch.undo()
+    save_adapter(model, folder)
+    assert len(list(folder.glob("*.safetensors"))) == 1 and read_record(folder) != old
+
+
+def test_unconverted_or_merged_model_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="no MASMLinear"):
+        save_adapter(base(), tmp_path)

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
+from masm_ext.convert import with_targets
+from masm_ext.masking import bias_variance
+
+
+def build(policy=None, **fields):
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    config = MASMConfig(target_modules="*", num_subspaces=2, subspace_rank=2, **fields)
+    convert(model, config, use_cache=False, progress=False)
+    return model, LayerMasks(model, config, policy)
+
+
+def observe(masks, bias2, grad2, beta1=0.0):
+    masks.observe(bias2.double(), grad2.double(), masks.masks != 0, beta1)
+
+
+def test_snr_is_one_for_a_constant_gradient_and_small_for_noise():
+    _, masks = build()
+    L, K, n, beta = 4, 2, 1000, 0.9
+    ema = torch.zeros(L, K, n, dtype=torch.float64)
+    for _ in range(400):
+        g = torch.randn(L, K, n, dtype=torch.float64)
+        g[0] = 1.0  # layer 0 always sees the same gradient
+        ema = beta * ema + (1 - beta) * g
+        masks.observe(ema.square().sum(-1), g.square().sum(-1), masks.masks != 0, beta)
+        # before the first selection nothing is masked, whatever the statistics
+    assert (masks.snr[0] - 1).abs().max() < 1e-9
+    # the EMA of white noise keeps (1 - beta) / (1 + beta) of its power
+    assert (masks.snr[1:] - (1 - beta) / (1 + beta)).abs().max() < 0.02
+    assert masks.masks[0].tolist() == [1, 1]
+
+
+def test_bias_correction_makes_the_first_step_exact():
+    _, masks = build()
+    g2 = torch.rand(4, 2, dtype=torch.float64) + 1
+    masks.observe(0.01 * g2, g2, torch.ones(4, 2, dtype=torch.bool), 0.9)  # ||0.1 g||^2
+    assert torch.allclose(masks.bias2, g2) and torch.allclose(masks.variance, torch.zeros(4, 2, dtype=torch.float64))
+
+
+def test_each_subspace_keeps_its_own_best_layers():
+    config = MASMConfig(mask_active_fraction=0.5, mask_hysteresis=0.0)
+    snr = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8]], dtype=torch.float64)
+    assert bias_variance(snr, torch.zeros(4, 2), config).T.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_hysteresis_keeps_an_active_layer_until_it_is_clearly_beaten():
+    config = MASMConfig(mask_active_fraction=0.25, mask_hysteresis=0.1)
+    current = torch.tensor([[1.0], [0], [0], [0]])
+    for challenger, winner in ((0.52, 0), (0.6, 1)):
+        snr = torch.tensor([[0.5], [challenger], [0.1], [0.1]], dtype=torch.float64)
+        assert bias_variance(snr, current, config)[:, 0].argmax() == winner
+
+
+def test_threshold_and_min_active():
+    config = MASMConfig(mask_threshold=0.5, mask_min_active=2)
+    snr = torch.tensor([[0.9, 0.1], [0.6, 0.2], [0.55, 0.3], [0.2, 0.4]], dtype=torch.float64)
+    chosen = bias_variance(snr, torch.zeros(4, 2), config)
+    assert chosen.T.tolist() == [[1, 1, 1, 0], [0, 0, 1, 1]]
+
+
+def test_warmup_interval_probe_and_history():
+    _, masks = build(
+        mask_warmup=3, mask_interval=4, mask_active_fraction=0.25, mask_probe_interval=3, mask_probe_steps=2
+    )
+    g = torch.ones(4, 2)
+    rank = torch.tensor([[0.9], [0.3], [0.2], [0.1]]).expand(4, 2)
+    seen = []
+    for _ in range(14):
+        observe(masks, rank, g)
+        seen.append(masks.masks[:, 0].tolist())
+        assert [layer.mask.tolist() for layer in masks.layers.values()] == (masks.masks != 0).tolist()
+    only, every = [1, 0, 0, 0], [1, 1, 1, 1]
+    assert seen[:2] == [every] * 2  # warm-up
+    assert seen[2:5] == [only] * 3  # chosen at step 3
+    assert seen[5:7] == [every] * 2  # probed for two steps
+    assert seen[7:9] == [only] * 2
+    assert [h["step"] for h in masks.history] == [3, 7, 11]
+    json.dumps(masks.history)
+
+
+def test_callable_policy_soft_masks_and_its_errors():
+    soft = torch.linspace(0, 1, 8).reshape(4, 2)
+    _, masks = build(policy=lambda snr, step, current: soft, mask_warmup=0, mask_interval=1, mask_probe_interval=0)
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    assert torch.equal(masks.masks, soft)
+    for bad in (torch.ones(3, 2), torch.full((4, 2), 1.5), torch.full((4, 2), float("nan"))):
+        _, masks = build(policy=lambda snr, step, current, bad=bad: bad, mask_warmup=0, mask_interval=1)
+        with pytest.raises(ValueError, match=r"values in \[0, 1\] of shape \[L, K\]"):
+            observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("policy", ["none", "static"])
+def test_policies_that_mask_nothing(policy):
+    _, masks = build(mask_policy=policy, mask_warmup=0, mask_interval=1)
+    observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+    assert masks.masks.min() == 1 and masks.history == []
+
+
+def test_state_round_trip_and_foreign_state():
+    fields = dict(mask_warmup=1, mask_interval=2, mask_probe_interval=2, mask_probe_steps=1, mask_active_fraction=0.3)
+    _, a = build(**fields)
+    _, b = build(**fields)
+    for _ in range(5):
+        observe(a, torch.rand(4, 2), torch.ones(4, 2), 0.9)
+    b.load_state_dict(a.state_dict())
+    for _ in range(9):
+        bias2, grad2 = torch.rand(4, 2), torch.rand(4, 2) + 1
+        observe(a, bias2, grad2, 0.9)
+        observe(b, bias2, grad2, 0.9)
+        assert torch.equal(a.masks, b.masks) and torch.equal(a.snr, b.snr)
+    assert a.history == b.history
+    state = a.state_dict()
+    state["layer_names"] = ["x"]
+    with pytest.raises(ValueError, match="belongs to 1 layers"):
+        b.load_state_dict(state)
+
+
+def test_unconverted_model():
+    with pytest.raises(ValueError, match="call convert"):
+        LayerMasks(nn.Linear(2, 2), MASMConfig())
+
+
+def test_static_policy_chooses_the_layer_with_the_steady_gradient():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steady, self.noisy = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, batch):
+            x, noise = batch
+            return (self.steady(torch.ones_like(x)) + noise * self.noisy(x)).sum()
+
+    model = Two()
+    model.noisy.bias.requires_grad_(False)
+    batches = [(torch.randn(5, 4), torch.randn(())) for _ in range(30)]
+    config = MASMConfig(target_modules="*", subspace_rank=1, mask_active_fraction=0.5, mask_calibration_batches=20)
+    names = select_layers(model, config, iter(batches), lambda m, b: m(b))
+    assert names == ["steady"]
+    assert model.steady.weight.requires_grad and not model.noisy.bias.requires_grad and model.steady.weight.grad is None
+    report = convert(model, with_targets(config, names), use_cache=False, progress=False)
+    assert [r.name for r in report.layers] == ["steady"]
+    with pytest.raises(ValueError, match="at least two batches"):
+        select_layers(Two(), config, iter(batches[:1]), lambda m, b: m(b))
+
+
+def test_masks_follow_real_gradients():
+    """Two layers fed alike; one gets its gradient with a random sign: its snr is lower, and it is masked."""
+    torch.manual_seed(0)
+    model, masks = build(mask_warmup=20, mask_interval=5, mask_active_fraction=0.25, mask_probe_interval=0)
+    optimizer = MaskedAdamW(param_groups(model, lr=1e-4), masks=masks)
+    x = torch.randn(32, 8)
+    for _ in range(25):
+        loss = sum(m(x).sum() * (1.0 if i == 2 else torch.randn(())) for i, m in enumerate(model))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert masks.masks.argmax(0).tolist() == [2, 2] and masks.masks.sum() == 2

@@ -1,0 +1,40 @@
+import torch
+
+import masm_ext
+from masm_ext.ops.homes import HOMES
+
+OPS = ("subspace_linear", "subspace_linear_backward", "masked_adamw_", "fold")
+KEY = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+def test_every_op_has_one_home_on_every_device():
+    assert set(HOMES) == {(op, device) for op in OPS for device in KEY}
+    for (op, device), (_, file) in HOMES.items():
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"masm::{op}", KEY[device]), (op, device)
+        assert file.endswith((".cpp", ".cu", ".py"))
+
+
+def test_homes_are_where_the_table_says(repo):
+    for _, file in HOMES.values():
+        assert (repo / file).is_file(), file
+    dump = {op: torch._C._dispatch_dump(f"masm::{op}") for op in OPS}
+    for op in OPS:
+        # a Python implementation over a C++ one would be listed as a second, deactivated kernel
+        assert "(inactive)" not in dump[op], dump[op]
+
+
+def test_a_device_without_a_home_is_refused():
+    x = torch.randn(2, 3, device="meta")
+    y = torch.ops.masm.fold(
+        x, torch.randn(1, 2, device="meta"), torch.randn(1, device="meta"), torch.randn(1, 3, device="meta")
+    )
+    assert y.is_meta and y.shape == (2, 3)  # meta is served by the fake kernel, and only by it
+
+
+def test_build_info_is_plain_json():
+    import json
+
+    info = masm_ext.build_info()
+    assert json.loads(json.dumps(info)) == info
+    assert set(info["ops"]) == {f"masm::{op}" for op in OPS}
+    assert info["libraries"]["libmasm_cpu"] == "loaded"

@@ -1,0 +1,237 @@
+import itertools
+
+import pytest
+import torch
+from tolerances import GRADIENT, RELATIVE, relative_error
+
+from masm_ext import reference
+from masm_ext.ops import subspace_linear
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# leading shape of x, N, D, ranks of the subspaces (K = 1 .. 5, uneven, R not a multiple of 16)
+CASES = [
+    ((7,), 5, 3, (1,)),
+    ((), 9, 11, (2, 3)),
+    ((2, 257), 64, 48, (4, 4, 4)),
+    ((3, 5, 7), 33, 65, (1, 7, 2, 3)),
+    ((1100,), 129, 127, (5, 1, 9, 2, 6)),
+    ((1,), 16, 16, (16,)),
+    ((0,), 8, 6, (2, 1)),
+    ((4, 0, 3), 8, 6, (3,)),
+]
+
+
+def make(shape, N, D, ranks, dtype, factor_dtype=None, bias=True):
+    R = sum(ranks)
+    offsets = [0, *itertools.accumulate(ranks)]
+    f = factor_dtype or dtype
+    args = {
+        "x": torch.randn(*shape, D, dtype=torch.float64).to(dtype),
+        "weight": (torch.randn(N, D, dtype=torch.float64) / D**0.5).to(dtype),
+        "u": torch.randn(R, N, dtype=torch.float64).to(f),
+        "s": torch.rand(R, dtype=torch.float64).to(f),
+        "v": (torch.randn(R, D, dtype=torch.float64) / D**0.5).to(f),
+        "bias": torch.randn(N, dtype=torch.float64).to(dtype) if bias else None,
+    }
+    return args, offsets
+
+
+def double(args):
+    return {k: None if t is None else t.detach().double().requires_grad_() for k, t in args.items()}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "factor_dtype"),
+    [*zip(DTYPES, DTYPES), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
+    ids=str,
+)
+def test_forward_and_gradients_match_float64_autograd(case, dtype, factor_dtype):
+    args, offsets = make(*case, dtype, factor_dtype)
+    exact = double(args)
+    ref, _ = reference.subspace_linear(**exact)
+    for name in args:
+        if name != "weight":
+            args[name].requires_grad_()
+    y = subspace_linear(**args, offsets=offsets)
+    assert y.dtype == dtype and y.shape == ref.shape
+    assert relative_error(y, ref) <= RELATIVE[dtype]
+    dy = torch.randn(ref.shape, dtype=torch.float64).to(dtype)
+    y.backward(dy)
+    ref.backward(dy.double())
+    for name in ("x", "u", "s", "v", "bias"):
+        got = args[name].grad
+        assert got.dtype == args[name].dtype
+        assert relative_error(got, exact[name].grad) <= GRADIENT[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masked_blocks_have_zero_gradients_and_dx_is_exact(dtype):
+    args, offsets = make((300,), 40, 24, (3, 2, 4), dtype)
+    exact = double(args)
+    reference.subspace_linear(**exact)[0].sum().backward()
+    for name in ("x", "u", "s", "v"):
+        args[name].requires_grad_()
+    mask = torch.tensor([True, False, True])
+    subspace_linear(**args, offsets=offsets, mask=mask).sum().backward()
+    assert relative_error(args["x"].grad, exact["x"].grad) <= GRADIENT[dtype]
+    masked, live = slice(3, 5), torch.tensor([0, 1, 2, 5, 6, 7, 8])
+    for name in ("u", "s", "v"):
+        assert args[name].grad[masked].abs().max() == 0
+        assert relative_error(args[name].grad[live], exact[name].grad[live]) <= GRADIENT[dtype]
+
+
+def test_backward_op_matches_reference_for_every_combination_of_needs():
+    args, offsets = make((37,), 20, 12, (3, 4), torch.float64)
+    bias = args.pop("bias")
+    _, p = torch.ops.masm.subspace_linear(*args.values(), bias, None, offsets)
+    dy = torch.randn(37, 20, dtype=torch.float64)
+    for mask in (None, torch.tensor([True, False]), torch.tensor([False, False])):
+        for needs in itertools.product([False, True], repeat=5):
+            call = (dy, *args.values(), p, mask, offsets, *needs)
+            got = torch.ops.masm.subspace_linear_backward(*call)
+            want = reference.subspace_linear_backward(*call)
+            for name, g, w, needed in zip(("dx", "du", "ds", "dv", "db"), got, want, needs):
+                assert (g.numel() > 0) == needed, name
+                assert relative_error(g, w) <= 1e-12, (name, needs, mask)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_non_contiguous_inputs(layout, dtype):
+    args, offsets = make((10, 6), 14, 8, (2, 3), dtype)
+    plain = {k: t.clone().requires_grad_() for k, t in args.items() if k != "weight"}
+    odd = {}
+    for name, t in args.items():
+        if layout == "transposed" and t.dim() >= 2:
+            t = t.mT.contiguous().mT
+        elif layout == "strided":
+            t = torch.stack([t, torch.full_like(t, float("nan"))], dim=-1)[..., 0]
+        elif layout == "expanded" and name == "x":
+            t = t[:1].expand(10, 6, 8)
+            plain["x"] = t.contiguous().clone().requires_grad_()
+        odd[name] = t
+    weight = odd.pop("weight")
+    odd = {k: t.detach().requires_grad_() for k, t in odd.items()}
+    y = subspace_linear(weight=weight, **odd, offsets=offsets)
+    want = subspace_linear(weight=args["weight"], **plain, offsets=offsets)
+    assert relative_error(y, want) <= 1e-6 if dtype == torch.float32 else RELATIVE[dtype]
+    dy = torch.randn(14, 6, 10).to(dtype).permute(2, 1, 0)
+    y.backward(dy)
+    want.backward(dy.contiguous())
+    for name in odd:
+        assert relative_error(odd[name].grad, plain[name].grad) <= GRADIENT[dtype], name
+
+
+def test_every_output_element_is_written():
+    # memory that torch.empty may hand out again is filled with NaN first
+    args, offsets = make((515,), 96, 80, (3, 4), torch.float32)
+    call = (*list(args.values())[:5], args["bias"], None, offsets)
+    for _ in range(3):
+        poison = [torch.full((515, n), float("nan")) for n in (96, 80, 7)] + [
+            torch.full((7, n), float("nan")) for n in (96, 80)
+        ]
+        del poison
+        y, p = torch.ops.masm.subspace_linear(*call)
+        assert y.isfinite().all() and p.isfinite().all()
+        back = torch.ops.masm.subspace_linear_backward(y, *list(args.values())[:5], p, None, offsets, *[True] * 5)
+        assert all(g.isfinite().all() for g in back)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    args, offsets = make((1500,), 70, 50, (3, 4), torch.float64)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            leaves = {k: t.clone().requires_grad_(k != "weight") for k, t in args.items()}
+            subspace_linear(**leaves, offsets=offsets).square().sum().backward()
+            results.append([leaves[k].grad for k in ("u", "s", "v", "bias")])
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(*results):
+        assert relative_error(a, b) <= 1e-14
+
+
+def test_gradcheck():
+    args, offsets = make((5,), 6, 4, (2, 1), torch.float64)
+    leaves = [args[k].requires_grad_() for k in ("x", "u", "s", "v", "bias")]
+    torch.autograd.gradcheck(
+        lambda x, u, s, v, b: subspace_linear(x, args["weight"], u, s, v, b, offsets=offsets), leaves
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(6,), (0,), (2, 3)], ids=str)
+def test_opcheck(dtype, shape):
+    args, offsets = make(shape, 8, 5, (2, 3), dtype)
+    leaves = [args[k].requires_grad_(k != "weight") for k in ("x", "weight", "u", "s", "v", "bias")]
+    mask = torch.tensor([True, False])
+    torch.library.opcheck(torch.ops.masm.subspace_linear.default, (*leaves, mask, offsets))
+    plain = [t.detach() for t in leaves[:5]]
+    y, p = torch.ops.masm.subspace_linear(*plain, None, None, offsets)
+    torch.library.opcheck(
+        torch.ops.masm.subspace_linear_backward.default, (y, *plain, p, mask, offsets, True, True, False, True, True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_x_and_keeps_float32_factors(dtype):
+    args, offsets = make((20,), 12, 10, (2, 2), torch.float32)
+    leaves = {k: t.requires_grad_(k != "weight") for k, t in args.items()}
+    exact = double(args)
+    ref = reference.subspace_linear(**exact)[0]
+    with torch.autocast("cpu", dtype):
+        y = subspace_linear(**leaves, offsets=offsets)
+    assert y.dtype == dtype
+    assert relative_error(y, ref) <= 2 * RELATIVE[dtype]  # x and weight are rounded first
+    y.float().sum().backward()
+    ref.sum().backward()
+    for name in ("x", "u", "s", "v", "bias"):
+        assert leaves[name].grad.dtype == torch.float32
+        assert relative_error(leaves[name].grad, exact[name].grad) <= 2 * GRADIENT[dtype], name
+
+
+def test_autocast_does_not_reach_into_the_op():
+    args, offsets = make((20,), 12, 10, (2, 2), torch.float32)
+    call = (*list(args.values())[:5], args["bias"], None, offsets)
+    want = torch.ops.masm.subspace_linear(*call)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.ops.masm.subspace_linear(*call)[0]
+    assert torch.equal(got, want)
+
+
+BAD = {
+    "last dimension": (lambda a: a.update(x=torch.randn(3, 7)), r"last dimension 4, got shape \[3, 7\]"),
+    "x dtype": (lambda a: a.update(x=a["x"].double()), "dtype"),
+    "u shape": (lambda a: a.update(u=torch.randn(3, 7)), r"expected u of shape \[3, 6\], got \[3, 7\]"),
+    "v shape": (lambda a: a.update(v=torch.randn(2, 4)), r"expected v of shape \[3, 4\], got \[2, 4\]"),
+    "s shape": (lambda a: a.update(s=torch.randn(3, 1)), r"expected s of shape \[R\]"),
+    "factor dtype": (lambda a: a.update(u=a["u"].double()), "one dtype"),
+    "bias shape": (lambda a: a.update(bias=torch.randn(5)), r"expected bias of shape \[6\], got \[5\]"),
+    "device": (lambda a: a.update(weight=a["weight"].to("meta")), "x is on cpu and weight on meta"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_says_what_arrived(name):
+    args, offsets = make((3,), 6, 4, (2, 1), torch.float32)
+    change, message = BAD[name]
+    change(args)
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        subspace_linear(**args, offsets=offsets)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], [0]])
+def test_bad_offsets(offsets):
+    args, _ = make((3,), 6, 4, (2, 1), torch.float32)
+    with pytest.raises(RuntimeError, match="offsets"):
+        subspace_linear(**args, offsets=offsets)
+
+
+def test_weight_has_no_gradient():
+    args, offsets = make((3,), 6, 4, (2, 1), torch.float32)
+    args["weight"].requires_grad_()
+    with pytest.raises(RuntimeError, match="frozen principal subspace"):
+        subspace_linear(**args, offsets=offsets).sum().backward()

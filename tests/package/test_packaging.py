@@ -1,0 +1,86 @@
+"""What users do first: build and install. Each runs pip in a process of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+NVCC = shutil.which("nvcc") or ("/usr/local/cuda/bin/nvcc" if Path("/usr/local/cuda/bin/nvcc").exists() else None)
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
+
+
+def run(*command, cwd=None, **env):
+    scripts = sysconfig.get_path("scripts")
+    path = os.pathsep.join([scripts, os.environ["PATH"]])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PATH": path, **env})
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def build_wheel(repo, tmp_path, cuda: str) -> Path:
+    """A wheel from a copy of the sources (no build folder of the checkout is touched), without network."""
+    pytest.importorskip("scikit_build_core", reason="--no-build-isolation needs scikit-build-core in the environment")
+    source = tmp_path / "source"
+    keep = ("csrc", "masm_ext", "python", "_build_backend")
+    source.mkdir()
+    for name in keep:
+        shutil.copytree(repo / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repo / name, source)
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"),
+        *("-w", str(tmp_path), str(source)),
+        MASM_CUDA=cuda,
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    return wheel
+
+
+def check_in_new_interpreter(wheel, tmp_path, code):
+    target = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    # an editable install of this project puts a finder before sys.path: without it
+    start = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]\n"
+    run(sys.executable, "-c", start + code, cwd=tmp_path, PYTHONPATH=str(target))
+
+
+def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
+    wheel = build_wheel(repo, tmp_path, "OFF")
+    assert wheel.name.startswith("masm_ext-") and "-py3-none-" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "masm_ext/libmasm_cpu.so" in names and "masm_ext/libmasm_cuda.so" not in names
+    assert "masm_detect/__init__.py" in names and not any(n.endswith((".cpp", ".cu")) for n in names)
+    code = (
+        "import torch, masm_ext, masm_detect, os\n"
+        f"assert masm_ext.__file__.startswith({str(tmp_path)!r}), masm_ext.__file__\n"
+        "l = masm_ext.MASMLinear.from_linear(torch.nn.Linear(8, 6), masm_ext.MASMConfig(subspace_rank=1))\n"
+        "assert l(torch.ones(2, 8)).shape == (2, 6)"
+    )
+    check_in_new_interpreter(wheel, tmp_path, code)
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine: the CUDA library cannot be compiled")
+def test_cuda_library_builds_beside_this_torch_for_every_architecture(repo, tmp_path):
+    wheel = build_wheel(repo, tmp_path, "ON")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract("masm_ext/libmasm_cuda.so", tmp_path)
+    library = tmp_path / "masm_ext" / "libmasm_cuda.so"
+    cuobjdump = shutil.which("cuobjdump") or str(Path(NVCC).resolve().parent / "cuobjdump")
+    if Path(cuobjdump).exists():
+        listing = run(cuobjdump, "--list-elf", str(library))
+        for architecture in ARCHITECTURES:
+            assert f".{architecture}." in listing, listing
+    data = library.read_bytes()
+    assert b"fold_kernel" in data
+    code = (
+        "import torch, masm_ext\n"
+        "info = masm_ext.build_info()['libraries']['libmasm_cuda']\n"
+        "assert (info == 'loaded') == (torch.version.cuda is not None), info"
+    )
+    check_in_new_interpreter(wheel, tmp_path, code)

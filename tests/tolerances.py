@@ -1,0 +1,31 @@
+"""Relative errors ``||out - ref|| / ||ref||`` against float64, by dtype, each with its reason."""
+
+import torch
+
+#: one dense product of depth <= 4096, float64: a few times sqrt(depth) * 1.1e-16
+#: float32: the same with 6e-8; bfloat16 and float16: one rounding of the output dominates (2^-9, 2^-12), times two
+#: for the dense product that is rounded before the low-rank part is added
+RELATIVE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}
+
+#: gradients, as promised in the README: sums over M rows in the accumulate dtype
+GRADIENT = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-5,
+    torch.bfloat16: 1e-2,
+    torch.float16: 2e-3,
+}
+
+
+def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
+    """NaN anywhere in ``out`` gives NaN, which no tolerance accepts."""
+    out, ref = out.detach().double(), ref.detach().double()
+    assert out.shape == ref.shape, (out.shape, ref.shape)
+    if ref.numel() == 0:
+        return 0.0
+    norm = ref.norm()
+    return float((out - ref).norm() / norm) if norm > 0 else float((out - ref).norm())
