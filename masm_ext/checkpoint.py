@@ -42,8 +42,8 @@ def save_adapter(
 ) -> Path:
     """Write the learned part of a converted model to ``folder``; returns the path of its ``adapter.json``.
 
-    Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, every parameter and
-    buffer under ``config.modules_to_save``, the masks, and the hash of each base weight. Not saved: the frozen
+    Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, all parameters and
+    buffers under ``config.modules_to_save``, the masks, and the hash of each base weight. Not saved: the frozen
     weights.
 
     ``config`` is the one the model was converted with, by default. Raises ValueError if the model has no MASMLinear.

@@ -1,0 +1,175 @@
+"""The state of an unfinished run: one safetensors file and one JSON file, never pickle, valid at every moment.
+
+`state.json` names the tensor file and its SHA-256, and is moved into place last: a kill before that leaves the previous
+checkpoint valid, a kill after it the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .results import ResultError, read_json, write_text
+
+FORMAT = "masm-detect-checkpoint"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, of a newer format, or of another run."""
+
+
+def save(folder: Path | str, state: dict[str, Any]) -> None:
+    """Write `state` (nested dicts, lists, tuples, tensors, numbers, strings, None) as the checkpoint in `folder`.
+
+    The step in `state["position"]["step"]` names the tensor file, so that old and new never share a name.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    structure = pack(state, tensors)
+    name = f"state-{int(state['position']['step']):08d}.safetensors"
+    temporary = folder / f".{name}.tmp"
+    save_file(tensors, str(temporary))
+    os.replace(temporary, folder / name)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tensors": name,
+        "sha256": file_sha256(folder / name),
+        "state": structure,
+    }
+    # NaN is allowed here, other than in results: a loss that went NaN is part of the state.
+    write_text(folder / "state.json", json.dumps(content, indent=1))
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def load(folder: Path | str) -> dict[str, Any]:
+    """Read what `save` wrote. Raises `CheckpointError` with the reason if it cannot be trusted."""
+    folder = Path(folder)
+    path = folder / "state.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no checkpoint (no state.json)")
+    try:
+        content = read_json(path)
+    except ResultError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this package")
+    if content.get("version", 0) > VERSION:
+        raise CheckpointError(
+            f"{path} has format version {content['version']}, this program reads {VERSION}: update it"
+        )
+    tensors_path = folder / content["tensors"]
+    if not tensors_path.is_file():
+        raise CheckpointError(f"{tensors_path} is missing, though {path.name} names it")
+    if file_sha256(tensors_path) != content["sha256"]:
+        raise CheckpointError(f"{tensors_path} is damaged: its SHA-256 is not the one in {path.name}")
+    try:
+        tensors = load_file(str(tensors_path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{tensors_path} cannot be read: {error}") from error
+    return unpack(content["state"], tensors)
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` with every tensor moved into `tensors` and everything else as JSON can hold it."""
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"$tensor": name}
+    if isinstance(value, dict):
+        return {"$dict": [[pack(key, tensors), pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, tuple):
+        return {"$tuple": [pack(item, tensors) for item in value]}
+    if isinstance(value, list):
+        return [pack(item, tensors) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(value, list):
+        return [unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *rest = value.items()
+    if rest or kind not in ("$tensor", "$dict", "$tuple"):
+        raise CheckpointError(f"unknown entry in a checkpoint: {sorted(value)}")
+    if kind == "$tensor":
+        if content not in tensors:
+            raise CheckpointError(f"the checkpoint's tensor file lacks {content}")
+        return tensors[content]
+    if kind == "$tuple":
+        return tuple(unpack(item, tensors) for item in content)
+    return {unpack(key, tensors): unpack(item, tensors) for key, item in content}
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all tensors that training changes, by name: trainable parameters, on the CPU."""
+    return {
+        name: parameter.detach().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy `state` into the trainable parameters of `model`; names and shapes must be exactly the same."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing, unexpected = sorted(set(parameters) - set(state)), sorted(set(state) - set(parameters))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the saved weights do not fit this model: {len(missing)} missing (first: {missing[:3]}), "
+            f"{len(unexpected)} unexpected (first: {unexpected[:3]})"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != state[name].shape:
+            raise CheckpointError(
+                f"{name}: saved {list(state[name].shape)}, but the model has {list(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+
+def frozen_sha256(model: nn.Module) -> str:
+    """Hash of everything that training leaves alone: a checkpoint fits only the very same frozen weights."""
+    digest = hashlib.sha256()
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        if id(tensor) not in trained:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def _digest(file: Any) -> str:
+    # hashlib.file_digest came with Python 3.11.
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,136 @@
+"""Scores a detector on samples, and trained runs on data sets: one table, one JSON, one plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .adapters import load_method
+from .config import ConfigError, EvalConfig, TrainConfig, load_config, to_dict
+from .data.images import FrameDataset
+from .data.records import Sample, check_samples
+from .metrics import evaluate_scores
+from .models.backbone import load_backbone
+from .models.detector import Detector
+from .results import provenance, write_json
+from .runtime import autocast, resolve_precision, set_up
+from .sources import frame_dataset, limit_frames, load_samples
+
+
+@torch.inference_mode()
+def predict(
+    detector: Detector,
+    dataset: FrameDataset,
+    *,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    workers: int = 0,
+    progress: str | None = None,
+) -> Tensor:
+    """Logits [len(dataset)], float32 on the CPU, in the order of the data set. `progress` is the label of a bar, or None."""
+    device = next(detector.parameters()).device
+    detector.eval()
+    loader = DataLoader(
+        dataset, batch_size=batch_size, shuffle=False, num_workers=workers, generator=torch.Generator()
+    )
+    logits = []
+    with tqdm(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
+        for batch in loader:
+            with autocast(precision, device):
+                logits.append(detector(batch["image"].to(device)).float().cpu())
+            bar.update(len(batch["image"]))
+    return torch.cat(logits)
+
+
+def score_samples(detector: Detector, dataset: FrameDataset, **options: Any) -> np.ndarray:
+    """P(fake) of each sample, float64 [len(dataset)]; options as of `predict`."""
+    return torch.sigmoid(predict(detector, dataset, **options).double()).numpy()
+
+
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[TrainConfig, Detector]:
+    """The configuration and the trained detector of a run folder written by `masm train`."""
+    folder = Path(folder)
+    config = load_config(folder / "config.yaml")
+    model = config.model
+    if not (folder / "adapter").is_dir():
+        raise ConfigError(
+            f"{folder} has no adapter/: its training has not ended (continue with --resume true)"
+        )
+    detector = Detector(
+        load_backbone(
+            model.backbone,
+            image_size=model.image_size,
+            pool=model.pool,
+            local_files_only=model.local_files_only,
+        )
+    )
+    load_method(detector, config.method, folder / "adapter")
+    return config, detector.to(device)
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Score every run of `config` on its data sets and write results.json and auc.png to `config.out`.
+
+    Returns the results: `{"provenance", "config", "runs": {run name: metrics.evaluate_scores(...)}}`.
+    """
+    from .report.plots import plot_auc
+
+    if not config.runs:
+        raise ConfigError("no run given: name at least one run folder with --runs")
+    device = set_up(config.runtime)
+    samples = _samples(config)
+    results: dict[str, Any] = {}
+    for folder in config.runs:
+        run, detector = load_run(folder, device)
+        dataset = frame_dataset(samples, detector.backbone, run.data)
+        scores = score_samples(
+            detector,
+            dataset,
+            batch_size=config.runtime.eval_batch_size,
+            precision=resolve_precision(config.runtime.precision, device),
+            workers=run.data.workers,
+            progress=Path(folder).name if config.runtime.progress else None,
+        )
+        metrics = evaluate_scores(
+            samples, scores, n_bootstrap=config.n_bootstrap, seed=config.runtime.seed, protocol=config.protocol
+        )
+        name = _unique(Path(folder).resolve().name, results)
+        results[name] = {"method": run.method.name, **metrics}
+    out = Path(config.out)
+    content = {
+        "provenance": provenance(config.runtime.device),
+        "config": to_dict(replace(config, runs=[Path(run).name for run in config.runs])),
+        "runs": results,
+    }
+    write_json(out / "results.json", content)
+    plot_auc(results, out / "auc.png")
+    return content
+
+
+def _samples(config: EvalConfig) -> list[Sample]:
+    samples: Sequence[Sample] = load_samples(
+        config.paths, root=config.root, prefix_map=config.prefix_map, compression=config.compression
+    )
+    if config.split is not None:
+        splits = sorted({sample.split for sample in samples})
+        samples = [sample for sample in samples if sample.split == config.split]
+        if not samples:
+            raise ConfigError(f"no sample has the split {config.split!r}; this data has {splits}")
+    samples = limit_frames(samples, config.frames_per_video)
+    check_samples(samples)
+    return samples
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate

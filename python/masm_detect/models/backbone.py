@@ -1,0 +1,256 @@
+"""Pretrained vision transformers behind one small interface: pixels in, one pooled feature per image out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from masm_detect.models.bundled import load_bundled_dinov2
+
+BUNDLED = "bundled:dinov2-small"
+POOLS = ("auto", "cls", "mean", "pooler")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+# Pixel statistics of the families, used where the checkpoint has no preprocessor_config.json.
+_PIXEL_STATISTICS = {
+    "clip_vision_model": (CLIP_MEAN, CLIP_STD),
+    "siglip_vision_model": (HALF, HALF),
+    "vit": (HALF, HALF),
+}
+
+# Names of the linear layers of a block, in transformers 4 and 5. A layer number in front is required: SigLIP's pooling
+# head has an `attention.out_proj` too, which nn.MultiheadAttention reads as a raw weight and which must stay a Linear.
+_BLOCK = r"(?:^|\.)(?:layers?|blocks?)\.\d+\."
+_ATTENTION = re.compile(
+    _BLOCK + r"(?:self_attn|attention|attn)\.(?:attention\.)?"
+    r"(?:q_proj|k_proj|v_proj|out_proj|o_proj|query|key|value|qkv|proj|output\.dense)$"
+)
+_MLP = re.compile(
+    _BLOCK
+    + r"(?:mlp\.(?:fc1|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)|intermediate\.dense|output\.dense)$"
+)
+
+
+class BackboneError(ValueError):
+    """The backbone cannot be loaded or used as asked."""
+
+
+class Backbone(nn.Module):
+    """A Hugging Face vision model and what the rest of the package must know about it.
+
+    Attributes:
+        model: the Hugging Face module. feature_dim: width of the pooled feature. image_size: input side in pixels.
+        mean, std: pixel statistics (RGB, for pixels in [0, 1]). pool: how the feature is pooled (never "auto").
+        attention_targets, mlp_targets: ``target_modules`` patterns ("re:...") for query, key, value, output and for
+        the MLP.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_size: int | None = None,
+        pool: str = "auto",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ):
+        super().__init__()
+        config = model.config
+        self.model = model
+        self.model_type: str = config.model_type
+        self.feature_dim: int = config.hidden_size
+        self.patch_size: int = _square(getattr(config, "patch_size", None), "patch_size")
+        pretrained_size = _square(config.image_size, "image_size")
+        # DINOv2 was trained at 518 px last, but its own preprocessing crops 224 px: that is the default here.
+        natural = 224 if self.model_type.startswith("dinov2") and pretrained_size == 518 else pretrained_size
+        self.image_size: int = natural if image_size is None else int(image_size)
+        if self.image_size < self.patch_size or self.image_size % self.patch_size:
+            raise BackboneError(
+                f"image_size must be a multiple of the patch size {self.patch_size}, got {self.image_size}"
+            )
+        self._interpolate = self._position_arguments(pretrained_size)
+
+        default_mean, default_std = _PIXEL_STATISTICS.get(self.model_type, (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = tuple(mean or default_mean), tuple(std or default_std)
+        self.pool = self._resolve_pool(pool)
+        self.attention_targets = _patterns(self.linear_names("attention"))
+        self.mlp_targets = _patterns(self.linear_names("mlp"))
+        if not self.attention_targets:
+            raise BackboneError(
+                f"no attention projections found in a {type(model).__name__}: not a known vision transformer"
+            )
+
+    def linear_names(self, kind: str) -> list[str]:
+        """Exact names, inside ``model``, of the linear layers of ``kind`` "attention" or "mlp" (for PEFT)."""
+        if kind not in ("attention", "mlp"):
+            raise ValueError(f'kind must be "attention" or "mlp", got {kind!r}')
+        pattern, names = (_ATTENTION if kind == "attention" else _MLP), []
+        for name, module in self.model.named_modules():
+            name = name.removesuffix(".base_layer")  # PEFT wraps the layer it adapts
+            if isinstance(module, nn.Linear) and pattern.search(name):
+                # transformers 4: `attention.output.dense` belongs to the attention, `output.dense` to the MLP.
+                if kind == "mlp" and _ATTENTION.search(name):
+                    continue
+                names.append(name)
+        return names
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [B, 3, image_size, image_size], normalised -> features [B, feature_dim]."""
+        expected = (3, self.image_size, self.image_size)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"expected pixel_values of shape [B, {', '.join(map(str, expected))}], got {list(pixel_values.shape)}"
+            )
+        output = self.model(pixel_values=pixel_values, **self._interpolate)
+        if self.pool == "pooler":
+            return output.pooler_output
+        tokens = output.last_hidden_state  # [B, prefix + patches, feature_dim]
+        if self.model_type == "clip_vision_model":
+            # CLIP applies its final norm to the class token only, inside the pooler.
+            tokens = getattr(self.model, "vision_model", self.model).post_layernorm(tokens)
+        return tokens[:, 0] if self.pool == "cls" else tokens[:, -self._num_patches :].mean(dim=1)
+
+    @property
+    def _num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    def _resolve_pool(self, pool: str) -> str:
+        if pool not in POOLS:
+            raise BackboneError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
+        siglip = self.model_type.startswith("siglip")
+        if siglip and pool == "cls":
+            raise BackboneError('SigLIP has no class token: pool must be "auto", "pooler" or "mean"')
+        if pool != "auto":
+            if pool == "pooler" and self.model_type == "vit":
+                raise BackboneError('ViT checkpoints hold no pretrained pooler: pool must be "auto", "cls" or "mean"')
+            return pool
+        if siglip:
+            head = getattr(getattr(self.model, "vision_model", self.model), "head", None)
+            return "pooler" if head is not None else "mean"
+        # The class token after the final norm: what CLIP and DINOv2 call pooler_output.
+        inner = getattr(
+            self.model, "embeddings", getattr(getattr(self.model, "vision_model", None), "embeddings", None)
+        )
+        has_class_token = any(hasattr(inner, name) for name in ("cls_token", "class_embedding"))
+        return "cls" if has_class_token else "mean"
+
+    def _position_arguments(self, pretrained_size: int) -> dict[str, bool]:
+        if self.image_size == pretrained_size or self.model_type.startswith("dinov"):
+            return {}  # DINOv2 interpolates by itself; DINOv3 has rotary positions
+        if "interpolate_pos_encoding" not in inspect.signature(self.model.forward).parameters:
+            raise BackboneError(
+                f"{type(self.model).__name__} takes {pretrained_size} px only (it cannot interpolate its positions); "
+                f"leave image_size unset, got {self.image_size}"
+            )
+        return {"interpolate_pos_encoding": True}
+
+
+def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto", dtype: torch.dtype | None = None,
+                  local_files_only: bool = False, cache_dir: str | Path | None = None) -> Backbone:  # fmt: skip
+    """Load a pretrained vision transformer.
+
+    Args:
+        name: "bundled:dinov2-small", a local folder in Hugging Face layout, or a hub id such as
+            "openai/clip-vit-large-patch14". Of a text and image model (CLIP, SigLIP) the vision tower is taken.
+        image_size: input side in pixels, a multiple of the patch size; None = the model's own (224 for DINOv2).
+        pool: "auto" (class token after the final norm; SigLIP's pooling head; else the mean), "cls", "mean", "pooler".
+        dtype: of the weights; None = float32.
+        cache_dir: where converted bundled weights or downloaded files are kept; None = the default cache.
+
+    Raises:
+        BackboneError: unknown name, a checkpoint with missing weights, a size or pool that the model does not have.
+    """
+    if name.startswith("bundled:"):
+        if name != BUNDLED:
+            raise BackboneError(f"the only bundled model is {BUNDLED}, got {name!r}")
+        model = load_bundled_dinov2(cache_dir)
+        return Backbone(
+            model.to(dtype) if dtype else model,
+            image_size=image_size,
+            pool=pool,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+    model = _load_pretrained(name, dtype or torch.float32, local_files_only, cache_dir)
+    mean, std = _pixel_statistics(name, local_files_only, cache_dir)
+    return Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)
+
+
+def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cache_dir: str | Path | None) -> nn.Module:
+    import transformers
+
+    options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(
+            f"cannot read the configuration of {name!r}: neither a local folder with config.json "
+            f"nor a reachable hub id ({error})"
+        ) from error
+    # from_pretrained leaves missing weights at random values with a warning only: loading_info makes it an error.
+    options |= {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
+    vision_towers = {
+        "clip": transformers.CLIPVisionModel, "clip_vision_model": transformers.CLIPVisionModel,
+        "siglip": transformers.SiglipVisionModel, "siglip_vision_model": transformers.SiglipVisionModel,
+    }  # fmt: skip
+    if config.model_type in vision_towers:
+        loader = vision_towers[config.model_type]
+        options["config"] = getattr(config, "vision_config", config)
+    elif hasattr(config, "vision_config") or not hasattr(config, "patch_size"):
+        raise BackboneError(
+            f"{name!r} is a {config.model_type!r} model; known are CLIP, SigLIP, ViT, DINOv2 and vision-only ViTs"
+        )
+    else:
+        loader = transformers.AutoModel
+        if config.model_type == "vit":
+            options["add_pooling_layer"] = False
+    try:
+        model, info = loader.from_pretrained(name, **options)
+    except OSError as error:
+        raise BackboneError(f"cannot load the weights of {name!r} as safetensors ({error})") from error
+    problems = {k: sorted(map(str, info.get(k) or ())) for k in ("missing_keys", "mismatched_keys", "error_msgs")}
+    if any(problems.values()):
+        detail = "; ".join(f"{k} ({len(v)}): {v[:5]}" for k, v in problems.items() if v)
+        raise BackboneError(f"the checkpoint {name!r} does not fill a {type(model).__name__}: {detail}")
+    return model.eval()
+
+
+def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path | None):
+    """Mean and std of preprocessor_config.json, or (None, None) where the checkpoint has none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        name, "preprocessor_config.json", local_files_only=local_files_only, cache_dir=cache_dir,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if path is None:
+        return None, None
+    settings = json.loads(Path(path).read_text())
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if mean is None or std is None:
+        return None, None
+    if len(mean) != 3 or len(std) != 3:
+        raise BackboneError(f"{path}: image_mean and image_std must have 3 values, got {mean} and {std}")
+    return tuple(mean), tuple(std)
+
+
+def _patterns(names: list[str]) -> tuple[str, ...]:
+    """One "re:" pattern per kind of layer: the layer number becomes any number, anything may stand in front."""
+    stems = dict.fromkeys(re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name)) for name in names)
+    return tuple(rf"re:(?:.*\.)?{stem}$" for stem in stems)
+
+
+def _square(value, what: str) -> int:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, (tuple, list)) and len(value) == 2 and value[0] == value[1]:
+        return int(value[0])
+    raise BackboneError(f"the model's {what} must be one number or a square, got {value!r}")

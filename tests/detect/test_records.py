@@ -1,0 +1,239 @@
+"""Reading and writing data sets, good and bad ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from masm_detect.data.records import (
+    DatasetError,
+    Sample,
+    check_samples,
+    count_table,
+    label_of,
+    read_dataset,
+    read_deepfakebench,
+    read_folder,
+    spread_frames,
+    write_deepfakebench,
+)
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def ffpp(tmp_path, frames=("000.png", "010.png", "009.png")):
+    """A small FaceForensics++ JSON: originals 000 and 003, their DF and NT fakes, another original 005."""
+    tree = {"FaceForensics++": {}}
+    for label, videos in (
+        ("FF-real", ("000", "003", "005")),
+        ("FF-DF", ("000_003", "003_000")),
+        ("FF-NT", ("000_003",)),
+    ):
+        records = {}
+        for video in videos:
+            names = [f"ff/{label}/c23/{video}/{f}" for f in frames]
+            [touch(tmp_path / n) for n in names]
+            records[video] = {"label": label, "frames": names}
+        tree["FaceForensics++"][label] = {"train": {"c23": records}, "val": {"c23": {}}, "test": {"c23": {}}}
+    path = tmp_path / "FaceForensics++.json"
+    path.write_text(json.dumps(tree))
+    return path, tree
+
+
+def test_deepfakebench_with_compression(tmp_path):
+    path, _ = ffpp(tmp_path)
+    samples = read_dataset(path)
+    assert len(samples) == 6 * 3
+    assert {s.method for s in samples} == {"real", "FF-DF", "FF-NT"}
+    assert {s.split for s in samples} == {"train"}
+    # Fakes of two methods with one name stay two videos, but form one group with their originals.
+    assert {s.video for s in samples if s.video.endswith("/000_003")} == {
+        "FaceForensics++/FF-DF/000_003", "FaceForensics++/FF-NT/000_003",
+    }  # fmt: skip
+    assert {s.group for s in samples} == {"FaceForensics++/pair/000_003", "FaceForensics++/FF-real/005"}
+    first = [s.path.rsplit("/", 1)[1] for s in samples if s.video.endswith("FF-real/000")]
+    assert first == ["000.png", "009.png", "010.png"]
+    assert all(s.path.startswith(str(tmp_path)) for s in samples)
+    check_samples(samples)
+
+
+def test_compression_must_be_chosen_when_there_are_two(tmp_path):
+    path, tree = ffpp(tmp_path)
+    train = tree["FaceForensics++"]["FF-DF"]["train"]
+    train["c40"] = train["c23"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DatasetError, match=r"\['c23', 'c40'\]: choose one"):
+        read_deepfakebench(path)
+    with pytest.raises(DatasetError, match="no compression 'raw'"):
+        read_deepfakebench(path, compression="raw")
+    assert read_deepfakebench(path, compression="c23")
+
+
+def test_no_compression_level_backslashes_and_prefix(tmp_path):
+    touch(tmp_path / "here" / "id0_0000" / "000.png")
+    tree = {"Celeb-DF-v2": {"CelebDFv2_real": {"test": {"id0_0000": {
+        "label": "CelebDFv2_real", "frames": ["D:\\old\\rgb\\id0_0000\\000.png"]}}}}}  # fmt: skip
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(tree))
+    samples = read_deepfakebench(path, prefix_map={"D:\\old": "nowhere", "D:\\old\\rgb": "here"}, compression="c23")
+    assert [s.path for s in samples] == [str(tmp_path / "here" / "id0_0000" / "000.png")]
+    assert samples[0].video == "Celeb-DF-v2/CelebDFv2_real/id0_0000"
+
+
+def test_missing_frame(tmp_path):
+    path, _ = ffpp(tmp_path)
+    gone = tmp_path / "ff/FF-DF/c23/000_003/009.png"
+    gone.unlink()
+    with pytest.raises(DatasetError, match=r"1 frames that do not exist \(of 18\).*009.png"):
+        read_deepfakebench(path)
+    with pytest.warns(UserWarning, match="1 frames that do not exist"):
+        assert len(read_deepfakebench(path, missing="skip")) == 17
+
+
+def test_label_outside_the_table(tmp_path):
+    path, tree = ffpp(tmp_path)
+    ff = tree["FaceForensics++"]
+    ff["FF-Banana"] = json.loads(json.dumps(ff.pop("FF-NT")).replace('"label": "FF-NT"', '"label": "FF-Banana"'))
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DatasetError, match=r"label 'FF-Banana' is not in the table.*label_map"):
+        read_deepfakebench(path)
+    samples = read_deepfakebench(path, label_map={"FF-Banana": 1})
+    assert sum(s.method == "FF-Banana" for s in samples) == 3
+
+
+@pytest.mark.parametrize("name, label", [
+    ("FF-real", 0), ("CelebDFv2_real", 0), ("DFDCP_Real", 0), ("real", 0), ("e4s_Real", 0),
+    ("FF-F2F", 1), ("DFDCP_FakeA", 1), ("UADFV_Fake", 1), ("fake-anything", 1), ("DFD_fake", 1),
+])  # fmt: skip
+def test_label_table(name, label):
+    assert label_of(name) == label
+
+
+def test_record_that_contradicts_its_place(tmp_path):
+    path, tree = ffpp(tmp_path)
+    tree["FaceForensics++"]["FF-real"]["train"]["c23"]["000"]["label"] = "FF-DF"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DatasetError, match="says label 'FF-DF', but it stands under 'FF-real'"):
+        read_deepfakebench(path)
+
+
+def test_broken_files(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(DatasetError, match="no such file"):
+        read_dataset(path)
+    path.write_text("{")
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        read_dataset(path)
+    path.write_text("[1]")
+    with pytest.raises(DatasetError, match="expected a table of data sets, got list"):
+        read_dataset(path)
+    path.write_text('{"D": {"real": {"test": {"v": {"label": "real"}}}}}')
+    with pytest.raises(DatasetError, match="D/real/test/v"):
+        read_dataset(path)
+    path.write_text('{"D": {"real": {"test": {}}}}')
+    with pytest.raises(DatasetError, match=r"no split \['train'\], it has \['test'\]"):
+        read_dataset(path, splits=["train"])
+
+
+def test_folder(tmp_path):
+    for name in (
+        "real/v1/2.png",
+        "real/v1/10.png",
+        "real/loose_3.jpg",
+        "fake-GAN/v1/0.png",
+        "fake-GAN/.hidden",
+    ):
+        touch(tmp_path / "set" / name)
+    samples = read_dataset(tmp_path / "set")
+    assert [(s.label, s.method, s.video) for s in samples] == [
+        (1, "GAN", "set/fake-GAN/v1"), (0, "real", "set/real/loose_3"),
+        (0, "real", "set/real/v1"), (0, "real", "set/real/v1"),
+    ]  # fmt: skip
+    assert [s.path.rsplit("/", 1)[1] for s in samples[2:]] == ["2.png", "10.png"]
+    with pytest.raises(DatasetError, match="does not match the image name"):
+        read_folder(tmp_path / "set", video_pattern=r"(\d+)")
+    assert "set/real/loose" in {s.video for s in read_folder(tmp_path / "set", video_pattern=r"(.+)_\d+$")}
+
+
+def test_folder_with_splits_and_pairs(tmp_path):
+    for name in (
+        "train/real/183/0.png",
+        "train/fake-DF/183_253/0.png",
+        "test/real/585/0.png",
+        "test/fake-DF/585_599/0.png",
+    ):
+        touch(tmp_path / name)
+    samples = read_folder(tmp_path, dataset="ff")
+    assert {(s.split, s.group) for s in samples} == {
+        ("train", "ff/pair/183_253"),
+        ("test", "ff/pair/585_599"),
+    }
+    check_samples(samples)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(DatasetError, match="found none"):
+        read_folder(tmp_path)
+    touch(tmp_path / "fakes" / "0.png")
+    with pytest.raises(DatasetError, match=r"expected folders real/ and fake-<method>/, found \['fakes'\]"):
+        read_folder(tmp_path)
+    (tmp_path / "fakes").rename(tmp_path / "fake-x")
+    touch(tmp_path / "fake-x" / "clip.mp4")
+    with pytest.raises(DatasetError, match="run `masm prepare` first"):
+        read_folder(tmp_path)
+    (tmp_path / "fake-x" / "clip.mp4").rename(tmp_path / "fake-x" / "notes.txt")
+    with pytest.warns(UserWarning, match=r"1 files are not images.*notes.txt"):
+        assert len(read_folder(tmp_path)) == 1
+
+
+def test_write_and_read_again(tmp_path):
+    path, _ = ffpp(tmp_path)
+    samples = read_deepfakebench(path)
+    samples += [
+        Sample(str(touch(tmp_path / "x" / "0.png")), 1, "other", "my-gan", "other/fake-my-gan/x", "", "other/g"),
+        Sample(str(touch(tmp_path / "y" / "0.png")), 0, "other", "real", "other/real/y", "val"),
+    ]
+    write_deepfakebench(samples, tmp_path / "again.json")
+    again = read_deepfakebench(tmp_path / "again.json")
+
+    def strip(part):
+        return sorted((s.path, s.label, s.dataset, s.method, s.split, s.group.replace("FF-real", "real")) for s in part)
+
+    assert strip(again) == strip(samples)
+    assert str(tmp_path) not in (tmp_path / "again.json").read_text()
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def sample(path="a", label=0, split="", group="", video="d/real/v"):
+    return Sample(path, label, "d", "m" if label else "real", video, split, group)
+
+
+def test_checks():
+    with pytest.raises(DatasetError, match="empty"):
+        check_samples([])
+    with pytest.raises(DatasetError, match="all 1 samples are fake"):
+        check_samples([sample(label=1)])
+    check_samples([sample(label=1)], need_both_classes=False)
+    with pytest.raises(DatasetError, match="appears twice"):
+        check_samples([sample(), sample(label=1)])
+    with pytest.raises(DatasetError, match=r"'g' in \['test', 'train'\]"):
+        check_samples([sample("a", 0, "train", "g"), sample("b", 1, "test", "g")])
+    with pytest.raises(DatasetError, match="label must be 0"):
+        sample(label=2)
+
+
+def test_spread_frames():
+    samples = [sample(str(i)) for i in range(10)] + [sample(str(i), video="d/real/w") for i in range(2)]
+    kept = spread_frames(samples, 4)
+    assert [s.path for s in kept] == ["0", "3", "6", "9", "0", "1"]
+    with pytest.raises(ValueError, match="at least 1"):
+        spread_frames(samples, 0)
+
+
+def test_count_table():
+    text = count_table([sample("a"), sample("b", 1)])
+    assert "real" in text and "m" in text and len(text.splitlines()) == 3

@@ -1,0 +1,212 @@
+"""Training: the schedule, a run folder, and that a killed and resumed run equals an uninterrupted one bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from masm_detect import loop
+from masm_detect.checkpoint import CheckpointError
+from masm_detect.config import (
+    ConfigError,
+    DataConfig,
+    MasmOptions,
+    MethodConfig,
+    ModelConfig,
+    OptimConfig,
+    RuntimeConfig,
+    TrainConfig,
+    save_config,
+)
+from masm_detect.data.images import AugmentConfig
+from masm_detect.data.records import Sample
+from masm_detect.evaluate import load_run, score_samples
+from masm_detect.sources import frame_dataset, limit_frames, source_splits, split_by_group
+from masm_detect.train import train
+
+
+def run_config(data, backbone, out, method="masm", **changes) -> TrainConfig:
+    masm = MasmOptions(
+        num_subspaces=2,
+        subspace_rank=2,
+        mask_warmup=2,
+        mask_interval=2,
+        mask_min_active=1,
+        mask_active_fraction=0.3,
+        mask_probe_interval=3,
+        mask_probe_steps=1,
+    )
+    return replace(
+        TrainConfig(
+            data=DataConfig(paths=[str(data)], augment=AugmentConfig(flip=0.5, noise=0.5)),
+            model=ModelConfig(backbone=str(backbone), image_size=28, local_files_only=True),
+            method=MethodConfig(name=method, rank=None if method.startswith("masm") else 2, masm=masm, lr=1e-2),
+            optim=OptimConfig(epochs=3, batch_size=4),
+            runtime=RuntimeConfig(seed=5, progress=False, checkpoint_every=2, precision="fp32"),
+            out=str(out),
+        ),
+        **changes,
+    )
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(str(next((folder / "adapter").glob("*.safetensors"))))
+
+
+def history(folder) -> list[dict]:
+    entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def assert_same_run(first, second) -> None:
+    left, right = weights(first), weights(second)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert history(first) == history(second)
+
+
+def die_at(step: int, monkeypatch) -> None:
+    """The process that runs `train` "dies" when it is about to make update number `step`."""
+    real, calls = loop.train_step, iter(range(10**6))
+
+    def dying(*arguments, **options):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", dying)
+
+
+@pytest.mark.parametrize("method", ["probe", "lora", "effort", "masm"])
+@pytest.mark.parametrize("step", [1, 7, 10])
+def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_backbone, tmp_path, monkeypatch, method, step):
+    # 20 training images in batches of 4: 5 steps an epoch. Step 7 is in the middle of epoch 1, right after no checkpoint;
+    # step 10 is the first of epoch 2; at step 1 there is no checkpoint yet.
+    whole = train(run_config(tiny_data, tiny_backbone, tmp_path / "whole", method))
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "killed", method)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(step, patch)
+        train(config)
+    torch.manual_seed(999)
+    resumed = train(replace(config, resume=True))
+    assert resumed.fit.steps == whole.fit.steps == 15
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    if method == "masm":
+        assert resumed.fit.mask_history == whole.fit.mask_history != []
+
+
+def test_sigkill_in_another_process(tiny_data, tiny_backbone, tmp_path):
+    train(run_config(tiny_data, tiny_backbone, tmp_path / "whole"))
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "killed")
+    save_config(config, tmp_path / "run.yaml")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from masm_detect import loop, train; "
+        "from masm_detect.config import load_config; real = loop.train_step; count = iter(range(99)); "
+        "loop.train_step = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 8 else real(*a, **k); "
+        "train.train(load_config(Path(sys.argv[1])))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run.yaml")], env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    train(replace(config, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_run_folder_is_complete_and_loads(tiny_data, tiny_backbone, tmp_path):
+    for method in ("full", "osf", "masm"):
+        out = tmp_path / method
+        result = train(run_config(tiny_data, tiny_backbone, out, method))
+        names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+        assert {"config.yaml", "environment.json", "metrics.json", "history.jsonl"} <= names
+        assert {"adapter/adapter.json", "last/state.json", "plots/history.png"} <= names
+        assert ("plots/masks.png" in names) == ("plots/drift.png" in names) == (method == "masm")
+        assert not [name for name in names if name.endswith(".tmp")]
+        config, detector = load_run(out)
+        _, val = source_splits(config.data)
+        scores = [score_samples(d, frame_dataset(val, d.backbone, config.data)) for d in (result.detector, detector)]
+        torch.testing.assert_close(*map(torch.from_numpy, scores), rtol=1e-5, atol=1e-6)
+
+
+def test_learns_and_keeps_the_best_epoch(tiny_data, tiny_backbone, tmp_path):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "full", optim=OptimConfig(epochs=6, batch_size=4))
+    result = train(replace(config, method=replace(config.method, lr=3e-3)))
+    assert result.fit.best_val_auc == max(entry["val_auc"] for entry in result.fit.history) > 0.9
+
+
+def test_a_run_folder_is_never_overwritten(tiny_data, tiny_backbone, tmp_path):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train(replace(config, resume=True))
+    train(config)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(config)
+    with pytest.raises(ConfigError, match=r"runtime\.seed was 5, is 6"):
+        train(replace(config, resume=True, runtime=replace(config.runtime, seed=6)))
+
+
+def test_resume_refuses_another_backbone(tiny_data, tiny_backbone, tmp_path, tiny_detector):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
+    train(config)
+    tiny_detector(seed=1).backbone.model.save_pretrained(tiny_backbone)
+    with pytest.raises(CheckpointError, match="frozen weights are not those"):
+        train(replace(config, resume=True))
+
+
+def test_static_masks_choose_layers(tiny_data, tiny_backbone, tmp_path):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", optim=OptimConfig(epochs=1, batch_size=4))
+    options = replace(config.method.masm, mask_policy="static", mask_active_fraction=0.25)
+    result = train(replace(config, method=replace(config.method, masm=options)))
+    assert len(result.fit.history[-1]["drift"]) == 2  # of 8 attention projections
+    load_run(tmp_path / "run")
+
+
+def test_one_cycle():
+    rates = [loop.one_cycle(step, 100, 0.1, 0.01) for step in range(100)]
+    assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 10
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.01) and rates[0] > 0
+    assert loop.one_cycle(0, 1, 0.0, 0.0) == 1.0
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert sorted(loop.epoch_order(9, 0, 0)) == list(range(9))
+    assert loop.epoch_order(50, 0, 1) == loop.epoch_order(50, 0, 1)
+    assert len({tuple(loop.epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+def test_class_balance():
+    weights_ = loop.class_weights([0, 0, 0, 1], balance=True)
+    torch.testing.assert_close(weights_, torch.tensor([4 / 6, 2.0]))
+    assert loop.class_weights([0, 1], balance=False).tolist() == [1, 1]
+
+
+def sample(group: str, label: int, index: int = 0, split: str = "") -> Sample:
+    return Sample(f"{group}-{index}", label, "d", "f" if label else "real", f"d/{label}/{group}", split, group)
+
+
+def test_split_keeps_groups_and_classes_together():
+    samples = [sample(f"{label}-{group}", label, i) for label in (0, 1) for group in range(10) for i in range(3)]
+    shared = [sample(f"photo-{group}", label) for label in (0, 1) for group in range(5)]
+    for data in (samples, shared):
+        done = split_by_group(data, 0.2, seed=1)
+        sides = {side: {s.group for s in done if s.split == side} for side in ("train", "val")}
+        assert not sides["train"] & sides["val"]
+        assert all({s.label for s in done if s.split == side} == {0, 1} for side in sides)
+    kept = split_by_group([*samples, sample("x", 0, split="val"), sample("y", 1, split="test")], 0.2, seed=1)
+    assert {s.split for s in kept[:-2]} == {"train"} and [s.split for s in kept[-2:]] == ["val", "test"]
+    with pytest.raises(ConfigError, match=r"1 real group"):
+        split_by_group([sample("a", 0), sample("b", 1), sample("c", 1)], 0.5, seed=0)
+
+
+def test_frames_are_spread_evenly():
+    samples = [sample("v", 0, index) for index in range(10)]
+    assert [s.path for s in limit_frames(samples, 4)] == ["v-0", "v-3", "v-6", "v-9"]
+    assert limit_frames(samples, None) == samples and limit_frames(samples, 99) == samples
