@@ -1,0 +1,166 @@
+"""Summary of the studies from `results/*.json`: a Markdown table and a plot each.
+
+    python benchmarks/generalization/report.py [--work /tmp/generalization]
+
+Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that mean,
+from resampling the clusters of the test set (pairs of people, or images) once for all seeds together; it is then written into
+the results, so that later reports have it without the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import numpy as np  # noqa: E402
+from studies import STUDIES, Study  # noqa: E402
+
+from masm_detect.report.plots import plot_auc_bars  # noqa: E402
+from masm_detect.results import read_json, write_json, write_text  # noqa: E402
+
+RESAMPLES = 1000
+
+
+def main() -> int:
+    """Write `results/<study>.md` and `results/<study>.png` for every study that has results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, help="the work folder of run.py, for the pooled intervals")
+    options = parser.parse_args()
+    for study in STUDIES.values():
+        file = options.results / f"{study.name}.json"
+        if not file.is_file():
+            print(f"no results of {study.name} in {options.results}")
+            continue
+        results = read_json(file)
+        if options.work is not None:
+            results["pooled"] = pooled_intervals(study, results, options.work / "scores" / study.name)
+            write_json(file, results)
+        text = summary(study, results)
+        write_text(options.results / f"{study.name}.md", text)
+        for direction in study.directions:
+            plot(study, results, direction, options.results / f"{study.name}-{direction}.png")
+        print(text)
+    return 0
+
+
+def by_method(study: Study, results: dict, direction: str) -> dict[str, dict[str, list[float]]]:
+    """method -> forgery -> the headline metric of each seed, in order of the seeds; "unseen" is the mean over unseen forgeries."""
+    table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    runs = [run for run in results["runs"].values() if run["direction"] == direction]
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        (entry,) = run["test"].values()
+        values = {name: numbers[study.headline] for name, numbers in entry["methods"].items()}
+        for name, value in values.items():
+            table[run["method"]][name].append(value)
+        for side, names in (("seen", study.directions[direction]), ("unseen", study.unseen(direction))):
+            table[run["method"]][f"mean {side}"].append(float(np.mean([values[name] for name in names])))
+    return table
+
+
+def summary(study: Study, results: dict) -> str:
+    """The Markdown report of one study."""
+    made = results["provenance"]
+    lines = [
+        f"# {study.name}",
+        "",
+        f"{'Image' if study.headline == 'video_auc' else 'Frame'} AUC: mean +- standard deviation over seeds"
+        + (", [95% interval of the mean, clustered]." if "pooled" in results else "."),
+        f"{results['settings']['backbone']}, {study.image_size} px, {results['settings']['optim']['epochs']} epochs; "
+        f"torch {made['packages'].get('torch')}, {made['device']['name']}.",
+    ]
+    for direction, seen in study.directions.items():
+        unseen = study.unseen(direction)
+        columns = [*seen, *unseen, "mean seen", "mean unseen"]
+        titles = [f"{name} (unseen)" if name in unseen else name for name in columns]
+        lines += ["", f"## Trained on {', '.join(seen)}", "", f"| method | seeds | {' | '.join(titles)} |"]
+        lines += ["|---" * (len(columns) + 2) + "|"]
+        pooled = results.get("pooled", {}).get(direction, {})
+        for method, values in by_method(study, results, direction).items():
+            cells = [_cell(values[name], pooled.get(method, {}).get(name)) for name in columns]
+            lines.append(f"| {method} | {len(values[columns[0]])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(study: Study, results: dict, direction: str, path: Path) -> None:
+    """Bars of every method, seen and unseen forgeries; whiskers: the pooled interval, else +- one deviation over seeds."""
+    pooled = results.get("pooled", {}).get(direction, {})
+    table = {}
+    for method, values in by_method(study, results, direction).items():
+        table[method] = {}
+        for name, numbers in values.items():
+            mean, deviation = float(np.mean(numbers)), _deviation(numbers)
+            low, high = pooled.get(method, {}).get(name) or (mean - deviation, mean + deviation)
+            table[method][name] = (mean, low, high)
+    if table:
+        plot_auc_bars(table, path, title=f"{study.name}: trained on {direction}", unseen=study.unseen(direction))
+
+
+def pooled_intervals(study: Study, results: dict, scores: Path) -> dict:
+    """direction -> method -> forgery -> [low, high] of the mean AUC over seeds; all seeds share each resample of the clusters."""
+    pooled: dict = defaultdict(lambda: defaultdict(dict))
+    files: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for key, run in results["runs"].items():
+        file = scores / f"{key.replace('/', '-')}.json"
+        if file.is_file():
+            files[run["direction"], run["method"]].append(_units(study, read_json(file)))
+    for (direction, method), seeds in files.items():
+        names = [*study.directions[direction], *study.unseen(direction)]
+        draws = {name: _resampled_means(seeds, name) for name in names}
+        draws["mean seen"] = np.mean([draws[name] for name in study.directions[direction]], axis=0)
+        draws["mean unseen"] = np.mean([draws[name] for name in study.unseen(direction)], axis=0)
+        for name, values in draws.items():
+            pooled[direction][method][name] = [float(x) for x in np.percentile(values, [2.5, 97.5])]
+    return {direction: dict(methods) for direction, methods in pooled.items()}
+
+
+def _units(study: Study, rows: dict) -> dict[str, np.ndarray]:
+    """Label, method, group and score of what is scored: frames, or videos (images of tiles) by their mean score."""
+    arrays = {name: np.asarray(rows[name]) for name in ("group", "method", "video", "label", "score")}
+    if study.headline != "video_auc":
+        return arrays
+    videos, first, index = np.unique(arrays["video"], return_index=True, return_inverse=True)
+    mean = np.bincount(index, arrays["score"]) / np.bincount(index)
+    return {name: arrays[name][first] for name in ("group", "method", "label")} | {"score": mean, "video": videos}
+
+
+def _resampled_means(seeds: list[dict[str, np.ndarray]], method: str) -> np.ndarray:
+    """Mean AUC over seeds of `method` against all real units, for each resample of the clusters: [RESAMPLES]."""
+    keep = (seeds[0]["label"] == 0) | (seeds[0]["method"] == method)
+    groups, place = np.unique(seeds[0]["group"][keep], return_inverse=True)
+    labels = seeds[0]["label"][keep]
+    random = np.random.default_rng(0)
+    # Clusters of one class and of both are drawn apart, so that no resample lacks a class.
+    kinds = [tuple(sorted(set(labels[place == number]))) for number in range(len(groups))]
+    strata = [np.array([n for n, kind in enumerate(kinds) if kind == wanted]) for wanted in sorted(set(kinds))]
+    counts = np.zeros((RESAMPLES, len(groups)))
+    for members in strata:
+        counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=RESAMPLES)
+    return np.mean([_weighted_auc(labels, s["score"][keep], counts[:, place]) for s in seeds], axis=0)
+
+
+def _weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC of `scores` [n] under each row of `weights` [B, n] -> [B]. Scores are real numbers of a network: ties do not matter."""
+    order = np.argsort(scores, kind="stable")
+    real, fake = weights[:, order] * (labels[order] == 0), weights[:, order] * (labels[order] == 1)
+    return (fake * np.cumsum(real, axis=1)).sum(axis=1) / (real.sum(axis=1) * fake.sum(axis=1))
+
+
+def _deviation(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _cell(values: list[float], interval: list[float] | None) -> str:
+    if not values:
+        return "-"
+    text = f"{np.mean(values):.3f} +- {_deviation(values):.3f}"
+    return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The two studies: which real data, how it is normalised and split, what is trained on and what is tested.
+
+Both keep three things apart: forgeries trained on ("seen"), forgeries never trained on ("unseen"), and people or images in
+training, validation and test. The test part is the same for every method and seed; `seed` redraws training and validation.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from masm_detect.config import DataConfig, OptimConfig
+from masm_detect.data.images import AugmentConfig, decode_image, encode_jpeg, png_bytes, read_image, resize_image
+from masm_detect.data.prepare import prepare
+from masm_detect.data.records import Sample, read_deepfakebench
+from masm_detect.sources import limit_frames
+
+
+class StudyDataMissing(FileNotFoundError):
+    """The data of a study is not where it was looked for."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one run. `test` holds real images and the fakes of seen and unseen forgeries."""
+
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: how its data is made ready in a work folder, its directions, its splits, and its one schedule for all methods.
+
+    `directions`: name -> the forgeries trained on. `headline`: the metric of the summary, "auc" (frames) or "video_auc".
+    """
+
+    name: str
+    directions: dict[str, tuple[str, ...]]
+    headline: str
+    image_size: int
+    data: DataConfig
+    optim: OptimConfig
+    prepare: Callable[[Path, Path], list[Sample]]
+    split: Callable[[list[Sample], tuple[str, ...], int], Split]
+
+    def unseen(self, direction: str) -> tuple[str, ...]:
+        """The forgeries of the study that `direction` does not train on."""
+        every = dict.fromkeys(method for methods in self.directions.values() for method in methods)
+        return tuple(method for method in every if method not in self.directions[direction])
+
+
+# FaceForensics++, H.264 crf 40 --------------------------------------------------------------------------------------
+
+# Pairs of target and source. The first three are in neither the official validation nor test list, the others in the former.
+TRAIN_PAIRS = (("183", "253"), ("469", "481"), ("866", "878"))
+TEST_PAIRS = (("585", "599"), ("672", "720"))
+FRAMES_PER_VIDEO = 64
+FFPP_REAL_FRAMES, FFPP_FAKE_FRAMES, FFPP_TEST_FRAMES = 64, 32, 24
+
+
+def prepare_ffpp(data: Path, work: Path) -> list[Sample]:
+    """Face crops of the 50 videos, cut once into `work`."""
+    source = data / "ffpp-c40-videos"
+    if not source.is_dir():
+        raise StudyDataMissing(f"{source} is absent")
+    report = prepare(source, work / "ffpp", dataset="ffpp-c40", frames_per_video=FRAMES_PER_VIDEO)
+    return read_deepfakebench(report.json_path)
+
+
+def split_ffpp(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split:
+    """Test: the two test pairs, all methods. Validation: one of the training pairs, in turn with the seed."""
+    held_out = TRAIN_PAIRS[seed % len(TRAIN_PAIRS)]
+    train_ids = {name for pair in TRAIN_PAIRS if pair != held_out for name in pair}
+    test_ids = {name for pair in TEST_PAIRS for name in pair}
+    # One real video stands against two fakes of the same person: twice the frames keep the classes level.
+    dense = [s for s in samples if s.label == 0 or s.method in seen]
+    dense = limit_frames([s for s in dense if s.label == 0], FFPP_REAL_FRAMES) + limit_frames(
+        [s for s in dense if s.label == 1], FFPP_FAKE_FRAMES
+    )
+    return Split(
+        train=[replace(s, split="train") for s in dense if _target(s) in train_ids],
+        val=[replace(s, split="val") for s in limit_frames(dense, FFPP_TEST_FRAMES) if _target(s) in held_out],
+        test=[replace(s, split="test") for s in limit_frames(samples, FFPP_TEST_FRAMES) if _target(s) in test_ids],
+    )
+
+
+def _target(sample: Sample) -> str:
+    """Id of the video that was forged, or of the real video: `183` of `183_253` and of `183`."""
+    return sample.video.rsplit("/", 1)[-1].split("_")[0]
+
+
+# GAN faces ----------------------------------------------------------------------------------------------------------
+
+GAN_SIDE, GAN_QUALITY, GAN_CROP, GAN_TILE = 256, 90, 224, 112
+GAN_TEST, GAN_VAL = 80, 20
+
+
+def prepare_gan(data: Path, work: Path) -> list[Sample]:
+    """Every image at 256 px and JPEG quality 90 first, whatever it was; then the middle 224 px, cut into tiles of 112 px.
+
+    A tile is a frame and an image is a video here: the score of an image is the mean of its four tiles. No pixel is
+    resampled after the normalisation, so the traces of a generator's upsampling stay.
+    """
+    source = data / "gan-faces"
+    if not source.is_dir():
+        raise StudyDataMissing(f"{source} is absent")
+    samples = []
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        method = folder.name.removeprefix("fake-")
+        for file in sorted(folder.iterdir()):
+            tiles = [work / "gan-faces" / folder.name / f"{file.stem}-{number}.png" for number in range(4)]
+            if not all(tile.is_file() for tile in tiles):
+                _write_tiles(file, tiles)
+            video = f"gan-faces/{folder.name}/{file.stem}"
+            samples += [Sample(str(tile), int(method != "real"), "gan-faces", method, video) for tile in tiles]
+    return samples
+
+
+def split_gan(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split:
+    """Test: 80 fixed images of each folder. Of the other 120 real and 120 seen, 20 each validate, redrawn with the seed."""
+    parts: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
+    for method in sorted({s.method for s in samples}):
+        mine = [s for s in samples if s.method == method]
+        images = sorted({s.video for s in mine})
+        # crc32: a stable number of a name; the built-in hash changes with every process.
+        order = np.random.default_rng(zlib.crc32(method.encode())).permutation(images).tolist()
+        test, rest = set(order[:GAN_TEST]), order[GAN_TEST:]
+        rest = np.random.default_rng([seed, zlib.crc32(method.encode())]).permutation(rest).tolist()
+        val = set(rest[:GAN_VAL])
+        for s in mine:
+            side = "test" if s.video in test else "val" if s.video in val else "train"
+            if side == "test" or method == "real" or method in seen:
+                parts[side].append(replace(s, split=side))
+    return Split(**parts)
+
+
+def _write_tiles(file: Path, tiles: list[Path]) -> None:
+    normal = decode_image(encode_jpeg(resize_image(read_image(file), GAN_SIDE), GAN_QUALITY), str(file))
+    margin = (GAN_SIDE - GAN_CROP) // 2
+    for number, tile in enumerate(tiles):
+        top, left = margin + GAN_TILE * (number // 2), margin + GAN_TILE * (number % 2)
+        tile.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tile.with_suffix(".tmp")
+        temporary.write_bytes(png_bytes(normal[top : top + GAN_TILE, left : left + GAN_TILE]))
+        os.replace(temporary, tile)
+
+
+STUDIES = {
+    "ffpp": Study(
+        name="ffpp",
+        directions={
+            "Deepfakes+NeuralTextures": ("Deepfakes", "NeuralTextures"),
+            "Face2Face+FaceSwap": ("Face2Face", "FaceSwap"),
+        },
+        headline="auc",
+        image_size=112,
+        data=DataConfig(augment=AugmentConfig(flip=0.5)),
+        optim=OptimConfig(epochs=3, batch_size=16),
+        prepare=prepare_ffpp,
+        split=split_ffpp,
+    ),
+    "gan-faces": Study(
+        name="gan-faces",
+        directions={"stylegan3": ("stylegan3",), "boredhumans-gan": ("boredhumans-gan",)},
+        headline="video_auc",
+        image_size=112,
+        data=DataConfig(crop="center", augment=AugmentConfig(flip=0.5)),
+        optim=OptimConfig(epochs=2, batch_size=16),
+        prepare=prepare_gan,
+        split=split_gan,
+    ),
+}
