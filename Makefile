@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# another package index for torch alone, e.g. PyTorch's own with builds for the CPU
+TORCH_INDEX ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
 SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -32,12 +34,12 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: Python lacks venv (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Torch and the build tools first: the package is built against the torch that will run it. Everything is pinned:
-# unpinned, pip takes a torch with gigabytes of CUDA libraries.
-PIP := $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt
+# Torch and the build tools first: the package is built against the torch that will run it.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 $(BIN)/.tools: $(BIN)/python constraints.txt
 	@echo "== installing torch and the build tools into $(VENV)"
-	$(PIP) torch numpy scikit-build-core cmake ninja
+	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) numpy scikit-build-core cmake ninja
 	@touch $@
 
 $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)

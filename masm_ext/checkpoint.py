@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from .config import MASMConfig
 from .convert import CONFIG_ATTRIBUTE, ConversionReport, replace_layers
 from .decomposition import Decomposition, principal, weight_hash
+from .files import write_atomically
 from .masking import LayerMasks
 from .nn.masm_linear import MASMLinear, masm_layers
+from .reference.precision import accumulate_dtype
 from .selection import matches
 
+FORMAT = "masm_ext adapter"
 FORMAT_VERSION = 1
 JSON_NAME = "adapter.json"
 _FACTORS = ("u", "s", "v", "u0", "s0", "v0")
@@ -62,8 +65,6 @@ def save_adapter(
             tensors[f"layers.{name}.bias"] = layer.bias
     for name, value in _saved_modules(model, config).items():
         tensors[f"saved.{name}"] = value
-    if masks is not None:
-        tensors["masks"] = masks.masks
     tensors = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
 
     folder = Path(folder)
@@ -72,7 +73,7 @@ def save_adapter(
     digest = hashlib.sha256(data).hexdigest()
     file_name = f"adapter-{digest[:12]}.safetensors"
     record = {
-        "format": "masm_ext adapter",
+        "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_dict(),
         "tensors": {"file": file_name, "sha256": digest},
@@ -81,17 +82,18 @@ def save_adapter(
                 "offsets": list(layer.offsets),
                 "energy": layer.energy,
                 "base_sha256": layer.base_hash,
-                "dtype": str(layer.weight.dtype).removeprefix("torch."),
+                "dtype": str(layer.base_dtype).removeprefix("torch."),
             }
             for name, layer in layers.items()
         },
         "masks": masks.masks.tolist() if masks is not None else None,
     }
-    stale = set(folder.glob("adapter-*.safetensors")) - {folder / file_name}
+    record["sha256"] = _digest(record)
+    replaced = _tensors_named_by(folder / JSON_NAME)
     write_atomically(folder / file_name, data)
     write_atomically(folder / JSON_NAME, json.dumps(record, indent=1).encode())
-    for path in stale:  # tensors of the adapter that was here before
-        path.unlink()
+    if replaced is not None and replaced != file_name:
+        (folder / replaced).unlink(missing_ok=True)
     return folder / JSON_NAME
 
 
@@ -132,8 +134,6 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
         expected |= {f"layers.{name}.bias" for name, layer in linears.items() if layer.bias is not None}
     saved = _saved_modules(model, config)
     expected |= {f"saved.{name}" for name in saved}
-    if record["masks"] is not None:
-        expected.add("masks")
     _check_keys(expected, set(tensors))
     for name, value in saved.items():
         if tensors[f"saved.{name}"].shape != value.shape:
@@ -144,7 +144,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
     def build(name: str, linear: nn.Linear) -> MASMLinear:
         entry = record["layers"][name]
         device = linear.weight.device
-        u0, s0, v0 = (tensors[f"layers.{name}.{f}"].to(device) for f in ("u0", "s0", "v0"))
+        dtype = accumulate_dtype(linear.weight.dtype)
+        u0, s0, v0 = (tensors[f"layers.{name}.{f}"].to(device, dtype) for f in ("u0", "s0", "v0"))
         N, D = linear.weight.shape
         R = entry["offsets"][-1]
         if (u0.shape, s0.shape, v0.shape) != ((R, N), (R,), (R, D)):
@@ -167,9 +168,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
     with torch.no_grad():
         for name, value in _saved_modules(model, config).items():
             value.copy_(tensors[f"saved.{name}"])
-    if "masks" in tensors:
-        for layer, row in zip(masm_layers(model).values(), tensors["masks"]):
-            layer.mask.copy_(row != 0)
+    if record["masks"] is not None:
+        layers = masm_layers(model)
+        for name, row in zip(record["layers"], record["masks"]):
+            layers[name].mask.copy_(torch.tensor(row) != 0)
     return report
 
 
@@ -181,37 +183,50 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
         version = record["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path} is damaged: {error!r}") from error
-    if version > FORMAT_VERSION:
-        raise AdapterError(
-            f"{path} has format version {version}, this masm_ext reads up to {FORMAT_VERSION}: upgrade masm_ext"
-        )
-    missing = {"config", "tensors", "layers", "masks"} - set(record)
-    if missing:
-        raise AdapterError(f"{path} is damaged: {sorted(missing)} missing")
+        if record["format"] != FORMAT or not isinstance(version, int) or version < 1:
+            raise ValueError(f"format {record['format']!r}, version {version!r}: not an adapter of masm_ext")
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"{path} has format version {version}, this masm_ext reads up to {FORMAT_VERSION}: upgrade masm_ext"
+            )
+        if record["sha256"] != _digest(record):
+            raise ValueError("its content is not what was written (SHA-256)")
+        config = MASMConfig.from_dict(record["config"])
+        K, masks = config.num_subspaces, record["masks"]
+        if masks is not None and [len(row) for row in masks] != [K] * len(record["layers"]):
+            raise ValueError("masks do not have the shape [L, K]")
+        for name, entry in record["layers"].items():
+            offsets, known = entry["offsets"], {"base_sha256", "dtype", "energy"} <= set(entry)
+            if not known or len(offsets) != K + 1 or offsets[0] != 0 or offsets != sorted(offsets):
+                raise ValueError(f"layer {name!r} is incomplete or has wrong offsets")
+        if Path(record["tensors"]["file"]).name != record["tensors"]["file"]:
+            raise ValueError(f"it names a file outside its folder: {record['tensors']['file']!r}")
+        record["tensors"]["sha256"]
+    except AdapterError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise AdapterError(f"{path} is damaged or was changed: {error!r}") from error
     return record
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside ``path``, flush to disk, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a record without its own digest."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_named_by(path: Path) -> str | None:
+    """The tensor file of the adapter that is about to be replaced, if there is a readable one."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        name = json.loads(path.read_bytes())["tensors"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and Path(name).name == name and name.startswith("adapter-") else None
 
 
 def _read_tensors(folder: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     name = record["tensors"]["file"]
     path = folder / name
-    if Path(name).name != name:
-        raise AdapterError(f"{folder / JSON_NAME} names a file outside its folder: {name!r}")
     if not path.exists():
         raise AdapterError(f"{path} is missing: the adapter is incomplete")
     data = path.read_bytes()

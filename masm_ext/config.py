@@ -71,8 +71,14 @@ class MASMConfig:
             if not isinstance(value, str) and not all(isinstance(v, str) for v in value):
                 raise TypeError(f"MASMConfig.{name} must be a string or a sequence of strings, got {value!r}")
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name, values in (
+            ("subspace_rank", [self.subspace_rank] if isinstance(self.subspace_rank, int) else self.subspace_rank),
+            ("num_subspaces", [self.num_subspaces]),
+        ):
+            if isinstance(values, str | float) or not all(isinstance(v, int) for v in values):
+                raise TypeError(f"MASMConfig.{name} must be made of ints, got {getattr(self, name)!r}")
         if not isinstance(self.subspace_rank, int):
-            object.__setattr__(self, "subspace_rank", tuple(int(r) for r in self.subspace_rank))
+            object.__setattr__(self, "subspace_rank", tuple(self.subspace_rank))
         self._require(self.num_subspaces >= 1, "num_subspaces", "at least 1")
         if isinstance(self.subspace_rank, tuple):
             self._require(

@@ -11,9 +11,10 @@ from torch import nn
 from tqdm import tqdm
 
 from .config import MASMConfig
-from .decomposition import SpectrumCache, choose_ranks, factor_dtype_for, spectra_of, split, weight_hash
+from .decomposition import SpectrumCache, choose_ranks, spectra_of, split, weight_hash
 from .nn.masm_linear import MASMLinear, masm_layers
-from .selection import Patterns, matches, matching_linears
+from .reference.precision import accumulate_dtype
+from .selection import Patterns, matches, matching_linears, replace_modules
 
 #: Where a converted model keeps its config.
 CONFIG_ATTRIBUTE = "masm_config"
@@ -62,7 +63,8 @@ def convert(
     """Replace the matching ``nn.Linear`` layers of a model by :class:`MASMLinear`, in place, and freeze the rest.
 
     Afterwards exactly these parameters are trainable: u, s, v of the converted layers (their biases with
-    ``config.train_bias``) and everything under ``config.modules_to_save``. The output of the model does not change.
+    ``config.train_bias``) and everything under ``config.modules_to_save``, which is never converted. The output of the
+    model does not change.
 
     Args:
         model: a model that holds its pretrained weights.
@@ -79,10 +81,13 @@ def convert(
     if masm_layers(model):
         raise ValueError(
             f"the model is converted already ({next(iter(masm_layers(model)))} is a MASMLinear); "
-            "convert a fresh copy of the pretrained model, or merge() it first"
+            "convert a fresh copy of the pretrained model, or merge(model, keep=False) first"
         )
     linears = matching_linears(
-        model, config.target_modules if target_modules is None else target_modules, config.exclude_modules
+        model,
+        config.target_modules if target_modules is None else target_modules,
+        config.exclude_modules,
+        config.modules_to_save,
     )
     for pattern in config.modules_to_save:
         if not any(matches(name, m, pattern) for name, m in model.named_modules()):
@@ -101,7 +106,7 @@ def convert(
 
     def build(name: str, linear: nn.Linear) -> MASMLinear:
         ranks = choose_ranks(spectra[name].sigma, config.ranks, config.energy, name)
-        dtype = factor_dtype_for(linear.weight.dtype)
+        dtype = accumulate_dtype(linear.weight.dtype)
         parts = split(weights[name], spectra[name], ranks, config.partition, dtype)
         return MASMLinear(parts, linear.bias, base_hash=hashes[name], train_bias=config.train_bias)
 
@@ -121,24 +126,17 @@ def replace_layers(
     for name, module in model.named_modules():
         if matches(name, module, config.modules_to_save):
             module.requires_grad_(True)
+    replace_modules(model, {linears[name]: layer for name, layer in built.items()})
     setattr(model, CONFIG_ATTRIBUTE, config)
     rows = []
     for name, linear in linears.items():
         layer = built[name].train(linear.training)
-        set_module(model, name, layer)
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         replaced = sum(p.numel() for p in linear.parameters())
         shape = (layer.out_features, layer.in_features)
         rows.append(ConvertedLayer(name, shape, layer.ranks, trainable / replaced, layer.energy))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return ConversionReport(tuple(rows), trainable, total)
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    if not name:
-        raise ValueError("the model is itself the layer; use MASMLinear.from_linear, or wrap it in nn.Sequential")
-    setattr(model.get_submodule(parent), child, module)
 
 
 class MergedLinear(nn.Linear):
@@ -175,8 +173,7 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
     layers = masm_layers(model)
     if not layers:
         raise ValueError("merge: the model has no MASMLinear" + (" (it is merged already)" if _merged(model) else ""))
-    for name, layer in layers.items():
-        set_module(model, name, MergedLinear(layer) if keep else layer.to_linear())
+    replace_modules(model, {m: MergedLinear(m) if keep else m.to_linear() for m in layers.values()})
     return len(layers)
 
 
@@ -188,8 +185,7 @@ def unmerge(model: nn.Module) -> int:
     merged = _merged(model)
     if not merged:
         raise ValueError("unmerge: no merged layer to restore; merged with keep=False, or loaded from a state_dict?")
-    for name, layer in merged.items():
-        set_module(model, name, layer.restored())
+    replace_modules(model, {m: m.restored() for m in merged.values()})
     return len(merged)
 
 

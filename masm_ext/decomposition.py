@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .files import write_atomically
 from .ops.fold import fold
-from .reference.precision import HALF
 
 # Trailing directions kept in the cache, so that another R usually finds them there.
 CACHED_DIRECTIONS = 64
@@ -73,7 +73,8 @@ def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name
     if energy is not None:
         tail = sigma.double().square().flip(0).cumsum(0)  # [q], energy of the last 1, 2, ... directions
         R = int((tail < energy * tail[-1]).sum()) + 1
-        ranks = (math.ceil(R / K),) * K
+        R = min(max(math.ceil(R / K) * K, K), q)
+        ranks = tuple(R // K + (k < R % K) for k in range(K))
     if min(ranks) < 1:
         raise ValueError(f"{name}: every subspace needs rank 1 or more, got ranks {list(ranks)}")
     if sum(ranks) > q:
@@ -151,15 +152,11 @@ def principal(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return fold(weight.double(), u.double(), -s.double(), v.double()).to(weight.dtype)
 
 
-def factor_dtype_for(dtype: torch.dtype) -> torch.dtype:
-    """u, s, v are float32 beside half-precision weights: a training step in bfloat16 would round small updates away."""
-    return torch.float32 if dtype in HALF else dtype
-
-
 class SpectrumCache:
     """Spectra on disk under the hash of their weight: one safetensors file each, written atomically.
 
-    An unreadable file is not used and not deleted: the error names it.
+    An unreadable file is not used and not deleted: the error names it. A folder that cannot be written is told once a
+    weight, as a warning: nothing that was computed is lost to it.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
@@ -180,17 +177,12 @@ class SpectrumCache:
         return spectrum if spectrum.u.shape[0] >= min(directions, spectrum.sigma.numel()) else None
 
     def put(self, digest: str, spectrum: Spectrum) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # a name of its own: several processes may write the same weight
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        os.close(handle)
+        data = safetensors.torch.save({"sigma": spectrum.sigma, "u": spectrum.u, "v": spectrum.v})
         try:
-            tensors = {"sigma": spectrum.sigma, "u": spectrum.u.clone(), "v": spectrum.v.clone()}
-            safetensors.torch.save_file(tensors, temporary)
-            os.replace(temporary, self._path(digest))
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(digest), data)
+        except OSError as error:
+            warnings.warn(f"the SVD is not cached: {self.folder} cannot be written ({error})", stacklevel=2)
 
 
 def spectra_of(

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .config import MASMConfig
 from .nn.masm_linear import MASMLinear, masm_layers
 
+#: Singular values below this share of the root mean square count as this large in the spectral-consistency loss.
+SPECTRAL_FLOOR = 1e-3
+
 Layers = nn.Module | Sequence[MASMLinear]
 
 
@@ -32,7 +35,9 @@ def orthogonality_loss(model: Layers) -> Tensor:
 def spectral_consistency_loss(model: Layers) -> Tensor:
     """Mean over layers of the squared relative change of ``||W||_F^2`` and of each subspace's singular values.
 
-    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / ||s_k0||^2``, What the current weight. Zero at
+    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / ||s_k0||^2``, What the current weight. The second
+    denominator is at least ``r_k (SPECTRAL_FLOOR sigma_rms)^2``, sigma_rms the root mean square of W's singular values:
+    directions that the pretrained weight does not use at all (s_k0 near 0) would otherwise cost 1e8 a step. Zero at
     init. The change of the norm is computed as a difference of artifact terms (the principal part cancels), so that
     float32 does not drown it. Returns a scalar that flows gradients into u, s and v.
     """
@@ -64,11 +69,12 @@ def _group_sums(layers: list[MASMLinear]) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(first.u.dtype, torch.float32)
     u, s, v, s0 = (torch.stack([getattr(x, n) for x in layers]).to(dtype) for n in ("u", "s", "v", "s0"))
     norm2 = torch.stack([x.weight_norm2 for x in layers]).to(dtype)  # [L]
-    tiny = torch.finfo(dtype).tiny
+    tiny, q = torch.finfo(dtype).tiny, min(first.weight.shape)
     gram_u, gram_v = u @ u.mT, v @ v.mT  # [L, R, R]
-    # The weights are not stacked: that would double the memory of the frozen model.
-    uw = torch.stack([a @ x.weight.to(dtype) for a, x in zip(u, layers)])  # [L, R, D]
-    vw = torch.stack([b @ x.weight.to(dtype).mT for b, x in zip(v, layers)])  # [L, R, N]
+    # The weights are not stacked: that would hold the frozen model twice. (Half-precision ones are widened one by one.)
+    weights = [x.weight.to(dtype) for x in layers]
+    uw = torch.stack([a @ w for a, w in zip(u, weights)])  # [L, R, D]
+    vw = torch.stack([b @ w.mT for b, w in zip(v, weights)])  # [L, R, N]
 
     block = torch.block_diag(*(torch.ones(r, r, dtype=dtype, device=u.device) for r in first.ranks))  # [R, R]
     eye = torch.eye(u.shape[1], dtype=dtype, device=u.device)
@@ -84,6 +90,8 @@ def _group_sums(layers: list[MASMLinear]) -> tuple[Tensor, Tensor]:
     member = torch.stack(
         [block[a] for a in first.offsets[:-1]]  # [K, R], row k marks the directions of subspace k
     )
-    drift = ((s - s0).square() @ member.mT) / (s02 @ member.mT).clamp_min(tiny)  # [L, K]
+    ranks = member.sum(-1)  # [K]
+    floor = (SPECTRAL_FLOOR**2 * base / q)[:, None] * ranks  # [L, K]
+    drift = ((s - s0).square() @ member.mT) / torch.maximum(s02 @ member.mT, floor).clamp_min(tiny)  # [L, K]
     spectral = ((change / base.clamp_min(tiny)).square() + drift.sum(-1)).sum()
     return orthogonality, spectral

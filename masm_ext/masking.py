@@ -33,6 +33,8 @@ class LayerMasks:
     EMAs with the optimizer's beta1 and bias-corrected (the same weights in both, so that var >= 0),
     ``snr = bias2 / (bias2 + var)``. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
 
+    A new object starts with everything active, also over a model whose layers were loaded with masks.
+
     A mask of 0 leaves parameters, moments and decay of a block bit for bit as they are, and the backward pass does not
     compute its gradients. Because its statistics stand still meanwhile, a masked block is probed: every
     ``mask_probe_interval`` steps it is unmasked (and updated) for ``mask_probe_steps`` steps.
@@ -69,7 +71,7 @@ class LayerMasks:
         self._bias2 = torch.zeros(L, K, dtype=torch.float64)
         self._grad2 = torch.zeros(L, K, dtype=torch.float64)  # EMA of ||g||^2, not yet bias-corrected
         self._second = torch.zeros(L, K, dtype=torch.float64)  # the same, bias-corrected
-        self._idle = torch.zeros(L, K, dtype=torch.int64)  # steps since a block was masked or last probed
+        self._idle = torch.zeros(L, K, dtype=torch.int64)  # steps a block has been masked without a break
         self._probing = torch.zeros(L, K, dtype=torch.int64)  # probe steps left
         self._publish()
 
@@ -132,10 +134,10 @@ class LayerMasks:
     def _probe(self) -> None:
         masked = self._selected == 0
         self._probing = torch.where(masked, (self._probing - 1).clamp_min(0), 0)
-        if self.config.mask_probe_interval:
-            due = masked & (self._idle >= self.config.mask_probe_interval)
-            self._probing[due] = self.config.mask_probe_steps
-            self._idle = torch.where(masked & ~due, self._idle + 1, 0)
+        resting = masked & (self._probing == 0)
+        due = resting & (self._idle >= self.config.mask_probe_interval) & (self.config.mask_probe_interval > 0)
+        self._probing[due] = self.config.mask_probe_steps
+        self._idle = torch.where(resting & ~due, self._idle + 1, 0)
 
     def _publish(self) -> None:
         self.masks = torch.where(self._probing > 0, torch.ones_like(self._selected), self._selected)
@@ -192,24 +194,26 @@ def select_layers(
     Per layer, with G_b the gradient of the weight on batch b: ``bias2 = ||mean_b G_b||^2``, ``var = mean_b ||G_b||^2 -
     bias2``, ``snr = bias2 / (bias2 + var)``. The layers of largest snr are returned, ``mask_active_fraction`` of those
     that ``target_modules`` matches (or those above ``mask_threshold``), in module order: put them into
-    ``target_modules`` and call :func:`masm_ext.convert`. The model's ``requires_grad`` flags and gradients are left as
-    they were.
+    ``target_modules`` and call :func:`masm_ext.convert`. The pass runs in eval mode; the model's mode,
+    ``requires_grad`` flags and gradients are left as they were.
 
     loss_fn(model, batch) -> scalar loss. Raises ValueError if there are fewer than two batches.
     """
-    linears = matching_linears(model, config.target_modules, config.exclude_modules)
+    linears = matching_linears(model, config.target_modules, config.exclude_modules, config.modules_to_save)
+    modes = {m: m.training for m in model.modules()}
     flags = {p: p.requires_grad for p in model.parameters()}
     weights = [layer.weight for layer in linears.values()]
     mean = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
     second = torch.zeros(len(weights), dtype=torch.float64)
     count = 0
     try:
+        model.eval()  # batch statistics and dropout are neither moved nor measured
         for p in flags:
             p.requires_grad_(False)
         for w in weights:
             w.requires_grad_(True)
         for count, batch in enumerate(batches, start=1):
-            grads = torch.autograd.grad(loss_fn(model, batch), weights)
+            grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
             for i, g in enumerate(grads):
                 mean[i] += (g.float() - mean[i]) / count
                 second[i] += (float(g.double().square().sum()) - second[i]) / count
@@ -218,6 +222,8 @@ def select_layers(
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
     if count < 2:
         raise ValueError(f"select_layers needs at least two batches to tell bias from variance, got {count}")
     bias2 = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)

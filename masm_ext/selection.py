@@ -31,17 +31,26 @@ def matches(name: str, module: nn.Module, patterns: Patterns) -> bool:
 FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
-def matching_linears(model: nn.Module, target: Patterns, exclude: Patterns = ()) -> dict[str, nn.Linear]:
-    """The ``nn.Linear`` modules that ``target`` names and ``exclude`` does not, in module order.
+def matching_linears(
+    model: nn.Module, target: Patterns, exclude: Patterns = (), save: Patterns = ()
+) -> dict[str, nn.Linear]:
+    """The ``nn.Linear`` modules that ``target`` names and ``exclude`` does not, outside the modules that ``save`` names
+    (those stay as they are), in module order. A module with several names is listed under its first.
 
-    Raises ValueError if there is none, naming some that exist; TypeError for subclasses of nn.Linear and for layers
-    inside modules that bypass ``forward``.
+    Raises ValueError if there is none, naming some that exist, and for weights that cannot be replaced (shared with
+    another module, hooks on the module, the model itself); TypeError for subclasses of nn.Linear and for layers inside
+    modules that bypass ``forward``.
     """
     found: dict[str, nn.Linear] = {}
+    saved = [name for name, m in model.named_modules() if matches(name, m, save)]
     parents = [(name, m) for name, m in model.named_modules() if isinstance(m, FUSED_PARENTS)]
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or not matches(name, module, target) or matches(name, module, exclude):
             continue
+        if any(name == root or name.startswith(root + ".") for root in saved):
+            continue
+        if not name:
+            raise ValueError("the model is itself the layer; use MASMLinear.from_linear, or wrap it in nn.Sequential")
         for parent_name, parent in parents:
             if name.startswith(parent_name + "." if parent_name else ""):
                 raise TypeError(
@@ -52,8 +61,9 @@ def matching_linears(model: nn.Module, target: Patterns, exclude: Patterns = ())
         if type(module) is not nn.Linear:
             raise TypeError(
                 f"{name!r} is a {type(module).__name__}, a subclass of nn.Linear that conversion would change; "
-                "exclude it, or replace it by a plain nn.Linear first"
+                "exclude it, or replace it by a plain nn.Linear first (after merge(model), use keep=False)"
             )
+        _check_replaceable(model, name, module)
         found[name] = module
     if not found:
         existing = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -63,3 +73,21 @@ def matching_linears(model: nn.Module, target: Patterns, exclude: Patterns = ())
             + (f", for example {', '.join(existing[:6])}" if existing else "")
         )
     return found
+
+
+def _check_replaceable(model: nn.Module, name: str, linear: nn.Linear) -> None:
+    for other_name, other in model.named_modules():
+        if other is not linear and any(p is linear.weight for p in other._parameters.values()):
+            raise ValueError(
+                f"{name!r} shares its weight with {other_name!r}; converting one would part them: exclude it"
+            )
+    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
+        raise ValueError(f"{name!r} has hooks, which conversion would drop: convert first, then register them")
+
+
+def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    """Put each new module where the old one is, under every name it has."""
+    for parent in list(model.modules()):
+        for child_name, child in list(parent._modules.items()):  # named_children lists a module once
+            if child in new:
+                setattr(parent, child_name, new[child])

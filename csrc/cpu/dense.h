@@ -22,13 +22,17 @@ inline void mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
   d::to<Tensor>(stack[0]);  // takes the returned handle over, or it would leak
 }
 
-// [..., n] -> [M, n], rows contiguous; copies only where the caller's strides leave no other way.
+// [..., n] -> contiguous [M, n]; copies only where the caller's strides leave no other way.
 inline Tensor as_rows(const Tensor& t) {
   const int64_t n = t.size(-1);
   int64_t M = 1;
   for (int64_t i = 0; i + 1 < t.dim(); ++i) M *= t.size(i);
-  Tensor rows = torch::stable::reshape(t, {M, n});
-  return n == 0 || rows.stride(1) == 1 || n == 1 ? rows : torch::stable::contiguous(rows);
+  return torch::stable::contiguous(torch::stable::reshape(t, {M, n}));
+}
+
+// Contiguous, in the type the low-rank path is computed in.
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
 }
 
 template <class F>

@@ -15,10 +15,7 @@ Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor
   if (N == 0 || D == 0) return out;
   const Tensor w = torch::stable::contiguous(weight);
   const auto acc = accumulate_type(weight.scalar_type());
-  auto widen_to = [&](const Tensor& t) {
-    return torch::stable::contiguous(t.scalar_type() == acc ? t : torch::stable::to(t, acc));
-  };
-  const Tensor ua = widen_to(u), sa = widen_to(s), va = widen_to(v);
+  const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   dispatch(weight.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../checks.h"
@@ -35,11 +36,30 @@ void update(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m, F* v
   sums[0] = bias2, sums[1] = grad2;
 }
 
-template <class P>
-bool finite(const P* g, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i)
-    if (!std::isfinite(double(g[i]))) return false;
+// Also false where the square would overflow the second moment: an infinite moment would stop its element for good.
+template <class P, class F>
+bool finite(const P* g, F inverse_scale, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const F value = F(g[i]) * inverse_scale;
+    if (!std::isfinite(value * value)) return false;
+  }
   return true;
+}
+
+void check_scalar(const char* name, const std::optional<Tensor>& t) {
+  STD_TORCH_CHECK(!t || (t->scalar_type() == ScalarType::Float && t->numel() == 1 && t->is_cpu()),
+                  "masm::masked_adamw_: ", name, " must be one float32 element on the CPU");
+}
+
+// Two segments that overlap would be updated twice, at the same time.
+void check_disjoint(std::vector<Task> segments) {
+  std::sort(segments.begin(), segments.end(), [](const Task& a, const Task& b) {
+    return std::tie(a.tensor, a.begin, a.end) < std::tie(b.tensor, b.begin, b.end);
+  });
+  for (size_t i = 1; i < segments.size(); ++i)
+    STD_TORCH_CHECK(segments[i].tensor != segments[i - 1].tensor || segments[i].begin >= segments[i - 1].end,
+                    "masm::masked_adamw_: segments of tensor ", segments[i].tensor, " overlap at element ",
+                    segments[i].begin);
 }
 
 void check_lists(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& m,
@@ -85,7 +105,15 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   const int64_t* segment_data = static_cast<const int64_t*>(segments.const_data_ptr());
   const double* hyper_data = static_cast<const double*>(hyper.const_data_ptr());
 
-  std::vector<Task> tasks;
+  check_scalar("grad_scale", grad_scale);
+  check_scalar("found_inf", found_inf);
+  for (int64_t b = 0; b < B; ++b)
+    STD_TORCH_CHECK(mask_data[b] >= 0 && mask_data[b] <= 1, "masm::masked_adamw_: mask[", b, "] is ", mask_data[b],
+                    ", expected a value in [0, 1]");
+  const double inverse_scale =
+      grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
+
+  std::vector<Task> tasks, segment_list;
   std::vector<char> live(B, 0);
   for (int64_t i = 0; i < S; ++i) {
     const auto [tensor, begin, end, block] =
@@ -94,11 +122,14 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                         begin <= end && end <= params[tensor].numel(),
                     "masm::masked_adamw_: segment ", i, " (", tensor, ", ", begin, ", ", end, ", ", block,
                     ") lies outside its tensor or the blocks");
+    segment_list.push_back({tensor, begin, end, block});
     if (mask_data[block] == 0) continue;
     live[block] = 1;
     for (int64_t b = begin; b < end; b += kTaskElements)
       tasks.push_back({tensor, b, std::min(end, b + kTaskElements), block});
   }
+
+  check_disjoint(std::move(segment_list));
 
   Tensor stats = torch::stable::new_zeros(hyper, {B, 2});
   Tensor found = torch::stable::new_zeros(mask, {1});
@@ -109,10 +140,11 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   if (*found_data == 0) {
     torch::stable::parallel_for(0, count, 4, [&](int64_t t0, int64_t t1) {
       for (int64_t t = t0; t < t1; ++t)
-        dispatch(grads[tasks[t].tensor].scalar_type(), [&](auto type, auto) {
+        dispatch(grads[tasks[t].tensor].scalar_type(), [&](auto type, auto accumulate) {
           using P = decltype(type);
-          bad[t] =
-              !finite(static_cast<const P*>(grads[tasks[t].tensor].const_data_ptr()), tasks[t].begin, tasks[t].end);
+          using F = decltype(accumulate);
+          const P* g = static_cast<const P*>(grads[tasks[t].tensor].const_data_ptr());
+          bad[t] = !finite<P, F>(g, F(inverse_scale), tasks[t].begin, tasks[t].end);
         });
     });
     if (std::any_of(bad.begin(), bad.end(), [](char b) { return b != 0; })) *found_data = 1;
@@ -121,8 +153,6 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
 
   int64_t* step_data = static_cast<int64_t*>(steps.mutable_data_ptr());
   for (int64_t b = 0; b < B; ++b) step_data[b] += live[b];
-  const double inverse_scale =
-      grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
   std::vector<double> sums(2 * tasks.size());
   torch::stable::parallel_for(0, count, 4, [&](int64_t t0, int64_t t1) {
     for (int64_t t = t0; t < t1; ++t) {

@@ -30,32 +30,32 @@ void narrow(const A* in, T* out, int64_t n) {
   }
 }
 
-// kRows rows of length n. load() points at rows [m, m + kRows) of a matrix; rows past M are zeros. store() writes the
-// rows back (nothing to do where the pointers go straight into the matrix).
+// kRows rows of length n. load() points at rows [m, m + kRows) of a contiguous matrix; rows past M are zeros. store()
+// writes the rows back (nothing to do where the pointers go straight into the matrix).
 template <class T, class A>
 class RowBlock {
  public:
   explicit RowBlock(int64_t n) : n_(n), buffer_(kRows * n) {}
 
-  A* const* load(const T* base, int64_t stride, int64_t m, int64_t M) {
+  A* const* load(const T* base, int64_t m, int64_t M) {
     for (int i = 0; i < kRows; ++i) {
       A* row = buffer_.data() + i * n_;
       if (m + i >= M) {
         std::fill(row, row + n_, A(0));
         rows_[i] = row;
       } else if constexpr (std::is_same_v<T, A>) {
-        rows_[i] = const_cast<A*>(base + (m + i) * stride);
+        rows_[i] = const_cast<A*>(base + (m + i) * n_);
       } else {
-        widen(base + (m + i) * stride, row, n_);
+        widen(base + (m + i) * n_, row, n_);
         rows_[i] = row;
       }
     }
     return rows_;
   }
 
-  void store(T* base, int64_t stride, int64_t m, int64_t M) const {
+  void store(T* base, int64_t m, int64_t M) const {
     if constexpr (!std::is_same_v<T, A>) {
-      for (int64_t i = 0; i < std::min<int64_t>(kRows, M - m); ++i) narrow(rows_[i], base + (m + i) * stride, n_);
+      for (int64_t i = 0; i < std::min<int64_t>(kRows, M - m); ++i) narrow(rows_[i], base + (m + i) * n_, n_);
     }
   }
 

@@ -19,12 +19,6 @@ constexpr int64_t kTaskRows = 512;
 
 int64_t tasks(int64_t M) { return (M + kTaskRows - 1) / kTaskRows; }
 
-// u, s, v as the type the low-rank path is computed in; contiguous.
-Tensor as_accumulate(const Tensor& t) {
-  const auto type = accumulate_type(t.scalar_type());
-  return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
-}
-
 std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
   std::vector<int64_t> shape;
   for (int64_t i = 0; i + 1 < t.dim(); ++i) shape.push_back(t.size(i));
@@ -40,6 +34,23 @@ void check_input(const char* op, const char* name, const Tensor& t, int64_t last
   STD_TORCH_CHECK(t.is_cpu() && weight.is_cpu(), "masm::", op, ": ", name, " and weight must both be on the CPU");
 }
 
+// Row ranges of u, s, v whose gradient is wanted: the subspaces that are not masked.
+std::vector<std::pair<int64_t, int64_t>> live_ranges(const std::optional<Tensor>& mask,
+                                                     const std::vector<int64_t>& offsets) {
+  const size_t K = offsets.size() - 1;
+  if (mask) {
+    STD_TORCH_CHECK(mask->dim() == 1 && mask->size(0) == int64_t(K) && mask->is_contiguous() &&
+                        mask->scalar_type() == ScalarType::Bool,
+                    "masm::subspace_linear: expected a contiguous bool mask of shape [K] = [", K, "], got ",
+                    shape_of(*mask));
+  }
+  const bool* values = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
+  std::vector<std::pair<int64_t, int64_t>> live;
+  for (size_t k = 0; k < K; ++k)
+    if ((!values || values[k]) && offsets[k] < offsets[k + 1]) live.emplace_back(offsets[k], offsets[k + 1]);
+  return live;
+}
+
 // y[m] += (p[m] * s) u + bias, rows [m0, m1); p is written first when x is given.
 template <class T, class A>
 void add_low_rank(T* y, const T* x, A* p, const A* u, const A* s, const A* v, const A* bias, int64_t m0, int64_t m1,
@@ -47,41 +58,44 @@ void add_low_rank(T* y, const T* x, A* p, const A* u, const A* s, const A* v, co
   RowBlock<T, A> x_rows(D), y_rows(N);
   std::vector<A> dots(kRows * R), scaled(kRows * R);
   for (int64_t m = m0; m < m1; m += kRows) {
-    skinny_dot(x_rows.load(x, D, m, m1), v, R, D, dots.data());
+    skinny_dot(x_rows.load(x, m, m1), v, R, D, dots.data());
     for (int64_t i = 0; i < kRows * R; ++i) scaled[i] = dots[i] * s[i % R];
     const int64_t live = std::min<int64_t>(kRows, m1 - m);
     std::copy_n(dots.data(), live * R, p + m * R);
-    A* const* rows = y_rows.load(y, N, m, m1);
+    A* const* rows = y_rows.load(y, m, m1);
     skinny_add(rows, scaled.data(), u, R, N);
     if (bias)
       for (int64_t i = 0; i < live; ++i)
         for (int64_t n = 0; n < N; ++n) rows[i][n] += bias[n];
-    y_rows.store(y, N, m, m1);
+    y_rows.store(y, m, m1);
   }
 }
 
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
-                                           const Tensor& v, std::optional<Tensor> bias,
-                                           std::optional<Tensor> /*mask: for backward*/, std::vector<int64_t> offsets) {
+                                           const Tensor& v, std::optional<Tensor> bias, std::optional<Tensor> mask,
+                                           std::vector<int64_t> offsets) {
   check_factors("subspace_linear", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear", "x", x, D, weight);
   check_offsets("subspace_linear", offsets, R);
+  live_ranges(mask, offsets);  // a wrong mask is told here, not in backward
   if (bias) {
+    STD_TORCH_CHECK(bias->scalar_type() == weight.scalar_type() && bias->is_cpu(),
+                    "masm::subspace_linear: bias must have the dtype and device of weight");
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == N, "masm::subspace_linear: expected bias of shape [", N,
                     "], got ", shape_of(*bias));
   }
   const auto acc = accumulate_type(weight.scalar_type());
   Tensor y = torch::stable::new_empty(x, shape_with_last(x, N));
   Tensor p = torch::stable::new_empty(x, shape_with_last(x, R), acc);
-  const Tensor x2 = torch::stable::contiguous(as_rows(x));
+  const Tensor x2 = as_rows(x);
   const int64_t M = x2.size(0);
-  if (M == 0 || N == 0) return {y, p};
+  if (M == 0) return {y, p};
   Tensor y2 = torch::stable::view(y, {M, N});
-  mm_out(x2, torch::stable::transpose(weight, 0, 1), y2);
-  const Tensor ua = as_accumulate(u), sa = as_accumulate(s), va = as_accumulate(v);
+  if (N > 0) mm_out(x2, torch::stable::transpose(weight, 0, 1), y2);
+  const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   std::optional<Tensor> ba;
-  if (bias) ba = as_accumulate(*bias);
+  if (bias) ba = as_type(*bias, acc);
   dispatch(x.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
@@ -108,23 +122,6 @@ Tensor reduce_partials(const std::vector<A>& partials, int64_t count, int64_t n,
   return total.scalar_type() == like.scalar_type() ? total : torch::stable::to(total, like.scalar_type());
 }
 
-// Row ranges of u, s, v whose gradient is wanted: the subspaces that are not masked.
-std::vector<std::pair<int64_t, int64_t>> live_ranges(const std::optional<Tensor>& mask,
-                                                     const std::vector<int64_t>& offsets) {
-  const size_t K = offsets.size() - 1;
-  if (mask) {
-    STD_TORCH_CHECK(mask->dim() == 1 && mask->size(0) == int64_t(K) && mask->is_contiguous() &&
-                        mask->scalar_type() == ScalarType::Bool,
-                    "masm::subspace_linear_backward: expected a contiguous bool mask of shape [K] = [", K, "], got ",
-                    shape_of(*mask));
-  }
-  const bool* values = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
-  std::vector<std::pair<int64_t, int64_t>> live;
-  for (size_t k = 0; k < K; ++k)
-    if ((!values || values[k]) && offsets[k] < offsets[k + 1]) live.emplace_back(offsets[k], offsets[k + 1]);
-  return live;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
     const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor& v,
     const Tensor& p, std::optional<Tensor> mask, std::vector<int64_t> offsets, bool need_dx, bool need_du, bool need_ds,
@@ -138,14 +135,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
                   "masm::subspace_linear_backward: p must be the second output of the forward op");
 
   const auto live = live_ranges(mask, offsets);
-  const Tensor dy2 = torch::stable::contiguous(as_rows(dy));
+  const Tensor dy2 = as_rows(dy);
   const int64_t M = dy2.size(0);
+  const auto acc = accumulate_type(weight.scalar_type());
   const bool factors = (need_du || need_ds || need_dv) && !live.empty();
   STD_TORCH_CHECK(x.numel() == M * D && p.numel() == M * R, "masm::subspace_linear_backward: x ", shape_of(x), ", p ",
                   shape_of(p), " and dy ", shape_of(dy), " disagree on the number of rows");
   // What nobody reads may be a broadcast placeholder: it is not laid out.
-  const Tensor x2 = need_dv && factors ? torch::stable::contiguous(as_rows(x)) : x;
-  const Tensor p2 = (need_du || need_ds) && factors ? torch::stable::contiguous(as_rows(p)) : p;
+  const Tensor x2 = need_dv && factors ? as_rows(x) : x;
+  const Tensor p2 = (need_du || need_ds) && factors ? as_rows(p) : p;
   const Tensor none = torch::stable::new_empty(weight, {0});
   Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none;
   if (need_dx && M > 0 && D > 0) {
@@ -155,7 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
     else
       torch::stable::zero_(dx2);
   }
-  const Tensor ua = as_accumulate(u), sa = as_accumulate(s), va = as_accumulate(v);
+  const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   Tensor du = none, ds = none, dv = none, db = none;
   dispatch(weight.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
@@ -177,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
         for (int64_t c = c0; c < c1; ++c) {
           const int64_t end = std::min(M, (c + 1) * kTaskRows);
           for (int64_t m = c * kTaskRows; m < end; m += kRows) {
-            A* const* dyr = dy_rows.load(dy_data, N, m, end);
+            A* const* dyr = dy_rows.load(dy_data, m, end);
             if (need_dbias)
               for (int i = 0; i < kRows; ++i)
                 for (int64_t n = 0; n < N; ++n) db_part[c * N + n] += dyr[i][n];
@@ -185,9 +183,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
             skinny_dot(dyr, u_data, R, N, q.data());
             for (int64_t i = 0; i < kRows * R; ++i) qs[i] = q[i] * s_data[i % R];
             if (need_dx) {
-              A* const* dxr = dx_rows.load(dx_data, D, m, end);
+              A* const* dxr = dx_rows.load(dx_data, m, end);
               skinny_add(dxr, qs.data(), v_data, R, D);
-              dx_rows.store(dx_data, D, m, end);
+              dx_rows.store(dx_data, m, end);
             }
             if (!factors) continue;
             const int64_t rows = std::min<int64_t>(kRows, end - m);
@@ -204,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
               for (auto [b, e] : live) skinny_outer(du_part.data() + c * R * N, ps.data(), dyr, b, e, R, N);
             }
             if (need_dv) {
-              A* const* xr = x_rows.load(x_data, D, m, end);
+              A* const* xr = x_rows.load(x_data, m, end);
               for (auto [b, e] : live) skinny_outer(dv_part.data() + c * R * D, qs.data(), xr, b, e, R, D);
             }
           }

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,11 +12,11 @@ from ..decomposition import (
     check_finite,
     choose_ranks,
     compute_spectra,
-    factor_dtype_for,
     split,
     weight_hash,
 )
 from ..ops import fold, subspace_linear
+from ..reference.precision import HALF, accumulate_dtype
 
 
 class MASMLinear(nn.Module):
@@ -28,18 +28,20 @@ class MASMLinear(nn.Module):
     Attributes:
         weight: buffer [N, D], W without its artifact part.
         u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
-            half-precision weight.
+            half-precision weight, also after ``.to(torch.bfloat16)``: a training step in bfloat16 would round small
+            updates away.
         bias: parameter [N] or None, frozen unless the config says ``train_bias``.
         offsets: K + 1 row bounds.
         mask: buffer bool [K]; False stops the gradients of a subspace. Set by :class:`masm_ext.LayerMasks`.
         u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
-        base_hash: identity of the weight the layer was made from.
+        base_hash, base_dtype: identity of the weight the layer was made from (SHA-256) and its dtype.
 
     Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
     """
 
     weight: Tensor
     mask: Tensor
+    base_digest: Tensor
     u0: Tensor
     s0: Tensor
     v0: Tensor
@@ -51,12 +53,15 @@ class MASMLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = parts.weight.shape
         self.offsets = tuple(parts.offsets)
-        self.base_hash = base_hash
+        self.base_dtype = parts.weight.dtype
         self.energy = parts.energy
         self.register_buffer("weight", parts.weight.detach())
         self.u = nn.Parameter(parts.u.detach().clone())
         self.s = nn.Parameter(parts.s.detach().clone())
         self.v = nn.Parameter(parts.v.detach().clone())
+        # a buffer, so that it travels with the weights it belongs to
+        digest = torch.tensor(list(bytes.fromhex(base_hash)) or [0] * 32, dtype=torch.uint8)
+        self.register_buffer("base_digest", digest.to(parts.weight.device))
         self.register_buffer("u0", parts.u.detach().clone())
         self.register_buffer("s0", parts.s.detach().clone())
         self.register_buffer("v0", parts.v.detach().clone())
@@ -80,9 +85,26 @@ class MASMLinear(nn.Module):
         q = min(weight.shape)
         [spectrum] = compute_spectra([weight], q if config.energy is not None else max(1, min(q, sum(config.ranks))))
         ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name)
-        parts = split(weight, spectrum, ranks, config.partition, factor_dtype_for(weight.dtype))
+        parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype))
         layer = cls(parts, linear.bias, base_hash=weight_hash(weight), train_bias=config.train_bias)
         return layer.train(linear.training)
+
+    @property
+    def base_hash(self) -> str:
+        return bytes(self.base_digest.tolist()).hex()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
+        wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0, self.weight_norm2]
+        wide += [p.grad for p in (self.u, self.s, self.v) if p.grad is not None]
+        keep = {id(t) for t in wide}
+
+        def keep_wide(t: Tensor) -> Tensor:
+            out = fn(t)
+            if id(t) in keep and out.dtype in HALF:
+                return t.to(out.device, accumulate_dtype(out.dtype))
+            return out
+
+        return super()._apply(keep_wide, recurse)
 
     @property
     def num_subspaces(self) -> int:

@@ -11,6 +11,15 @@ def _fake(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return weight.new_empty(weight.shape)
 
 
+def _no_gradient(ctx, grad):
+    raise NotImplementedError(
+        "masm::fold has no gradient: it serves merging and inference; call it under torch.no_grad()"
+    )
+
+
+torch.library.register_autograd("masm::fold", _no_gradient)
+
+
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """The dense weight of a layer: ``weight + u^T diag(s) v``, computed in float32 (float64), rounded once.
 

@@ -28,6 +28,10 @@ def masked_adamw_(
     Shapes, dtypes and meaning: :func:`masm_ext.reference.masked_adamw_`. All tensors contiguous. Most users want
     :class:`masm_ext.MaskedAdamW`, which keeps the state.
     """
-    return torch.ops.masm.masked_adamw_(
+    result = torch.ops.masm.masked_adamw_(
         params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf
     )
+    if not torch.compiler.is_compiling():
+        # so that autograd notices a backward pass through values that are no longer there
+        torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, steps])
+    return result

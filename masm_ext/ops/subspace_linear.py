@@ -24,6 +24,10 @@ def _fake(x, weight, u, s, v, bias, mask, offsets):
         x.device == weight.device,
         lambda: f"masm::subspace_linear: x is on {x.device} and weight on {weight.device}",
     )
+    torch._check(
+        bias is None or bias.dtype == weight.dtype,
+        lambda: "masm::subspace_linear: bias must have the dtype and device of weight",
+    )
     y = x.new_empty(*x.shape[:-1], N)
     return y, x.new_empty(*x.shape[:-1], s.shape[0], dtype=accumulate_dtype(x.dtype))
 
@@ -73,7 +77,14 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
     return dx, None, du, ds, dv, db, None, None
 
 
+def _no_double_backward(ctx, *grads):
+    raise NotImplementedError(
+        "masm::subspace_linear has no second derivative: differentiate once, without create_graph"
+    )
+
+
 torch.library.register_autograd("masm::subspace_linear", _backward, setup_context=_setup_context)
+torch.library.register_autograd("masm::subspace_linear_backward", _no_double_backward)
 
 
 def subspace_linear(

@@ -59,14 +59,21 @@ class MaskedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 self._blocks.add(p)
-        if masks is not None and len({g["betas"][0] for g in self.param_groups}) > 1:
-            raise ValueError("MaskedAdamW: with masks, all groups need one beta1 (the statistics are shared)")
+        self._check_beta1()
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
 
     @property
     def skipped_steps(self) -> int:
         """Steps that were not taken because a gradient was not finite."""
         return self._skipped
+
+    def _check_beta1(self) -> None:
+        if self.masks is not None and len({g["betas"][0] for g in self.param_groups}) > 1:
+            raise ValueError("MaskedAdamW: with masks, all groups need one beta1 (the statistics are shared)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("masks", "_blocks", "_steps", "_skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -75,6 +82,7 @@ class MaskedAdamW(torch.optim.Optimizer):
                 self._blocks.add(p)
             grown = self._blocks.count - self._steps.numel()
             self._steps = torch.cat([self._steps, self._steps.new_zeros(grown)])
+            self._check_beta1()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -117,7 +125,8 @@ class MaskedAdamW(torch.optim.Optimizer):
         elif self.masks is not None:
             L, K = self.masks.masks.shape
             table = stats[: L * K].cpu().view(L, K, 2)
-            self.masks.observe(table[..., 0], table[..., 1], self.masks.masks != 0, hyper[0][1])
+            with_gradient = self._blocks.with_segments(params)[: L * K].view(L, K)
+            self.masks.observe(table[..., 0], table[..., 1], with_gradient & (self.masks.masks != 0), hyper[0][1])
         return loss
 
     def _init_state(self, p: Tensor) -> None:
@@ -164,6 +173,7 @@ class _Blocks:
     def __init__(self, masks: LayerMasks | None) -> None:
         self.masks = masks
         self._rows: dict[Tensor, list[tuple[int, int, int]]] = {}  # parameter -> (begin, end, block), in elements
+        self._segments: tuple[tuple[int, ...], Tensor] = ((), torch.empty(0, 4, dtype=torch.int64))
         self.count = 0
         if masks is None:
             return
@@ -175,7 +185,6 @@ class _Blocks:
                     (a * width, b * width, row * K + k) for k, (a, b) in enumerate(pairwise(layer.offsets))
                 ]
         self.count = masks.masks.numel()
-        self._segments: tuple[tuple[int, ...], Tensor] | None = None
 
     def add(self, p: Tensor) -> None:
         if p not in self._rows:
@@ -192,8 +201,13 @@ class _Blocks:
     def segments(self, params: list[Tensor]) -> Tensor:
         """int64 [S, 4]: (tensor, begin, end, block)."""
         key = tuple(id(p) for p in params)
-        cached = getattr(self, "_segments", None)
-        if cached is None or cached[0] != key:
+        if self._segments[0] != key:
             rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
-            self._segments = cached = (key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
-        return cached[1]
+            self._segments = (key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+        return self._segments[1]
+
+    def with_segments(self, params: list[Tensor]) -> Tensor:
+        """bool [B]: blocks that own a part of one of ``params``, the parameters that have a gradient."""
+        owned = torch.zeros(self.count, dtype=torch.bool)
+        owned[self.segments(params)[:, 3]] = True
+        return owned

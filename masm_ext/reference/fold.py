@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .checks import check_factors
 from .precision import wide
 
 
@@ -10,4 +11,5 @@ def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
 
     weight [N, D], u [R, N], s [R], v [R, D] -> [N, D].
     """
+    check_factors("fold", weight, u, s, v)
     return (wide(weight) + (wide(u).mT * wide(s)) @ wide(v)).to(weight.dtype)

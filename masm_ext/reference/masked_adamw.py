@@ -26,28 +26,31 @@ def masked_adamw_(
     gradients.
 
     A masked block is not touched at all: parameters, moments, step count. A mask between 0 and 1 scales the update (and
-    the decay), not the moments. If any gradient of a live block is not finite, or ``found_inf`` says so, nothing is
-    written.
+    the decay), not the moments. If any gradient of a live block, or its square, is not finite, or ``found_inf`` is set,
+    nothing is written.
 
     Returns stats float64 [B, 2] = (||EMA(g)||^2 as stored, ||g||^2) per block, zero for masked ones, and found [1].
     """
     stats = hyper.new_zeros(mask.numel(), 2)
-    live = [row for row in segments.tolist() if mask[row[3]] != 0]
+    scales, rows = mask.tolist(), hyper.tolist()
+    if not all(0 <= value <= 1 for value in scales):
+        raise RuntimeError(f"masm::masked_adamw_: mask must hold values in [0, 1], got {scales}")
+    live = [row for row in segments.tolist() if scales[row[3]] != 0]
+    inverse = 1.0 if grad_scale is None else 1 / grad_scale.item()
     found = mask.new_zeros(1)
+    # not finite, or so large that the square would overflow the second moment
     if (found_inf is not None and found_inf.item() != 0) or any(
-        not grads[t].flatten()[begin:end].isfinite().all() for t, begin, end, _ in live
+        not (wide(grads[t].flatten()[begin:end]) * inverse).square().isfinite().all() for t, begin, end, _ in live
     ):
         return stats, found + 1
     for block in {row[3] for row in live}:
         steps[block] += 1
+    counts = steps.tolist()
     for t, begin, end, block in live:
-        lr, beta1, beta2, eps, weight_decay = hyper[t].tolist()
-        scale = mask[block].item()
-        step = steps[block].item()
+        lr, beta1, beta2, eps, weight_decay = rows[t]
+        scale, step = scales[block], counts[block]
         p, m, v = (x[t].view(-1)[begin:end] for x in (params, exp_avgs, exp_avg_sqs))
-        g = wide(grads[t].flatten()[begin:end])
-        if grad_scale is not None:
-            g = g * (1 / grad_scale.item())
+        g = wide(grads[t].flatten()[begin:end]) * inverse
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         denominator = v.sqrt() / (1 - beta2**step) ** 0.5 + eps

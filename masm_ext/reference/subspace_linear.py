@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .checks import check_blocks, check_factors, check_input
 from .precision import wide
 
 
@@ -17,13 +18,16 @@ def subspace_linear(
     v: Tensor,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
-    offsets: Sequence[int] = (),
+    offsets: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``P = x v^T``, ``y = x weight^T + (P * s) u + bias``.
 
     x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R]. ``mask`` and ``offsets``
     have no part in the forward pass.
     """
+    check_factors("subspace_linear", weight, u, s, v)
+    check_input("subspace_linear", "x", x, weight.shape[1], weight)
+    check_blocks("subspace_linear", mask, [0, s.shape[0]] if offsets is None else offsets, s.shape[0])
     p = wide(x) @ wide(v).mT  # [..., R]
     y = wide(x) @ wide(weight).mT + (p * wide(s)) @ wide(u)
     if bias is not None:
@@ -53,20 +57,26 @@ def subspace_linear_backward(
     whatever the mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed
     comes back with no elements.
     """
+    check_factors("subspace_linear_backward", weight, u, s, v)
+    check_input("subspace_linear_backward", "dy", dy, weight.shape[0], weight)
+    check_blocks("subspace_linear_backward", mask, offsets, s.shape[0])
     none = weight.new_empty(0)
     g = wide(dy).reshape(-1, weight.shape[0])  # [M, N]
     rows = wide(x).reshape(-1, weight.shape[1])  # [M, D]
     p = p.reshape(-1, s.shape[0])  # [M, R]
     sw = wide(s)
     q = g @ wide(u).mT  # [M, R]
-    if mask is None:
-        live = torch.ones_like(sw)
-    else:
+    masked = None  # [R]: rows whose gradients are zero, whatever the numbers (a product would let NaN through)
+    if mask is not None:
         widths = torch.tensor([b - a for a, b in pairwise(offsets)], device=mask.device)
-        live = mask.to(sw.dtype).repeat_interleave(widths, output_size=s.shape[0])  # [R]
+        masked = ~mask.repeat_interleave(widths, output_size=s.shape[0])
     dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else none
-    du = ((p * sw * live).mT @ g).to(u.dtype) if need_du else none
-    ds = ((p * q).sum(0) * live).to(s.dtype) if need_ds else none
-    dv = ((q * sw * live).mT @ rows).to(v.dtype) if need_dv else none
+    du = ((p * sw).mT @ g).to(u.dtype) if need_du else none
+    ds = (p * q).sum(0).to(s.dtype) if need_ds else none
+    dv = ((q * sw).mT @ rows).to(v.dtype) if need_dv else none
+    if masked is not None:
+        for grad in (du, ds, dv):
+            if grad.numel():
+                grad[masked] = 0
     dbias = g.sum(0).to(weight.dtype) if need_dbias else none
     return dx, du, ds, dv, dbias

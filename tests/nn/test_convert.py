@@ -172,3 +172,46 @@ def test_activation_checkpointing():
     model.zero_grad()
     model(x).sum().backward()
     assert torch.equal(got, model[0].u.grad)
+
+
+def test_a_module_with_two_names_is_converted_under_both():
+    shared = nn.Linear(10, 10)
+    model = nn.Sequential(shared, nn.GELU(), shared)
+    x = torch.randn(3, 10)
+    want = model(x)
+    convert(model, MASMConfig(target_modules="*", subspace_rank=1), use_cache=False, progress=False)
+    assert model[0] is model[2] and isinstance(model[0], MASMLinear)
+    assert relative_error(model(x), want) <= 1e-6
+    merge(model)
+    assert model[0] is model[2] and type(model[0]) is not MASMLinear
+    unmerge(model)
+    assert model[0] is model[2] and isinstance(model[0], MASMLinear)
+
+
+def test_tied_weights_hooks_and_a_bare_linear_are_refused_before_anything_changes():
+    tied = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    tied[1].weight = tied[0].weight
+    hooked = nn.Sequential(nn.Linear(10, 10))
+    hooked[0].register_forward_hook(lambda *_: None)
+    for model, message in ((tied, "shares its weight with '1'"), (hooked, "has hooks"), (nn.Linear(10, 10), "itself")):
+        with pytest.raises(ValueError, match=message):
+            convert(model, MASMConfig(target_modules="re:.*", subspace_rank=1), use_cache=False, progress=False)
+        assert all(p.requires_grad for p in model.parameters()) and not hasattr(model, "masm_config")
+
+
+def test_saved_modules_are_never_converted():
+    model = converted(config=MASMConfig(target_modules="*", modules_to_save="4", subspace_rank=2))
+    assert type(model[4]) is nn.Linear and model[4].bias.requires_grad and isinstance(model[2], MASMLinear)
+
+
+def test_factors_stay_float32_when_the_model_becomes_half_precision():
+    model = converted()
+    x = torch.randn(4, 20)
+    want = model(x)
+    model.to(torch.bfloat16)
+    assert model[0].weight.dtype == torch.bfloat16 and model[0].u.dtype == model[0].s0.dtype == torch.float32
+    assert relative_error(model(x.bfloat16()), want) <= 3e-2
+    merge(model)
+    unmerge(model)
+    assert model[0].u.dtype == torch.float32
+    assert converted().half()[2].v.dtype == torch.float32 and converted().double()[2].v.dtype == torch.float64

@@ -99,3 +99,14 @@ def test_a_zero_weight_gives_finite_losses():
 def test_no_masm_layer():
     with pytest.raises(ValueError, match="call convert"):
         orthogonality_loss(nn.Linear(3, 3))
+
+
+def test_a_rank_deficient_weight_does_not_explode():
+    linear = nn.Linear(16, 16)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(16, 8) @ torch.randn(8, 16) / 16)
+    layer = MASMLinear.from_linear(linear, MASMConfig(subspace_rank=2))
+    with torch.no_grad():
+        layer.s.add_(1e-3)
+    loss = spectral_consistency_loss([layer])
+    assert 0 < loss.item() < 1e4

@@ -79,7 +79,8 @@ def test_warmup_interval_probe_and_history():
     assert seen[:2] == [every] * 2  # warm-up
     assert seen[2:5] == [only] * 3  # chosen at step 3
     assert seen[5:7] == [every] * 2  # probed for two steps
-    assert seen[7:9] == [only] * 2
+    assert seen[7:10] == [only] * 3
+    assert seen[10:12] == [every] * 2
     assert [h["step"] for h in masks.history] == [3, 7, 11]
     json.dumps(masks.history)
 
@@ -161,3 +162,23 @@ def test_masks_follow_real_gradients():
         loss.backward()
         optimizer.step()
     assert masks.masks.argmax(0).tolist() == [2, 2] and masks.masks.sum() == 2
+
+
+def test_a_probe_longer_than_its_interval_still_leaves_masked_steps():
+    fields = dict(mask_warmup=1, mask_interval=100, mask_active_fraction=0.25)
+    _, masks = build(**fields, mask_probe_interval=2, mask_probe_steps=5)
+    rank = torch.tensor([[0.9], [0.3], [0.2], [0.1]]).expand(4, 2)
+    active = []
+    for _ in range(15):
+        observe(masks, rank, torch.ones(4, 2))
+        active.append(int(masks.masks[:, 0].sum()))
+    assert active == [1, 1, 4, 4, 4, 4, 4] * 2 + [1]
+
+
+def test_select_layers_leaves_batch_statistics_and_modes_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model[2].eval()
+    config = MASMConfig(target_modules="*", subspace_rank=1)
+    batches = [torch.randn(6, 4) for _ in range(3)]
+    select_layers(model, config, batches, lambda m, x: m(x).square().mean())
+    assert model[1].num_batches_tracked == 0 and model[1].training and not model[2].training

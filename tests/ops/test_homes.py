@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 import masm_ext
@@ -23,12 +24,12 @@ def test_homes_are_where_the_table_says(repo):
         assert "(inactive)" not in dump[op], dump[op]
 
 
-def test_a_device_without_a_home_is_refused():
+def test_meta_is_served_by_the_fake_kernel():
     x = torch.randn(2, 3, device="meta")
     y = torch.ops.masm.fold(
         x, torch.randn(1, 2, device="meta"), torch.randn(1, device="meta"), torch.randn(1, 3, device="meta")
     )
-    assert y.is_meta and y.shape == (2, 3)  # meta is served by the fake kernel, and only by it
+    assert y.is_meta and y.shape == (2, 3)
 
 
 def test_build_info_is_plain_json():
@@ -38,3 +39,23 @@ def test_build_info_is_plain_json():
     assert json.loads(json.dumps(info)) == info
     assert set(info["ops"]) == {f"masm::{op}" for op in OPS}
     assert info["libraries"]["libmasm_cpu"] == "loaded"
+
+
+def test_the_formula_checks_what_the_kernels_check():
+    """Where a formula is the home of an op, bad input is told there too."""
+    from masm_ext import reference
+
+    w, u, s, v = torch.randn(6, 4), torch.randn(2, 6), torch.randn(2), torch.randn(2, 4)
+    x = torch.randn(3, 4)
+    for change, message in (
+        (dict(x=x[:, :3]), "last dimension 4"),
+        (dict(x=x.double()), "weight torch.float32"),
+        (dict(x=x.to("meta")), "x is on meta and weight on cpu"),
+        (dict(u=u[:, :5]), r"u of shape \[2, 6\], got \[2, 5\]"),
+        (dict(v=v.double()), "one dtype"),
+        (dict(offsets=[0, 3]), "rise from 0 to R = 2"),
+        (dict(mask=torch.ones(1)), "bool mask"),
+    ):
+        args = {"x": x, "weight": w, "u": u, "s": s, "v": v, "offsets": [0, 2], **change}
+        with pytest.raises(RuntimeError, match=message):
+            reference.subspace_linear(**args)

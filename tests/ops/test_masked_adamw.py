@@ -70,6 +70,25 @@ def test_a_non_finite_gradient_writes_nothing(bad, dtype):
     assert found.item() == 0 and not torch.equal(args[0][0], before[0][0])
 
 
+def test_a_gradient_whose_square_overflows_counts_as_not_finite():
+    args = make(torch.float32)
+    args[1][0][1, 1] = 1e30
+    before = copies(args)
+    for op in (masked_adamw_, reference.masked_adamw_):
+        _, found = op(*args, torch.ones(4), SEGMENTS, HYPER)
+        assert found.item() == 1 and torch.equal(args[3][0], before[3][0])
+    scaled = [None if t is None else t for t in (torch.tensor([2.0**60]), None)]
+    _, found = masked_adamw_(*args, torch.ones(4), SEGMENTS, HYPER, *scaled)
+    assert found.item() == 0  # 1e30 is a small gradient under that scale
+
+
+def test_version_counters_are_bumped():
+    args = make(torch.float32)
+    versions = [t._version for t in (*args[0], *args[2], *args[3])]
+    masked_adamw_(*args, torch.ones(4), SEGMENTS, HYPER)
+    assert all(t._version > v for t, v in zip((*args[0], *args[2], *args[3]), versions))
+
+
 def test_found_inf_from_outside_skips():
     args = make(torch.float32)
     before = copies(args)
@@ -108,6 +127,11 @@ def test_opcheck(dtype):
         (lambda a: a.update(segments=torch.tensor([[0, 0, 5, 4]])), "outside its tensor or the blocks"),
         (lambda a: a.update(hyper=HYPER[:2].contiguous()), "hyper must be float64"),
         (lambda a: a.update(mask=torch.ones(4).double()), "mask must be float32"),
+        (lambda a: a.update(mask=torch.tensor([1, 1, 1, float("nan")])), r"expected a value in \[0, 1\]"),
+        (lambda a: a.update(mask=torch.tensor([1, 1, 1, 1.5])), r"mask\[3\] is 1.5"),
+        (lambda a: a.update(grad_scale=torch.ones(1).double()), "grad_scale must be one float32"),
+        (lambda a: a.update(found_inf=torch.ones(0)), "found_inf must be one float32"),
+        (lambda a: a.update(segments=torch.tensor([[2, 0, 9, 0], [0, 4, 8, 1], [0, 0, 5, 0]])), "tensor 0 overlap"),
         (lambda a: a.update(grads=a["grads"][:2]), "one length"),
         (lambda a: a.update(exp_avgs=[t.double() for t in a["exp_avgs"]]), "moments float32"),
         (lambda a: a["params"].__setitem__(0, a["params"][0].mT), "contiguous"),

@@ -204,7 +204,9 @@ def test_param_groups_rates():
 def test_closure_schedule_added_group_and_missing_gradients():
     model, masks = build()
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=5)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=5, cycle_momentum=False
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -235,3 +237,36 @@ def test_works_inside_torch_compile_of_the_forward():
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     train(torch.compile(model, backend="aot_eager", fullgraph=True), optimizer, 3, torch.Generator().manual_seed(0))
     assert masks.step == 3
+
+
+def test_blocks_without_a_gradient_keep_their_statistics():
+    model, masks = build(mask_policy="none")
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    train(model, optimizer, 3, torch.Generator().manual_seed(0))
+    snr = masks.snr[1].clone()
+    optimizer.zero_grad()
+    model[0](torch.randn(4, 12)).sum().backward()  # layer 2 takes no part
+    optimizer.step()
+    assert torch.equal(masks.snr[1], snr) and masks._updates.tolist() == [[4, 4], [3, 3]]
+
+
+def test_a_backward_pass_through_updated_parameters_is_noticed():
+    model, masks = build()
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    loss = model(torch.randn(4, 12)).square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_deepcopy_and_another_beta1():
+    model, masks = build()
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    train(model, optimizer, 2, torch.Generator().manual_seed(0))
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    for m, o in ((model, optimizer), (twin_model, twin)):
+        train(m, o, 3, torch.Generator().manual_seed(1))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin_model.parameters()))
+    with pytest.raises(ValueError, match="one beta1"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "betas": (0.5, 0.9)})

@@ -8,7 +8,7 @@ import masm_ext
 
 #: a file may import only from groups before its own
 ORDER = [
-    ["_library", "reference"],
+    ["_library", "reference", "files"],
     ["ops"],
     ["config", "selection", "decomposition"],
     ["nn"],
