@@ -2,9 +2,9 @@
 
     python benchmarks/generalization/report.py [--work /tmp/generalization]
 
-Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that mean,
-from resampling the clusters of the test set (pairs of people, or images) once for all seeds together; it is then written into
-the results, so that later reports have it without the scores.
+Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that
+mean, from resampling the clusters of the test set (pairs of people, or images) once for all seeds together; it is
+then written into the results, so that later reports have it without the scores.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import numpy as np  # noqa: E402
-from studies import STUDIES, Study  # noqa: E402
-
 from masm_detect.report.plots import plot_auc_bars  # noqa: E402
 from masm_detect.results import read_json, write_json, write_text  # noqa: E402
+from studies import STUDIES, Study  # noqa: E402
 
 RESAMPLES = 1000
 
@@ -50,7 +49,9 @@ def main() -> int:
 
 
 def by_method(study: Study, results: dict, direction: str) -> dict[str, dict[str, list[float]]]:
-    """method -> forgery -> the headline metric of each seed, in order of the seeds; "unseen" is the mean over unseen forgeries."""
+    """method -> forgery -> the headline metric of each seed, in order of the seeds; "unseen" is the mean over unseen
+    forgeries.
+    """
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     runs = [run for run in results["runs"].values() if run["direction"] == direction]
     for run in sorted(runs, key=lambda run: run["seed"]):
@@ -88,7 +89,9 @@ def summary(study: Study, results: dict) -> str:
 
 
 def plot(study: Study, results: dict, direction: str, path: Path) -> None:
-    """Bars of every method, seen and unseen forgeries; whiskers: the pooled interval, else +- one deviation over seeds."""
+    """Bars of every method, seen and unseen forgeries; whiskers: the pooled interval, else +- one deviation over
+    seeds.
+    """
     pooled = results.get("pooled", {}).get(direction, {})
     table = {}
     for method, values in by_method(study, results, direction).items():
@@ -102,7 +105,9 @@ def plot(study: Study, results: dict, direction: str, path: Path) -> None:
 
 
 def pooled_intervals(study: Study, results: dict, scores: Path) -> dict:
-    """direction -> method -> forgery -> [low, high] of the mean AUC over seeds; all seeds share each resample of the clusters."""
+    """direction -> method -> forgery -> [low, high] of the mean AUC over seeds; all seeds share each resample of the
+    clusters.
+    """
     pooled: dict = defaultdict(lambda: defaultdict(dict))
     files: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for key, run in results["runs"].items():
@@ -145,7 +150,9 @@ def _resampled_means(seeds: list[dict[str, np.ndarray]], method: str) -> np.ndar
 
 
 def _weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC of `scores` [n] under each row of `weights` [B, n] -> [B]. Scores are real numbers of a network: ties do not matter."""
+    """AUC of `scores` [n] under each row of `weights` [B, n] -> [B]. Scores are real numbers of a network: ties do
+    not matter.
+    """
     order = np.argsort(scores, kind="stable")
     real, fake = weights[:, order] * (labels[order] == 0), weights[:, order] * (labels[order] == 1)
     return (fake * np.cumsum(real, axis=1)).sum(axis=1) / (real.sum(axis=1) * fake.sum(axis=1))

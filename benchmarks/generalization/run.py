@@ -2,9 +2,9 @@
 
     python benchmarks/generalization/run.py --study gan-faces --data ../shared/data --work /tmp/generalization
 
-One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon as it is
-there, so a run that was interrupted goes on where it stopped. Runs go side by side, one thread each: on a small model that is
-about 1.4 times as fast as one run with all threads. Nothing but numbers leaves the work folder.
+One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon
+as it is there, so a run that was interrupted goes on where it stopped. Runs go side by side, one thread each: on a
+small model that is about 1.4 times as fast as one run with all threads. Nothing but numbers leaves the work folder.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import torch  # noqa: E402
-from spectrum import spectrum_scores  # noqa: E402
-from studies import STUDIES, Study, StudyDataMissing  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
 from masm_detect.config import METHODS, MethodConfig, RuntimeConfig  # noqa: E402
 from masm_detect.data.records import Sample  # noqa: E402
 from masm_detect.evaluate import score_samples  # noqa: E402
@@ -36,6 +32,9 @@ from masm_detect.models.detector import Detector  # noqa: E402
 from masm_detect.results import provenance, read_json, write_json  # noqa: E402
 from masm_detect.runtime import resolve_precision  # noqa: E402
 from masm_detect.sources import frame_dataset  # noqa: E402
+from spectrum import spectrum_scores  # noqa: E402
+from studies import STUDIES, Study, StudyDataMissing  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 BACKBONE = "bundled:dinov2-small"
 #: The method that trains nothing: the floor where a study has one.
@@ -63,21 +62,30 @@ def main() -> int:
         for method in options.methods
         if _key(direction, method, seed) not in results["runs"]
     ]
+    failed: list[str] = []
     # Forking a process whose torch already has threads may hang: start clean ones.
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        futures = [pool.submit(_run, *task) for task in tasks]
+        futures = {pool.submit(_run, *task): _key(*task[2:5]) for task in tasks}
         for future in tqdm(as_completed(futures), total=len(futures), desc=study.name, unit="run"):
+            if future.exception() is not None:
+                failed.append(futures[future])
+                tqdm.write(f"FAILED {futures[future]}: {future.exception()!r}")
+                continue
             key, result = future.result()
             results["runs"][key] = result
             write_json(out, results)
             tqdm.write(f"{key}: {_summary(study, key, result)}")
-    return 0
+    if failed:
+        print(f"{len(failed)} of {len(tasks)} runs failed and are not in {out}: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _run(
     study_name: str, samples: list[Sample], direction: str, method: str, seed: int, work: str, limit: int | None
 ) -> tuple[str, dict]:
-    """One training run and its test: (key, result). `limit`: train on so many samples only (to try the program out)."""
+    """One training run and its test: (key, result). `limit`: train on so many samples only (to try the program
+    out).
+    """
     study = STUDIES[study_name]
     split = study.split(samples, study.directions[direction], seed)
     train = split.train[:: max(1, len(split.train) // limit)] if limit else split.train
@@ -156,12 +164,19 @@ def _key(direction: str, method: str, seed: int) -> str:
 def _summary(study: Study, key: str, result: dict) -> str:
     (entry,) = result["test"].values()
     unseen = study.unseen(result["direction"])
-    numbers = [f"{name}{' (unseen)' if name in unseen else ''} {m[study.headline]:.3f}" for name, m in entry["methods"].items()]
+    numbers = [
+        f"{name}{' (unseen)' if name in unseen else ''} {m[study.headline]:.3f}" for name, m in entry["methods"].items()
+    ]
     val = f"val {result['val_auc']:.3f}, " if "val_auc" in result else ""
     return f"{val}{', '.join(numbers)} in {result['seconds']:.0f} s"
 
 
 def _one_thread() -> None:
+    # Imported now, not when first used: sources edited while a long run goes on must not change what it runs.
+    import peft  # noqa: F401
+
+    import masm_ext  # noqa: F401
+
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -170,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--study", choices=list(STUDIES), required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with ffpp-c40-videos/ and gan-faces/")
-    parser.add_argument("--work", type=Path, required=True, help="folder for crops, tiles and scores (images stay there)")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for crops, tiles and scores (images stay there)"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of <study>.json")
     parser.add_argument("--methods", nargs="+", choices=[SPECTRUM, *METHODS], default=[SPECTRUM, *METHODS])
     parser.add_argument("--directions", nargs="+", help="default: all of the study")

@@ -1,14 +1,15 @@
-"""The floor of the gan-faces study: logistic regression on the radial power spectrum, which sees no content at all."""
+"""The floor of the gan-faces study: logistic regression on the radial power spectrum, which sees no content at
+all.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from masm_detect.data.images import read_image
+from masm_detect.data.records import Sample
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
-from masm_detect.data.images import read_image
-from masm_detect.data.records import Sample
 
 
 def radial_spectrum(rgb: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The two studies: which real data, how it is normalised and split, what is trained on and what is tested.
 
-Both keep three things apart: forgeries trained on ("seen"), forgeries never trained on ("unseen"), and people or images in
-training, validation and test. The test part is the same for every method and seed; `seed` redraws training and validation.
+Both keep three things apart: forgeries trained on ("seen"), forgeries never trained on ("unseen"), and people or
+images in training, validation and test. The test part is the same for every method and seed; `seed` redraws training
+and validation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
 from masm_detect.config import DataConfig, OptimConfig
 from masm_detect.data.images import AugmentConfig, decode_image, encode_jpeg, png_bytes, read_image, resize_image
 from masm_detect.data.prepare import prepare
@@ -36,9 +36,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Study:
-    """A study: how its data is made ready in a work folder, its directions, its splits, and its one schedule for all methods.
+    """A study: how its data is made ready in a work folder, its directions, its splits, and its one schedule for all
+    methods.
 
-    `directions`: name -> the forgeries trained on. `headline`: the metric of the summary, "auc" (frames) or "video_auc".
+    `directions`: name -> the forgeries trained on. `headline`: the metric of the summary, "auc" (frames) or
+    "video_auc".
     """
 
     name: str
@@ -58,11 +60,12 @@ class Study:
 
 # FaceForensics++, H.264 crf 40 --------------------------------------------------------------------------------------
 
-# Pairs of target and source. The first three are in neither the official validation nor test list, the others in the former.
+# Pairs of target and source. The first three are in neither the official validation nor test list, the others in the
+# former.
 TRAIN_PAIRS = (("183", "253"), ("469", "481"), ("866", "878"))
 TEST_PAIRS = (("585", "599"), ("672", "720"))
 FRAMES_PER_VIDEO = 64
-FFPP_REAL_FRAMES, FFPP_FAKE_FRAMES, FFPP_TEST_FRAMES = 64, 32, 24
+FFPP_FAKE_FRAMES, FFPP_VAL_FRAMES, FFPP_TEST_FRAMES = 20, 6, 16
 
 
 def prepare_ffpp(data: Path, work: Path) -> list[Sample]:
@@ -75,20 +78,29 @@ def prepare_ffpp(data: Path, work: Path) -> list[Sample]:
 
 
 def split_ffpp(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split:
-    """Test: the two test pairs, all methods. Validation: one of the training pairs, in turn with the seed."""
-    held_out = TRAIN_PAIRS[seed % len(TRAIN_PAIRS)]
-    train_ids = {name for pair in TRAIN_PAIRS if pair != held_out for name in pair}
-    test_ids = {name for pair in TEST_PAIRS for name in pair}
-    # One real video stands against two fakes of the same person: twice the frames keep the classes level.
-    dense = [s for s in samples if s.label == 0 or s.method in seen]
-    dense = limit_frames([s for s in dense if s.label == 0], FFPP_REAL_FRAMES) + limit_frames(
-        [s for s in dense if s.label == 1], FFPP_FAKE_FRAMES
-    )
+    """Test: the two test pairs, all methods. Training: the three other pairs, the first three quarters of each video.
+
+    Validation is the last fifth of the training videos: six identities are too few to hold one pair back, so it
+    watches the fit and chooses the epoch, and says little about new people. One real video stands against two fakes
+    of one person, so it gives twice the frames. `seed` does not change the split here.
+    """
+    source = [s for s in samples if s.label == 0 or s.method in seen]
+    train, val, test = [], [], [s for s in samples if _target(s) in _ids(TEST_PAIRS)]
+    for video in dict.fromkeys(s.video for s in source if _target(s) in _ids(TRAIN_PAIRS)):
+        frames = [s for s in source if s.video == video]
+        share = 1 if frames[0].label == 1 else len(seen)
+        # The gap between the two keeps neighbouring, nearly equal frames apart.
+        train += limit_frames(frames[: len(frames) * 3 // 4], FFPP_FAKE_FRAMES * share)
+        val += limit_frames(frames[len(frames) * 4 // 5 :], FFPP_VAL_FRAMES * share)
     return Split(
-        train=[replace(s, split="train") for s in dense if _target(s) in train_ids],
-        val=[replace(s, split="val") for s in limit_frames(dense, FFPP_TEST_FRAMES) if _target(s) in held_out],
-        test=[replace(s, split="test") for s in limit_frames(samples, FFPP_TEST_FRAMES) if _target(s) in test_ids],
+        train=[replace(s, split="train") for s in train],
+        val=[replace(s, split="val") for s in val],
+        test=[replace(s, split="test") for s in limit_frames(test, FFPP_TEST_FRAMES)],
     )
+
+
+def _ids(pairs: tuple[tuple[str, str], ...]) -> set[str]:
+    return {name for pair in pairs for name in pair}
 
 
 def _target(sample: Sample) -> str:
@@ -99,11 +111,12 @@ def _target(sample: Sample) -> str:
 # GAN faces ----------------------------------------------------------------------------------------------------------
 
 GAN_SIDE, GAN_QUALITY, GAN_CROP, GAN_TILE = 256, 90, 224, 112
-GAN_TEST, GAN_VAL = 80, 20
+GAN_TEST, GAN_VAL, GAN_TRAIN = 60, 20, 80
 
 
 def prepare_gan(data: Path, work: Path) -> list[Sample]:
-    """Every image at 256 px and JPEG quality 90 first, whatever it was; then the middle 224 px, cut into tiles of 112 px.
+    """Every image at 256 px and JPEG quality 90 first, whatever it was; then the middle 224 px, cut into tiles of
+    112 px.
 
     A tile is a frame and an image is a video here: the score of an image is the mean of its four tiles. No pixel is
     resampled after the normalisation, so the traces of a generator's upsampling stay.
@@ -124,7 +137,9 @@ def prepare_gan(data: Path, work: Path) -> list[Sample]:
 
 
 def split_gan(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split:
-    """Test: 80 fixed images of each folder. Of the other 120 real and 120 seen, 20 each validate, redrawn with the seed."""
+    """Test: 80 fixed images of each folder. Of the other 120 real and 120 seen, 20 each validate, redrawn with the
+    seed.
+    """
     parts: dict[str, list[Sample]] = {"train": [], "val": [], "test": []}
     for method in sorted({s.method for s in samples}):
         mine = [s for s in samples if s.method == method]
@@ -133,10 +148,11 @@ def split_gan(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split:
         order = np.random.default_rng(zlib.crc32(method.encode())).permutation(images).tolist()
         test, rest = set(order[:GAN_TEST]), order[GAN_TEST:]
         rest = np.random.default_rng([seed, zlib.crc32(method.encode())]).permutation(rest).tolist()
-        val = set(rest[:GAN_VAL])
+        side_of = dict.fromkeys(test, "test") | dict.fromkeys(rest[:GAN_VAL], "val")
+        side_of |= dict.fromkeys(rest[GAN_VAL : GAN_VAL + GAN_TRAIN], "train")
         for s in mine:
-            side = "test" if s.video in test else "val" if s.video in val else "train"
-            if side == "test" or method == "real" or method in seen:
+            side = side_of.get(s.video)
+            if side == "test" or (side and (method == "real" or method in seen)):
                 parts[side].append(replace(s, split=side))
     return Split(**parts)
 

@@ -1,7 +1,7 @@
 """A trained method as a small folder: what training changed and what is needed to put it on the same backbone again.
 
-masm methods are written by `masm_ext.save_adapter`, which binds them to the hash of their base; the peers by this file, as
-`adapter.json` and `trained.safetensors`.
+masm methods are written by `masm_ext.save_adapter`, which binds them to the hash of their base; the peers by this
+file, as `adapter.json` and `trained.safetensors`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def save_method(detector: Detector, method: Method, config: MethodConfig, folder
 
 
 def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
-    """Put a saved method on `detector`, which holds a plain backbone. Strict: raises CheckpointError rather than guess."""
+    """Put a saved method on `detector`, which holds a plain backbone. Strict: raises CheckpointError rather than
+    guess.
+    """
     if config.name.startswith("masm"):
         from masm_ext import load_adapter
 
@@ -62,14 +64,13 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
                 f"this program reads {FORMAT!r} up to version {VERSION}"
             )
         if content["method"]["name"] != config.name:
-            raise CheckpointError(
-                f"{folder} holds a {content['method']['name']!r} adapter, not {config.name!r}"
-            )
+            raise CheckpointError(f"{folder} holds a {content['method']['name']!r} adapter, not {config.name!r}")
         if file_sha256(path) != content["sha256"]:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in adapter.json")
         state = load_file(str(path))
     except (OSError, ResultError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{folder} is not a complete adapter folder: {error}") from error
-    # Seed 0: every random number that this draws is overwritten by the saved weights, and the names must match exactly.
+    # Seed 0: every random number that this draws is overwritten by the saved weights, and the names must match
+    # exactly.
     prepare_detector(detector, config=resolve(config), seed=0)
     load_trainable_state(detector, state)

@@ -1,7 +1,7 @@
 """The state of an unfinished run: one safetensors file and one JSON file, never pickle, valid at every moment.
 
-`state.json` names the tensor file and its SHA-256, and is moved into place last: a kill before that leaves the previous
-checkpoint valid, a kill after it the new one.
+`state.json` names the tensor file and its SHA-256, and is moved into place last: a kill before that leaves the
+previous checkpoint valid, a kill after it the new one.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         )
     for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
-            raise CheckpointError(
-                f"{name}: saved {list(state[name].shape)}, but the model has {list(parameter.shape)}"
-            )
+            raise CheckpointError(f"{name}: saved {list(state[name].shape)}, but the model has {list(parameter.shape)}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
@@ -160,11 +158,7 @@ def frozen_sha256(model: nn.Module) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hex."""
     with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
 def _digest(file: Any) -> str:

@@ -1,4 +1,6 @@
-"""The command `masm`. Reads settings, calls one function a subcommand, and turns a user's mistake into one clear line."""
+"""The command `masm`. Reads settings, calls one function a subcommand, and turns a user's mistake into one clear
+line.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def _add_prepare(parser: ArgumentParser) -> None:
 
 def _add_demo(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, default="runs/demo", help="folder for results.json and the plots")
-    parser.add_argument("--quick", action=ActionYesNo, default=False, help="a tiny version of under 40 s, to see it work")
+    parser.add_argument(
+        "--quick", action=ActionYesNo, default=False, help="a tiny version of under 40 s, to see it work"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training")
 
 
@@ -119,21 +123,32 @@ def _demo(values: Any) -> None:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors whose message already says what to do: settings, data, files, checkpoints. Anything else is a bug: traceback."""
+    """Errors whose message already says what to do: settings, data, files, checkpoints. Anything else is a bug:
+    traceback.
+    """
     from masm_ext.checkpoint import AdapterError
 
     from .checkpoint import CheckpointError
     from .config import ConfigError
+    from .data.demo_set import DemoSetError
     from .data.images import UnreadableImage
     from .data.records import DatasetError
-    from .data.demo_set import DemoSetError
     from .loop import TrainingError
     from .metrics import MetricsError
     from .models.backbone import BackboneError
     from .models.bundled import BundledWeightsError
     from .results import ResultError
 
-    known = (AdapterError, CheckpointError, ConfigError, UnreadableImage, DatasetError, TrainingError, BackboneError, BundledWeightsError)
+    known = (
+        AdapterError,
+        CheckpointError,
+        ConfigError,
+        UnreadableImage,
+        DatasetError,
+        TrainingError,
+        BackboneError,
+        BundledWeightsError,
+    )
     return (*known, MetricsError, DemoSetError, ResultError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 

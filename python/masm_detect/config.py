@@ -1,6 +1,7 @@
 """What a run is told: plain frozen dataclasses, checked when made, read and overridden by jsonargparse (`cli.py`).
 
-Each part of the program takes the dataclass it needs and nothing takes all of them, except `train.train`, which is the run.
+Each part of the program takes the dataclass it needs and nothing takes all of them, except `train.train`, which is
+the run.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 class DataConfig:
     """Where the images are and how they are read.
 
-    `paths`: DeepfakeBench JSON files or folders with `real/` and `fake-<method>/`. Samples that carry a split keep it; a data
-    set without a validation split gives `val_fraction` of its groups (videos, pairs, photographs) to validation, chosen by
-    `split_seed`. `methods` keeps only these forgery methods (all real samples stay). `frames_per_video` keeps that many evenly
-    spread frames of each video. `crop`, `normalize_first` (side, JPEG quality) and `augment` (training only; null: none) are
-    those of `data.images.ImageTransform`.
+    `paths`: DeepfakeBench JSON files or folders with `real/` and `fake-<method>/`. Samples that carry a split keep
+    it; a data set without a validation split gives `val_fraction` of its groups (videos, pairs, photographs) to
+    validation, chosen by `split_seed`. `methods` keeps only these forgery methods (all real samples stay).
+    `frames_per_video` keeps that many evenly spread frames of each video. `crop`, `normalize_first` (side, JPEG
+    quality) and `augment` (training only; null: none) are those of `data.images.ImageTransform`.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -50,9 +51,7 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2"
-        )
+        _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2")
         _require(
             self.frames_per_video is None or self.frames_per_video >= 1,
             "data.frames_per_video",
@@ -72,9 +71,7 @@ class ModelConfig:
     local_files_only: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            bool(self.backbone), "model.backbone", self.backbone, "a hub id, a folder or bundled:dinov2-small"
-        )
+        _require(bool(self.backbone), "model.backbone", self.backbone, "a hub id, a folder or bundled:dinov2-small")
         _require(
             self.image_size is None or self.image_size >= 14,
             "model.image_size",
@@ -109,9 +106,9 @@ class MasmOptions:
 class MethodConfig:
     """How the backbone is adapted. A rate that is null takes the default of the method (`methods.DEFAULTS`).
 
-    `rank` is LoRA's r, or the number of trained singular directions of osf and effort; masm has its own ranks in `masm`.
-    `lr` is the rate of the adapter (of the whole backbone for "full"), `head_lr` that of the classifier, `s_lr` that of the
-    singular values in masm.
+    `rank` is LoRA's r, or the number of trained singular directions of osf and effort; masm has its own ranks in
+    `masm`. `lr` is the rate of the adapter (of the whole backbone for "full"), `head_lr` that of the classifier,
+    `s_lr` that of the singular values in masm.
     """
 
     name: MethodName = "masm"
@@ -133,14 +130,14 @@ class MethodConfig:
         )
         for name in ("lr", "s_lr", "head_lr"):
             rate = getattr(self, name)
-            _require(
-                rate is None or rate > 0, f"method.{name}", rate, "greater than 0, or null for the default"
-            )
+            _require(rate is None or rate > 0, f"method.{name}", rate, "greater than 0, or null for the default")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The schedule: one-cycle, a linear rise over `warmup` of all steps, then a cosine fall to `final` of the peak rate."""
+    """The schedule: one-cycle, a linear rise over `warmup` of all steps, then a cosine fall to `final` of the peak
+    rate.
+    """
 
     epochs: int = 3
     batch_size: int = 16
@@ -176,9 +173,7 @@ class RuntimeConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _require(
-            self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "at least 1, or null"
-        )
+        _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "at least 1, or null")
         _require(self.eval_batch_size >= 1, "runtime.eval_batch_size", self.eval_batch_size, "at least 1")
         _require(
             self.checkpoint_every >= 0,
@@ -206,7 +201,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Scores trained runs on data sets. `runs`: run folders; `paths`: as in `DataConfig`; `split`: keep this split only."""
+    """Scores trained runs on data sets. `runs`: run folders; `paths`: as in `DataConfig`; `split`: keep this split
+    only.
+    """
 
     runs: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)

@@ -1,9 +1,9 @@
 """`masm demo`: three methods on an embedded data set, offline, in minutes.
 
-Real photographs that ship in Python wheels and forgeries made of them by real image operations (`data/demo_set.py`); DINOv2-S
-out of a wheel. A linear probe, an Effort-style layer and MASM are trained on some forgery families of some photographs,
-their best epoch is chosen on other photographs with the same families, and they are tested on families and photographs
-that none has seen. Every setting below was chosen on that validation part, never on the test part.
+Real photographs that ship in Python wheels and forgeries made of them by real image operations (`data/demo_set.py`);
+DINOv2-S out of a wheel. A linear probe, an Effort-style layer and MASM are trained on some forgery families of some
+photographs, their best epoch is chosen on other photographs with the same families, and they are tested on families
+and photographs that none has seen. Every setting below was chosen on that validation part, never on the test part.
 """
 
 from __future__ import annotations
@@ -55,7 +55,18 @@ class DemoSize:
 
 
 #: `--quick`: to see it work, not to learn anything.
-QUICK = DemoSize(train_crops=48, val_crops=16, test_crops=8, image_size=56, epochs=2)
+QUICK = DemoSize(
+    train_crops=48,
+    val_crops=16,
+    test_crops=8,
+    image_size=56,
+    epochs=2,
+    methods=(
+        MethodConfig(name="probe"),
+        MethodConfig(name="effort"),
+        MethodConfig(name="masm", masm=MasmOptions(mask_warmup=2, mask_interval=1)),
+    ),
+)
 
 
 def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, progress: bool = True) -> dict[str, Any]:
@@ -120,7 +131,12 @@ def _run(config: MethodConfig, data: DemoSet, size: DemoSize, runtime: RuntimeCo
     settings = DataConfig(augment=AugmentConfig(flip=0.5), crop="center")
     sets = {
         split: frame_dataset(
-            data.split(split), detector.backbone, settings, augment=split == "train", seed=runtime.seed, images=data.images
+            data.split(split),
+            detector.backbone,
+            settings,
+            augment=split == "train",
+            seed=runtime.seed,
+            images=data.images,
         )
         for split in ("train", "val", "test")
     }

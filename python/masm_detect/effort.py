@@ -1,8 +1,8 @@
 """The layer of Effort, as a peer to compare with: an own implementation of a published idea, no code taken.
 
-Source: Yan et al., "Orthogonal Subspace Decomposition for Generalizable AI-Generated Image Detection" (Effort), ICML 2025,
-arXiv 2411.15633. Its published setting: rank r = q - 1 is frozen, so one residual singular direction is trained in each
-attention projection, the dense weight is rebuilt in every forward pass, and the loss is plain cross-entropy.
+Source: Yan et al., "Orthogonal Subspace Decomposition for Generalizable AI-Generated Image Detection" (Effort), ICML
+2025, arXiv 2411.15633. Its published setting: rank r = q - 1 is frozen, so one residual singular direction is trained in
+each attention projection, the dense weight is rebuilt in every forward pass, and the loss is plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .layers import replace_module
 class EffortLinear(nn.Module):
     """`y = x (weight + u^T diag(s) v)^T + b`, the sum rebuilt and differentiated by autograd in each forward pass.
 
-    Shapes (N out_features, D in_features, R trained directions): `weight` [N, D] frozen buffer, the top q - R singular
-    directions; `u` [R, N], `s` [R], `v` [R, D] trained; `bias` [N] frozen.
+    Shapes (N out_features, D in_features, R trained directions): `weight` [N, D] frozen buffer, the top q - R
+    singular directions; `u` [R, N], `s` [R], `v` [R, D] trained; `bias` [N] frozen.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, u: Tensor, s: Tensor, v: Tensor) -> None:
@@ -38,21 +38,19 @@ class EffortLinear(nn.Module):
         """
         q = min(linear.weight.shape)
         if not 1 <= rank < q:
-            raise ValueError(
-                f"effort trains {rank} residual directions, but this layer has q = {q}: give 1..{q - 1}"
-            )
+            raise ValueError(f"effort trains {rank} residual directions, but this layer has q = {q}: give 1..{q - 1}")
         weight = linear.weight.detach()
         # SVD and the split in float64: the frozen part must not carry rounding of the part taken out of it.
         left, sigma, right = torch.linalg.svd(weight.double(), full_matrices=False)
         u, s, v = left[:, q - rank :].T, sigma[q - rank :], right[q - rank :]
         frozen = weight.double() - (u.T * s) @ v
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(
-            *(frozen.to(weight.dtype), bias), *(part.to(weight.dtype).contiguous() for part in (u, s, v))
-        )
+        return cls(*(frozen.to(weight.dtype), bias), *(part.to(weight.dtype).contiguous() for part in (u, s, v)))
 
     def current_weight(self) -> Tensor:
-        """The dense weight of now, [N, D], with its graph; summed outside autocast, so that only the product with x is in bf16."""
+        """The dense weight of now, [N, D], with its graph; summed outside autocast, so that only the product with x
+        is in bf16.
+        """
         with torch.autocast(self.weight.device.type, enabled=False):
             return self.weight + (self.u.T * self.s) @ self.v
 

@@ -35,12 +35,12 @@ def predict(
     workers: int = 0,
     progress: str | None = None,
 ) -> Tensor:
-    """Logits [len(dataset)], float32 on the CPU, in the order of the data set. `progress` is the label of a bar, or None."""
+    """Logits [len(dataset)], float32 on the CPU, in the order of the data set. `progress` is the label of a bar, or
+    None.
+    """
     device = next(detector.parameters()).device
     detector.eval()
-    loader = DataLoader(
-        dataset, batch_size=batch_size, shuffle=False, num_workers=workers, generator=torch.Generator()
-    )
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers, generator=torch.Generator())
     logits = []
     with tqdm(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
         for batch in loader:
@@ -61,9 +61,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     config = load_config(folder / "config.yaml")
     model = config.model
     if not (folder / "adapter").is_dir():
-        raise ConfigError(
-            f"{folder} has no adapter/: its training has not ended (continue with --resume true)"
-        )
+        raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue with --resume true)")
     detector = Detector(
         load_backbone(
             model.backbone,

@@ -16,8 +16,8 @@ class WeightDrift:
     """||dW||_F / ||W||_F of each layer that keeps its trained part as factors `u` [R, N], `s` [R], `v` [R, D].
 
     Takes a snapshot of the factors when made (so make it before training) and never builds a dense matrix: with
-    A = [u^T diag(s), -u0^T diag(s0)] and B = [v; v0], ||A B||^2 = sum((A^T A) * (B B^T)), in float64 because the difference
-    of two nearly equal parts is wanted.
+    A = [u^T diag(s), -u0^T diag(s0)] and B = [v; v0], ||A B||^2 = sum((A^T A) * (B B^T)), in float64 because the
+    difference of two nearly equal parts is wanted.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The training loop: one step, one epoch, and the state that makes a killed run go on bit for bit.
 
-Everything random is a function of (seed, epoch, index) or is in the checkpoint: the order of an epoch, the augmentation of an
-image, the generator that dropout draws from.
+Everything random is a function of (seed, epoch, index) or is in the checkpoint: the order of an epoch, the
+augmentation of an image, the generator that dropout draws from.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Position:
 
 @dataclass
 class FitResult:
-    """What `fit` leaves: the detector holds the chosen weights. `history` has one dict an epoch, `mask_history` one a change."""
+    """What `fit` leaves: the detector holds the chosen weights. `history` has one dict an epoch, `mask_history` one
+    a change.
+    """
 
     history: list[dict[str, Any]]
     best_epoch: int
@@ -80,7 +82,9 @@ class Best:
 
 
 def one_cycle(step: int, total: int, warmup: float, final: float) -> float:
-    """Rate at `step` of `total` as a fraction of the peak: linear rise over `warmup` of the steps, cosine fall to `final`."""
+    """Rate at `step` of `total` as a fraction of the peak: linear rise over `warmup` of the steps, cosine fall to
+    `final`.
+    """
     rise = max(1, round(warmup * total)) if warmup > 0 else 0
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -124,9 +128,7 @@ def train_step(
     (task + penalty).backward()
     if grad_clip is not None:
         # Masked blocks have no gradient and so no part in the norm.
-        nn.utils.clip_grad_norm_(
-            [p for group in method.optimizer.param_groups for p in group["params"]], grad_clip
-        )
+        nn.utils.clip_grad_norm_([p for group in method.optimizer.param_groups for p in group["params"]], grad_clip)
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
     return task.item(), penalty.item()
@@ -144,10 +146,11 @@ def fit(
     folder: Path | None = None,
     resume: bool = False,
 ) -> FitResult:
-    """Train `detector` by `method` on `train_set`, watching `val_set` (source validation, nothing else is ever looked at).
+    """Train `detector` by `method` on `train_set`, watching `val_set` (source validation, nothing else is ever
+    looked at).
 
-    With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. At the end the
-    detector holds the weights of the best validation epoch, or of the last one if `optim.select` is "last".
+    With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. At the
+    end the detector holds the weights of the best validation epoch, or of the last one if `optim.select` is "last".
     """
     device = next(detector.parameters()).device
     precision = resolve_precision(runtime.precision, device)
@@ -174,9 +177,7 @@ def fit(
         while position.epoch < optim.epochs:
             train_set.set_epoch(position.epoch)
             detector.train()
-            for images, labels in _batches(
-                train_set, position, optim.batch_size, runtime.seed, workers, device
-            ):
+            for images, labels in _batches(train_set, position, optim.batch_size, runtime.seed, workers, device):
                 started = time.perf_counter()
                 rate = one_cycle(position.step, total, optim.warmup, optim.final)
                 for group in method.optimizer.param_groups:
@@ -191,26 +192,20 @@ def fit(
                     autocast_context=autocast(precision, device),
                 )
                 if not math.isfinite(task) and not method.is_masm:
-                    raise TrainingError(
-                        f"the loss became {task} at step {position.step}: lower the learning rate"
-                    )
+                    raise TrainingError(f"the loss became {task} at step {position.step}: lower the learning rate")
                 position.batch += 1
                 position.step += 1
                 position.seen += len(labels)
                 position.task_sum += task * len(labels)
                 position.penalty_sum += penalty * len(labels)
                 position.seconds += time.perf_counter() - started
-                bar.set_postfix(
-                    epoch=position.epoch, loss=f"{position.task_sum / position.seen:.3f}", refresh=False
-                )
+                bar.set_postfix(epoch=position.epoch, loss=f"{position.task_sum / position.seen:.3f}", refresh=False)
                 bar.update(optim.batch_size)
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
                 if folder is not None and due and position.batch < steps_per_epoch:
                     _save(folder, detector, method, frozen, position, best, history)
 
-            history.append(
-                _end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers)
-            )
+            history.append(_end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers))
             if best.beaten_by(history[-1]["val_auc"], history[-1]["val_loss"]):
                 best = Best(
                     position.epoch,
@@ -243,10 +238,7 @@ def mask_history(method: Method) -> list[dict[str, Any]]:
     if method.masks is None:
         return []
     return [
-        {
-            key: value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
-            for key, value in entry.items()
-        }
+        {key: value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value for key, value in entry.items()}
         for entry in method.masks.history
     ]
 
@@ -260,10 +252,9 @@ def _batches(
     dataset: FrameDataset, position: Position, batch_size: int, seed: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     order = epoch_order(len(dataset), seed, position.epoch)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][
-        position.batch :
-    ]
-    # A generator of its own: the loader would draw from the global one that dropout uses, and a resumed epoch draws again.
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][position.batch :]
+    # A generator of its own: the loader would draw from the global one that dropout uses, and a resumed epoch draws
+    # again.
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, generator=torch.Generator())
     for batch in loader:
         yield batch["image"].to(device), torch.as_tensor(batch["label"]).to(device)
@@ -280,11 +271,11 @@ def _end_of_epoch(
     precision: str,
     workers: int,
 ) -> dict[str, Any]:
-    logits = predict(
-        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=workers
-    )
+    logits = predict(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=workers)
     if not torch.isfinite(logits).all():
-        raise TrainingError(f"the detector's outputs are not finite after step {position.step}: lower the learning rates")
+        raise TrainingError(
+            f"the detector's outputs are not finite after step {position.step}: lower the learning rates"
+        )
     labels = torch.tensor([sample.label for sample in val_set.samples])
     entry = {
         "epoch": position.epoch,
@@ -340,13 +331,11 @@ def _load(
         raise TrainingError("resume needs the folder of the run")
     state = checkpoint.load(folder / "last")
     if state["method"] != method.name:
-        raise checkpoint.CheckpointError(
-            f"{folder} was trained by {state['method']!r}, not by {method.name!r}"
-        )
+        raise checkpoint.CheckpointError(f"{folder} was trained by {state['method']!r}, not by {method.name!r}")
     if state["frozen_sha256"] != frozen:
         raise checkpoint.CheckpointError(
-            f"the frozen weights are not those that {folder} was trained on: another backbone, or another torch or machine "
-            "whose singular vectors differ in the last bits; start a new run"
+            f"the frozen weights are not those that {folder} was trained on: another backbone, or another "
+            "torch or machine whose singular vectors differ in the last bits; start a new run"
         )
     checkpoint.load_trainable_state(detector, state["weights"])
     method.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

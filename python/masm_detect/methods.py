@@ -46,14 +46,16 @@ DEFAULTS: dict[str, Rates] = {
     "lora": Rates(lr=1e-3, rank=8),
     "osf": Rates(lr=1e-3, rank=12),
     "effort": Rates(lr=1e-3, rank=1),
-    "masm-nomask": Rates(lr=3e-3, s_lr=3e-2),
-    "masm": Rates(lr=3e-3, s_lr=3e-2),
+    "masm-nomask": Rates(lr=5e-3, s_lr=5e-2),
+    "masm": Rates(lr=5e-3, s_lr=5e-2),
 }
 
 
 @dataclass
 class Method:
-    """A detector made trainable in one way. `penalty` is added to the task loss at every step; `masks` only for masm."""
+    """A detector made trainable in one way. `penalty` is added to the task loss at every step; `masks` only for
+    masm.
+    """
 
     name: str
     optimizer: torch.optim.Optimizer
@@ -71,9 +73,7 @@ def resolve(config: MethodConfig) -> MethodConfig:
     """`config` with every null rate and rank replaced by the default of its method: what a run really used."""
     defaults = DEFAULTS[config.name]
     values = {name: getattr(config, name) for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank")}
-    return replace(
-        config, **{k: getattr(defaults, k) if value is None else value for k, value in values.items()}
-    )
+    return replace(config, **{k: getattr(defaults, k) if value is None else value for k, value in values.items()})
 
 
 def build_method(
@@ -88,8 +88,8 @@ def build_method(
 ) -> Method:
     """Adapt `detector` in place by the method called `name`.
 
-    `seed` makes the new random weights (head, LoRA's A) the same in every run. `calibration` (batches) and `calibration_loss`
-    are needed by masm's static mask policy only.
+    `seed` makes the new random weights (head, LoRA's A) the same in every run. `calibration` (batches) and
+    `calibration_loss` are needed by masm's static mask policy only.
 
     Raises:
         ConfigError: unknown name, or a rank that the layers do not have.
@@ -127,8 +127,10 @@ def prepare_detector(
         if config.name == "lora":
             _inject_lora(model, names, config.rank)
         elif config.name == "osf":
+            _check_rank(model, names, config)
             _inject_osf(model, names, config.rank)
         elif config.name == "effort":
+            _check_rank(model, names, config)
             apply_effort(model, names, config.rank)
         detector.head.requires_grad_(True)
 
@@ -145,9 +147,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError(
-            'the methods lora and osf need the package peft: pip install "masm_ext[peers]"'
-        ) from error
+        raise ConfigError('the methods lora and osf need the package peft: pip install "masm_ext[peers]"') from error
     return peft
 
 
@@ -160,14 +160,16 @@ def _inject_lora(model: nn.Module, names: list[str], rank: int) -> None:
     _inject(model, _peft().LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names))
 
 
-def _inject_osf(model: nn.Module, names: list[str], rank: int) -> None:
-    # OSF's `effective_rank` is the number of directions kept FROZEN, so it depends on the layer's shape.
-    frozen = {}
+def _check_rank(model: nn.Module, names: list[str], config: MethodConfig) -> None:
     for name in names:
         q = min(model.get_submodule(name).weight.shape)
-        if not 1 <= rank < q:
-            raise ConfigError(f"method.rank is {rank}, but {name} has q = {q}: osf needs 1..{q - 1}")
-        frozen[re.escape(name) + "$"] = q - rank
+        if not 1 <= config.rank < q:
+            raise ConfigError(f"method.rank is {config.rank}, but {name} has q = {q}: {config.name} needs 1..{q - 1}")
+
+
+def _inject_osf(model: nn.Module, names: list[str], rank: int) -> None:
+    # OSF's `effective_rank` is the number of directions kept FROZEN, so it depends on the layer's shape.
+    frozen = {re.escape(name) + "$": min(model.get_submodule(name).weight.shape) - rank for name in names}
     _inject(model, _peft().OSFConfig(target_modules=names, rank_pattern=frozen))
 
 
@@ -200,23 +202,31 @@ def _convert_masm(
     calibration_loss: Callable[[nn.Module, Any], Tensor] | None,
     progress: bool,
 ) -> None:
+    try:
+        settings = masm_config(detector, config)
+        _convert(detector, settings, calibration, calibration_loss, progress)
+    except ValueError as error:
+        # masm_ext names the field, what arrived and what is allowed.
+        raise ConfigError(str(error)) from error
+
+
+def _convert(
+    detector: Detector,
+    settings: Any,
+    calibration: Iterable[Any] | None,
+    calibration_loss: Callable[[nn.Module, Any], Tensor] | None,
+    progress: bool,
+) -> None:
     from masm_ext import convert, select_layers
 
-    settings = masm_config(detector, config)
     if settings.mask_policy == "static":
         if calibration is None or calibration_loss is None:
-            raise ConfigError(
-                "mask_policy 'static' chooses layers on calibration batches, and none were given"
-            )
-        settings = replace(
-            settings, target_modules=select_layers(detector, settings, calibration, calibration_loss)
-        )
+            raise ConfigError("mask_policy 'static' chooses layers on calibration batches, and none were given")
+        settings = replace(settings, target_modules=select_layers(detector, settings, calibration, calibration_loss))
     convert(detector, settings, progress=progress)
 
 
-def _masm_training(
-    detector: Detector, config: MethodConfig
-) -> tuple[torch.optim.Optimizer, Callable[[], Tensor], Any]:
+def _masm_training(detector: Detector, config: MethodConfig) -> tuple[torch.optim.Optimizer, Callable[[], Tensor], Any]:
     from masm_ext import LayerMasks, MaskedAdamW, param_groups, regularization_loss
 
     settings = masm_config(detector, config)

@@ -63,7 +63,9 @@ def read_json(path: Path | str) -> Any:
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device and commit that a number was made with. Holds no path and no host name, so it can be published."""
+    """Versions, device and commit that a number was made with. Holds no path and no host name, so it can be
+    published.
+    """
     return {
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -120,7 +122,8 @@ def _git() -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed copy may lie inside an unrelated repository (a virtual environment in a checkout): only a tracked file counts.
+    # An installed copy may lie inside an unrelated repository (a virtual environment in a checkout): only a tracked
+    # file counts.
     if run("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
     return {"commit": run("rev-parse", "HEAD"), "modified": bool(run("status", "--porcelain", "--", "."))}

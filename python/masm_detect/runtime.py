@@ -24,13 +24,16 @@ def set_up(runtime: RuntimeConfig) -> torch.device:
         torch.set_num_threads(runtime.threads)
     # cuBLAS is deterministic only with a fixed workspace; must be set before its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # warn_only: one CUDA op without a deterministic form (resizing of trained position embeddings) must not forbid "full".
+    # warn_only: one CUDA op without a deterministic form (resizing of trained position embeddings) must not forbid
+    # "full".
     torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """ "bf16" or "fp32": "auto" is bf16 where the device computes it natively (AVX512-BF16 or AMX; CUDA from sm_80)."""
+    """ "bf16" or "fp32": "auto" is bf16 where the device computes it natively (AVX512-BF16 or AMX; CUDA from
+    sm_80).
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":

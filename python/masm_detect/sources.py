@@ -22,17 +22,15 @@ def load_samples(
     prefix_map: dict[str, str] | None = None,
     compression: str | None = None,
 ) -> list[Sample]:
-    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders. Options that are None are the reader's own."""
+    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders. Options that are None are the reader's
+    own.
+    """
     if not paths:
-        raise ConfigError(
-            "no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/"
-        )
+        raise ConfigError("no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/")
     samples = []
     for path in paths:
         options = (
-            {"root": root, "prefix_map": prefix_map, "compression": compression}
-            if str(path).endswith(".json")
-            else {}
+            {"root": root, "prefix_map": prefix_map, "compression": compression} if str(path).endswith(".json") else {}
         )
         samples += read_dataset(path, **{key: value for key, value in options.items() if value is not None})
     return samples
@@ -40,9 +38,7 @@ def load_samples(
 
 def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
     """(train, validation) samples of a run, both with both classes. Samples of the split "test" are left alone."""
-    samples = load_samples(
-        config.paths, root=config.root, prefix_map=config.prefix_map, compression=config.compression
-    )
+    samples = load_samples(config.paths, root=config.root, prefix_map=config.prefix_map, compression=config.compression)
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)
     train = [sample for sample in samples if sample.split == "train"]
@@ -80,8 +76,8 @@ def limit_frames(samples: Sequence[Sample], per_video: int | None) -> list[Sampl
 def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) -> list[Sample]:
     """Give samples without a split "train" or "val", whole groups at a time, both classes in both.
 
-    If some sample already is "val", the unsplit ones all become "train". Otherwise `val_fraction` of the groups of each
-    class (at least one) go to validation, taken from the unsplit and the "train" samples.
+    If some sample already is "val", the unsplit ones all become "train". Otherwise `val_fraction` of the groups of
+    each class (at least one) go to validation, taken from the unsplit and the "train" samples.
     """
     if any(sample.split == "val" for sample in samples):
         return [replace(sample, split=sample.split or "train") for sample in samples]
@@ -117,8 +113,8 @@ def frame_dataset(
     seed: int = 0,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> FrameDataset:
-    """The images of `samples` as `backbone` wants them; `augment` only in training. `images`: encoded bytes by path, instead
-    of files."""
+    """The images of `samples` as `backbone` wants them; `augment` only in training. `images`: encoded bytes by path,
+    instead of files."""
     transform = ImageTransform(
         size=backbone.image_size,
         mean=backbone.mean,

@@ -47,7 +47,7 @@ def train(config: TrainConfig) -> RunResult:
     """
     folder = Path(config.out)
     config = replace(config, method=resolve(config.method))
-    resume = _claim(folder, config)
+    started = _check_folder(folder, config)
     runtime = config.runtime
     device = set_up(runtime)
     train_samples, val_samples = source_splits(config.data)
@@ -72,6 +72,10 @@ def train(config: TrainConfig) -> RunResult:
         calibration_loss=_calibration_loss,
         progress=runtime.progress,
     )
+    if not started:
+        # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
+        save_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", provenance(runtime.device))
     result = fit(
         detector,
         method,
@@ -81,7 +85,8 @@ def train(config: TrainConfig) -> RunResult:
         runtime=runtime,
         workers=config.data.workers,
         folder=folder,
-        resume=resume,
+        # A run killed before its first checkpoint starts again from the beginning, which is the same run.
+        resume=started and (folder / "last" / "state.json").is_file(),
     )
 
     save_method(detector, method, config.method, folder / "adapter")
@@ -110,43 +115,33 @@ def train(config: TrainConfig) -> RunResult:
     return RunResult(folder, detector, method, result, metrics)
 
 
-def _claim(folder: Path, config: TrainConfig) -> bool:
-    """Make `folder` this run's; is there a checkpoint to go on from?"""
+def _check_folder(folder: Path, config: TrainConfig) -> bool:
+    """Has this very run been started in `folder` before? Raises ConfigError if the folder is another run's."""
     started = (folder / "config.yaml").is_file()
     if started and not config.resume:
-        raise ConfigError(
-            f"{folder} already holds a run: continue it with --resume true, or give another --out"
-        )
+        raise ConfigError(f"{folder} already holds a run: continue it with --resume true, or give another --out")
+    if config.resume and not started:
+        raise ConfigError(f"nothing to resume: {folder} holds no run")
     if started:
         changed = _differences(to_dict(load_config(folder / "config.yaml")), to_dict(config))
         if changed:
-            raise ConfigError(
-                f"{folder} was started with other settings and cannot be resumed: {'; '.join(changed)}"
-            )
-    elif config.resume:
-        raise ConfigError(f"nothing to resume: {folder} holds no run")
-    else:
-        save_config(config, folder / "config.yaml")
-        write_json(folder / "environment.json", provenance(config.runtime.device))
-    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
-    return started and (folder / "last" / "state.json").is_file()
+            raise ConfigError(f"{folder} was started with other settings and cannot be resumed: {'; '.join(changed)}")
+    return started
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Settings that changed between two runs, apart from those that do not touch the weights."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in new
-            for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)
-        ]
+        return [line for key in new for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
     ignored = ("out", "resume", "runtime.progress", "runtime.checkpoint_every", "data.workers", "data.root")
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
 
 
 def _calibration(dataset: Any, batch_size: int, device: torch.device) -> Any:
-    """Batches (images, labels) of the training data in order of epoch 0, for the static mask policy; made when asked for."""
+    """Batches (images, labels) of the training data in order of epoch 0, for the static mask policy; made when asked
+    for.
+    """
     from .loop import epoch_order
 
     order = epoch_order(len(dataset), dataset.seed, 0)

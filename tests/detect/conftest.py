@@ -8,11 +8,12 @@ import torch
 
 @pytest.fixture
 def tiny_detector():
-    """Factory of a random two-block DINOv2 detector of width 16, patches of 14 px, 28 px images; same seed, same weights."""
-    from transformers import Dinov2Config, Dinov2Model
-
+    """Factory of a random two-block DINOv2 detector of width 16, patches of 14 px, 28 px images; same seed, same
+    weights.
+    """
     from masm_detect.models.backbone import Backbone
     from masm_detect.models.detector import Detector
+    from transformers import Dinov2Config, Dinov2Model
 
     def build(seed: int = 0):
         config = Dinov2Config(
@@ -32,7 +33,9 @@ def tiny_detector():
 
 @pytest.fixture
 def tiny_data(tmp_path):
-    """Folder with `real/` and `fake-stripes/`, 12 images of 28 px each: noise, and noise with stripes that can be learned."""
+    """Folder with `real/` and `fake-stripes/`, 12 images of 28 px each: noise, and noise with stripes that can be
+    learned.
+    """
     import cv2
     import numpy as np
 

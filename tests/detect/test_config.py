@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from masm_detect.config import (
     ConfigError,
     DataConfig,
@@ -18,12 +17,8 @@ from masm_detect.config import (
 
 def test_round_trip(tmp_path):
     config = TrainConfig(
-        data=DataConfig(
-            paths=["a", "b.json"], methods=["x"], prefix_map={"/old": "/new"}, normalize_first=(64, 90)
-        ),
-        method=MethodConfig(
-            name="masm", lr=0.1 + 0.2, masm=MasmOptions(subspace_rank=[1, 2], num_subspaces=2)
-        ),
+        data=DataConfig(paths=["a", "b.json"], methods=["x"], prefix_map={"/old": "/new"}, normalize_first=(64, 90)),
+        method=MethodConfig(name="masm", lr=0.1 + 0.2, masm=MasmOptions(subspace_rank=[1, 2], num_subspaces=2)),
         optim=OptimConfig(grad_clip=None),
     )
     save_config(config, tmp_path / "config.yaml")
@@ -51,7 +46,7 @@ def test_impossible_settings_say_why(build, message):
 def test_broken_file_is_named(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="config.yaml is not a valid run configuration"):
+    with pytest.raises(ConfigError, match=r"config\.yaml is not a valid run configuration"):
         load_config(path)
 
 

@@ -1,4 +1,6 @@
-"""The adaptation methods: what they train, that they start as the pretrained model, and Effort's layer against dense algebra."""
+"""The adaptation methods: what they train, that they start as the pretrained model, and Effort's layer against dense
+algebra.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,7 @@ def test_same_seed_same_start(tiny_detector):
         build_method("lora", detector, settings("lora"), seed=seed)
         torch.rand(5)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     assert not torch.equal(first.head.weight, third.head.weight)
 

@@ -8,16 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from masm_detect import checkpoint
 from masm_detect.checkpoint import CheckpointError
 from masm_detect.results import ResultError, provenance, read_json, write_json, write_text
 
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
-    write_json(
-        tmp_path / "a" / "r.json", {"x": math.nan, "y": [np.float32(0.5), np.int64(3)], 4: (math.inf, True)}
-    )
+    write_json(tmp_path / "a" / "r.json", {"x": math.nan, "y": [np.float32(0.5), np.int64(3)], 4: (math.inf, True)})
     assert read_json(tmp_path / "a" / "r.json") == {"x": None, "y": [0.5, 3], "4": [None, True]}
 
 
@@ -114,7 +111,7 @@ def test_checkpoint_refuses_unknown_objects(tmp_path):
 def test_trainable_state_is_strict():
     model = torch.nn.Linear(2, 3)
     saved = checkpoint.trainable_state(model)
-    with pytest.raises(CheckpointError, match="1 missing.*bias"):
+    with pytest.raises(CheckpointError, match=r"1 missing.*bias"):
         checkpoint.load_trainable_state(model, {"weight": saved["weight"]})
     with pytest.raises(CheckpointError, match="1 unexpected"):
         checkpoint.load_trainable_state(model, saved | {"extra": torch.zeros(1)})

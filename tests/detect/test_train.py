@@ -11,8 +11,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from masm_detect import loop
 from masm_detect.checkpoint import CheckpointError
 from masm_detect.config import (
@@ -31,6 +29,7 @@ from masm_detect.data.records import Sample
 from masm_detect.evaluate import load_run, score_samples
 from masm_detect.sources import frame_dataset, limit_frames, source_splits, split_by_group
 from masm_detect.train import train
+from safetensors.torch import load_file
 
 
 def run_config(data, backbone, out, method="masm", **changes) -> TrainConfig:
@@ -88,8 +87,8 @@ def die_at(step: int, monkeypatch) -> None:
 @pytest.mark.parametrize("method", ["probe", "lora", "effort", "masm"])
 @pytest.mark.parametrize("step", [1, 7, 10])
 def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_backbone, tmp_path, monkeypatch, method, step):
-    # 20 training images in batches of 4: 5 steps an epoch. Step 7 is in the middle of epoch 1, right after no checkpoint;
-    # step 10 is the first of epoch 2; at step 1 there is no checkpoint yet.
+    # 20 training images in batches of 4: 5 steps an epoch. Step 7 is in the middle of epoch 1, right after no
+    # checkpoint; step 10 is the first of epoch 2; at step 1 there is no checkpoint yet.
     whole = train(run_config(tiny_data, tiny_backbone, tmp_path / "whole", method))
     config = run_config(tiny_data, tiny_backbone, tmp_path / "killed", method)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -110,7 +109,8 @@ def test_sigkill_in_another_process(tiny_data, tiny_backbone, tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path; from masm_detect import loop, train; "
         "from masm_detect.config import load_config; real = loop.train_step; count = iter(range(99)); "
-        "loop.train_step = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL) if next(count) == 8 else real(*a, **k); "
+        "die = lambda: os.kill(os.getpid(), signal.SIGKILL); "
+        "loop.train_step = lambda *a, **k: die() if next(count) == 8 else real(*a, **k); "
         "train.train(load_config(Path(sys.argv[1])))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -62,9 +62,7 @@ def plot_drift(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     figure, ((axes,),) = _figure(size=(4 + 0.4 * len(history), 2 + 0.13 * len(layers)))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="||dW|| / ||W||")
-    axes.set(
-        xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] + 1 for entry in history]
-    )
+    axes.set(xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] + 1 for entry in history])
     _label_layers(axes, layers)
     return _save(figure, path)
 
@@ -98,7 +96,8 @@ def plot_auc_bars(
     title: str = "",
     unseen: Sequence[str] = (),
 ) -> Path:
-    """Grouped bars: `table[series][category] = (auc, low, high)`, a bar a series in each category, whiskers its interval.
+    """Grouped bars: `table[series][category] = (auc, low, high)`, a bar a series in each category, whiskers its
+    interval.
 
     Categories in `unseen` are marked as such. A value of None (not defined for these samples) leaves its place empty.
     """

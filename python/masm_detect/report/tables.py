@@ -12,7 +12,9 @@ Cell = tuple[float | None, float | None, float | None]
 
 
 def auc_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
-    """(AUC, low, high) by data set and by forgery method of one `metrics.evaluate_scores` result; video AUC where there is one."""
+    """(AUC, low, high) by data set and by forgery method of one `metrics.evaluate_scores` result; video AUC where
+    there is one.
+    """
     cells: dict[str, Cell] = {}
     for dataset, entry in result["datasets"].items():
         prefix = f"{dataset}: " if len(result["datasets"]) > 1 else ""

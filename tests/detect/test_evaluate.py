@@ -1,0 +1,111 @@
+"""Scoring: order, samples and splits kept; results that can be read back; tables and figures from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from masm_detect.config import ConfigError, DataConfig, EvalConfig, RuntimeConfig
+from masm_detect.data.records import read_folder
+from masm_detect.evaluate import evaluate, predict, score_samples
+from masm_detect.metrics import evaluate_scores
+from masm_detect.report.plots import plot_auc, plot_auc_bars, plot_drift, plot_history, plot_masks
+from masm_detect.report.tables import auc_cells, format_cell, results_table
+from masm_detect.results import read_json
+from masm_detect.sources import frame_dataset
+
+
+def test_scores_are_in_the_order_of_the_samples(tiny_data, tiny_detector):
+    detector = tiny_detector()
+    samples = read_folder(tiny_data)
+    dataset = frame_dataset(samples, detector.backbone, DataConfig())
+    together = predict(detector, dataset, batch_size=5)
+    alone = torch.cat([predict(detector, frame_dataset([s], detector.backbone, DataConfig())) for s in samples])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    scores = score_samples(detector, dataset)
+    assert scores.dtype == np.float64 and scores.min() > 0 and scores.max() < 1
+    np.testing.assert_allclose(scores, torch.sigmoid(together.double()).numpy())
+
+
+@pytest.fixture
+def result() -> dict:
+    from masm_detect.data.records import Sample
+
+    samples = [
+        Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
+    ]
+    scores = np.random.default_rng(0).random(len(samples))
+    return {"method": "probe", **evaluate_scores(samples, scores, n_bootstrap=50)}
+
+
+def test_tables_and_cells(result):
+    cells = auc_cells(result)
+    assert list(cells) == ["a", "b", "all"]
+    value, low, high = cells["a"]
+    assert low <= value <= high
+    assert format_cell((0.8125, 0.75, 0.9)) == ".812 [.750, .900]"
+    assert format_cell((1.0, None, None)) == "1.000" and format_cell((None, None, None)) == "-"
+    table = results_table({"run": result})
+    assert table.row_count == 3
+
+
+def test_figures_are_png(result, tmp_path):
+    history = [
+        {
+            "epoch": e,
+            "train_loss": 1 / (e + 1),
+            "val_loss": 0.7,
+            "penalty": 0.1,
+            "val_auc": 0.6,
+            "drift": {"b.0.q": 0.1 * e},
+        }
+        for e in range(3)
+    ]
+    masks = [{"step": step, "mask": np.random.default_rng(step).integers(0, 2, (1, 2)).tolist()} for step in range(9)]
+    files = [
+        plot_history(history, tmp_path / "h.png"),
+        plot_drift(history, tmp_path / "d.png"),
+        plot_masks(masks, ["b.0.q"], tmp_path / "m.png"),
+        plot_auc({"one": result, "two": result}, tmp_path / "a.png"),
+        plot_auc_bars({"one": {"a": (None, None, None)}}, tmp_path / "n.png"),
+    ]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert len(list(tmp_path.iterdir())) == len(files)
+
+
+def test_unknown_split_is_named(tiny_data, tmp_path):
+    config = EvalConfig(runs=["x"], paths=[str(tiny_data)], out=str(tmp_path), runtime=RuntimeConfig(progress=False))
+    with pytest.raises(ConfigError, match="no sample has the split 'test'"):
+        evaluate(replace(config, split="test"))
+
+
+def test_two_runs_of_one_name_are_kept_apart(tiny_data, tiny_backbone, tmp_path):
+    from masm_detect.config import MethodConfig, ModelConfig, OptimConfig, TrainConfig
+    from masm_detect.train import train
+
+    runs = [tmp_path / "one" / "run", tmp_path / "two" / "run"]
+    for run in runs:
+        train(
+            TrainConfig(
+                data=DataConfig(paths=[str(tiny_data)]),
+                model=ModelConfig(backbone=str(tiny_backbone), image_size=28),
+                method=MethodConfig(name="probe"),
+                optim=OptimConfig(epochs=1),
+                runtime=RuntimeConfig(progress=False),
+                out=str(run),
+            )
+        )
+    config = EvalConfig(
+        runs=[str(run) for run in runs],
+        paths=[str(tiny_data)],
+        out=str(tmp_path / "eval"),
+        n_bootstrap=10,
+        runtime=RuntimeConfig(progress=False),
+    )
+    evaluate(config)
+    saved = read_json(tmp_path / "eval" / "results.json")
+    assert set(saved["runs"]) == {"run", "run-2"}
+    assert saved["runs"]["run"]["datasets"] == saved["runs"]["run-2"]["datasets"]
+    assert str(tmp_path) not in str(saved["config"]["runs"])
