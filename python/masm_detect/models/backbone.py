@@ -88,6 +88,10 @@ class Backbone(nn.Module):
                 f"no attention projections found in a {type(model).__name__}: not a known vision transformer"
             )
 
+    def set_attention(self, implementation: str) -> None:
+        """Choose how attention is computed: "sdpa" (fused) or "eager". The result is the same up to rounding."""
+        self.model.set_attn_implementation(implementation)
+
     def linear_names(self, kind: str) -> list[str]:
         """Exact names, inside ``model``, of the linear layers of ``kind`` "attention" or "mlp" (for PEFT)."""
         if kind not in ("attention", "mlp"):
