@@ -3,7 +3,7 @@
     python benchmarks/generalization/report.py [--work /tmp/generalization]
 
 Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that
-mean, from resampling the clusters of the test set (pairs of people, or images) once for all seeds together; it is
+mean, from resampling the clusters of the test set (videos, or images) once for all seeds together; it is
 then written into the results, so that later reports have it without the scores.
 """
 
@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import numpy as np  # noqa: E402
+from masm_detect.metrics import MIN_CLUSTERS, group_weights, weighted_auc  # noqa: E402
 from masm_detect.report.plots import plot_auc_bars  # noqa: E402
 from masm_detect.results import read_json, write_json, write_text  # noqa: E402
 from studies import STUDIES, Study  # noqa: E402
@@ -39,7 +40,10 @@ def main() -> int:
         results = read_json(file)
         if options.work is not None:
             results["pooled"] = pooled_intervals(study, results, options.work / "scores" / study.name)
+            results["pooled_runs"] = sorted(results["runs"])
             write_json(file, results)
+        elif results.get("pooled_runs") != sorted(results["runs"]):
+            results.pop("pooled", None)  # of other runs than those there are now
         text = summary(study, results)
         write_text(options.results / f"{study.name}.md", text)
         for direction in study.directions:
@@ -66,14 +70,14 @@ def by_method(study: Study, results: dict, direction: str) -> dict[str, dict[str
 
 def summary(study: Study, results: dict) -> str:
     """The Markdown report of one study."""
-    made = results["provenance"]
+    made = results["launches"][-1]
     lines = [
         f"# {study.name}",
         "",
         f"{'Image' if study.headline == 'video_auc' else 'Frame'} AUC: mean +- standard deviation over seeds"
-        + (", [95% interval of the mean, clustered]." if "pooled" in results else "."),
+        + (f", [95% interval of the mean, clustered by {study.cluster}]." if "pooled" in results else "."),
         f"{results['settings']['backbone']}, {study.image_size} px, {results['settings']['optim']['epochs']} epochs; "
-        f"torch {made['packages'].get('torch')}, {made['device']['name']}.",
+        f"torch {made['packages'].get('torch')}, {made['device']['name']}. {study.caution}",
     ]
     for direction, seen in study.directions.items():
         unseen = study.unseen(direction)
@@ -112,11 +116,14 @@ def pooled_intervals(study: Study, results: dict, scores: Path) -> dict:
     files: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for key, run in results["runs"].items():
         file = scores / f"{key.replace('/', '-')}.json"
-        if file.is_file():
-            files[run["direction"], run["method"]].append(_units(study, read_json(file)))
+        if not file.is_file():
+            raise SystemExit(f"the scores of {key} are not in {scores}: intervals need those of every run")
+        files[run["direction"], run["method"]].append(_units(study, read_json(file)))
     for (direction, method), seeds in files.items():
         names = [*study.directions[direction], *study.unseen(direction)]
         draws = {name: _resampled_means(seeds, name) for name in names}
+        if any(values is None for values in draws.values()):
+            continue
         draws["mean seen"] = np.mean([draws[name] for name in study.directions[direction]], axis=0)
         draws["mean unseen"] = np.mean([draws[name] for name in study.unseen(direction)], axis=0)
         for name, values in draws.items():
@@ -134,28 +141,16 @@ def _units(study: Study, rows: dict) -> dict[str, np.ndarray]:
     return {name: arrays[name][first] for name in ("group", "method", "label")} | {"score": mean, "video": videos}
 
 
-def _resampled_means(seeds: list[dict[str, np.ndarray]], method: str) -> np.ndarray:
-    """Mean AUC over seeds of `method` against all real units, for each resample of the clusters: [RESAMPLES]."""
-    keep = (seeds[0]["label"] == 0) | (seeds[0]["method"] == method)
-    groups, place = np.unique(seeds[0]["group"][keep], return_inverse=True)
-    labels = seeds[0]["label"][keep]
-    random = np.random.default_rng(0)
-    # Clusters of one class and of both are drawn apart, so that no resample lacks a class.
-    kinds = [tuple(sorted(set(labels[place == number]))) for number in range(len(groups))]
-    strata = [np.array([n for n, kind in enumerate(kinds) if kind == wanted]) for wanted in sorted(set(kinds))]
-    counts = np.zeros((RESAMPLES, len(groups)))
-    for members in strata:
-        counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=RESAMPLES)
-    return np.mean([_weighted_auc(labels, s["score"][keep], counts[:, place]) for s in seeds], axis=0)
-
-
-def _weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC of `scores` [n] under each row of `weights` [B, n] -> [B]. Scores are real numbers of a network: ties do
-    not matter.
+def _resampled_means(seeds: list[dict[str, np.ndarray]], method: str) -> np.ndarray | None:
+    """Mean AUC over seeds of `method` against all real units, for each resample of the clusters: [RESAMPLES]; None
+    where there are too few clusters for an interval.
     """
-    order = np.argsort(scores, kind="stable")
-    real, fake = weights[:, order] * (labels[order] == 0), weights[:, order] * (labels[order] == 1)
-    return (fake * np.cumsum(real, axis=1)).sum(axis=1) / (real.sum(axis=1) * fake.sum(axis=1))
+    keep = (seeds[0]["label"] == 0) | (seeds[0]["method"] == method)
+    groups, labels = seeds[0]["group"][keep], seeds[0]["label"][keep]
+    weights = group_weights(groups.tolist(), labels, RESAMPLES, seed=0)
+    if weights is None or len(set(groups)) < MIN_CLUSTERS:
+        return None
+    return np.mean([weighted_auc(labels, s["score"][keep], weights) for s in seeds], axis=0)
 
 
 def _deviation(values: list[float]) -> float:

@@ -3,13 +3,15 @@
     python benchmarks/generalization/run.py --study gan-faces --data ../shared/data --work /tmp/generalization
 
 One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon
-as it is there, so a run that was interrupted goes on where it stopped. Runs go side by side, one thread each: on a
-small model that is about 1.4 times as fast as one run with all threads. Nothing but numbers leaves the work folder.
+as it is there, so a run that was interrupted goes on where it stopped; a file made with other settings is refused.
+Runs go side by side, one thread each: on a small model that is about 1.4 times as fast as one run with all threads.
+Nothing but numbers leaves the work folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -53,8 +55,13 @@ def main() -> int:
         print(f"skipped: study {study.name}: {error}")
         return 0
     out = options.out / f"{study.name}.json"
-    results = read_json(out) if out.is_file() else {"study": study.name, "runs": {}}
-    results |= {"provenance": provenance(), "settings": _settings(study)}
+    settings = json.loads(json.dumps(_settings(study, options.limit)))
+    new = {"study": study.name, "settings": settings, "launches": [], "runs": {}}
+    results = read_json(out) if out.is_file() else new
+    if results["settings"] != settings:
+        print(f"{out} was made with other settings; move it away, or give another --out", file=sys.stderr)
+        return 2
+    results["launches"].append(provenance() | {"threads": 1, "workers": options.workers})
     tasks = [
         (study.name, samples, direction, method, seed, str(options.work), options.limit)
         for seed in options.seeds
@@ -72,7 +79,7 @@ def main() -> int:
                 tqdm.write(f"FAILED {futures[future]}: {future.exception()!r}")
                 continue
             key, result = future.result()
-            results["runs"][key] = result
+            results["runs"][key] = result | {"launch": len(results["launches"]) - 1}
             write_json(out, results)
             tqdm.write(f"{key}: {_summary(study, key, result)}")
     if failed:
@@ -131,6 +138,7 @@ def _train_and_score(study: Study, split, method_name: str, seed: int):
         "trainable_parameters": method.trainable_parameters,
         "chosen_epoch": result.best_epoch,
         "val_auc": result.best_val_auc,
+        "precision": precision,
         "images_per_second": round(result.images_per_second, 2),
         "skipped_steps": result.skipped_steps,
         "history": history,
@@ -145,9 +153,10 @@ def _method_config(name: str) -> MethodConfig:
     return resolve(MethodConfig(name=name, **SETTINGS.get(name, {})))
 
 
-def _settings(study: Study) -> dict:
+def _settings(study: Study, limit: int | None) -> dict:
     data = asdict(study.data)
     return {
+        "limit": limit,
         "backbone": BACKBONE,
         "image_size": study.image_size,
         "data": {name: data[name] for name in ("crop", "augment")},
