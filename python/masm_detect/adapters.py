@@ -1,20 +1,25 @@
 """A trained method as a small folder: what training changed and what is needed to put it on the same backbone again.
 
-masm methods are written by `masm_ext.save_adapter`, which binds them to the hash of their base; the peers by this
-file, as `adapter.json` and `trained.safetensors`.
+masm methods are written by `masm_ext.save_adapter`, which binds them to the hashes of the layers they adapt, and a
+`base.json` beside it holds the hash of the whole plain backbone; the peers are written by this file, as `adapter.json`
+(with that hash) and `trained.safetensors`.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
-from .checkpoint import CheckpointError, file_sha256, load_trainable_state, trainable_state
+from masm_ext.files import write_atomically
+
+from .checkpoint import CheckpointError, load_trainable_state, remove_stale, trainable_state
 from .config import MethodConfig
+from .hashes import file_sha256, tensors_sha256
 from .methods import Method, prepare_detector, resolve
 from .models.detector import Detector
 from .results import ResultError, read_json, write_json
@@ -22,28 +27,39 @@ from .results import ResultError, read_json, write_json
 FORMAT = "masm-detect-adapter"
 VERSION = 1
 _TENSORS = "trained.safetensors"
+_BASE = "base.json"
 
 
-def save_method(detector: Detector, method: Method, config: MethodConfig, folder: Path) -> None:
-    """Write the trained weights of `detector` to `folder`, atomically file by file, the JSON last."""
+def base_sha256(detector: Detector) -> str:
+    """Hash of the plain backbone; to be taken before a method adapts it."""
+    return tensors_sha256(detector.backbone.model.state_dict())
+
+
+def save_method(detector: Detector, method: Method, config: MethodConfig, folder: Path, *, base: str) -> None:
+    """Write the trained weights of `detector` to `folder`, atomically file by file, the JSON last.
+
+    `base` is the `base_sha256` of the backbone that the method was built on.
+    """
     if method.is_masm:
         from masm_ext import save_adapter
 
+        write_json(folder / _BASE, {"base_sha256": base})
         save_adapter(detector, folder, masks=method.masks)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{_TENSORS}.tmp"
-    save_file(trainable_state(detector), str(temporary))
-    os.replace(temporary, folder / _TENSORS)
+    data = to_bytes(trainable_state(detector))
+    write_atomically(folder / _TENSORS, data)
     write_json(
         folder / "adapter.json",
         {
             "format": FORMAT,
             "version": VERSION,
             "method": asdict(resolve(config)),
-            "sha256": file_sha256(folder / _TENSORS),
+            "base_sha256": base,
+            "sha256": hashlib.sha256(data).hexdigest(),
         },
     )
+    remove_stale(folder)
 
 
 def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
@@ -53,7 +69,12 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
     if config.name.startswith("masm"):
         from masm_ext import load_adapter
 
+        # Absent in a folder that another program wrote by masm_ext: then its hashes of the adapted layers must do.
+        base = read_json(folder / _BASE).get("base_sha256") if (folder / _BASE).is_file() else None
+        before = base_sha256(detector)
         load_adapter(detector, folder)
+        if base is not None:
+            _check_base(folder, base, before)
         return
     path = folder / _TENSORS
     try:
@@ -67,6 +88,7 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
             raise CheckpointError(f"{folder} holds a {content['method']['name']!r} adapter, not {config.name!r}")
         if file_sha256(path) != content["sha256"]:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in adapter.json")
+        _check_base(folder, content["base_sha256"], base_sha256(detector))
         state = load_file(str(path))
     except (OSError, ResultError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{folder} is not a complete adapter folder: {error}") from error
@@ -74,3 +96,11 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
     # exactly.
     prepare_detector(detector, config=resolve(config), seed=0)
     load_trainable_state(detector, state)
+
+
+def _check_base(folder: Path, trained_on: str, loaded: str) -> None:
+    if trained_on != loaded:
+        raise CheckpointError(
+            f"{folder} was trained on another backbone: the weights that were loaded now do not have the SHA-256 that "
+            "it names; use the same pretrained checkpoint, in the same dtype"
+        )

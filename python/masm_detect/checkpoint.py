@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from masm_ext.files import write_atomically
+
+from .errors import UserError
+from .hashes import file_sha256, tensors_sha256
 from .results import ResultError, read_json, write_text
 
 FORMAT = "masm-detect-checkpoint"
-VERSION = 1
+VERSION = 2
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, of a newer format, or of another run."""
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is missing, damaged, of another format, or of another run."""
 
 
 def save(folder: Path | str, state: dict[str, Any]) -> None:
@@ -37,14 +41,14 @@ def save(folder: Path | str, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     structure = pack(state, tensors)
     name = f"state-{int(state['position']['step']):08d}.safetensors"
-    temporary = folder / f".{name}.tmp"
-    save_file(tensors, str(temporary))
-    os.replace(temporary, folder / name)
+    data = to_bytes(tensors)
+    # Flushed to disk before the JSON that names it.
+    write_atomically(folder / name, data)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "tensors": name,
-        "sha256": file_sha256(folder / name),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "state": structure,
     }
     # NaN is allowed here, other than in results: a loss that went NaN is part of the state.
@@ -52,6 +56,13 @@ def save(folder: Path | str, state: dict[str, Any]) -> None:
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
             old.unlink()
+    remove_stale(folder)
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the temporary files that a killed writer left in `folder`, which has one writer at a time."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def load(folder: Path | str) -> dict[str, Any]:
@@ -66,9 +77,10 @@ def load(folder: Path | str) -> dict[str, Any]:
         raise CheckpointError(str(error)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of this package")
-    if content.get("version", 0) > VERSION:
+    if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content['version']}, this program reads {VERSION}: update it"
+            f"{path} has format version {content.get('version')}, this program reads {VERSION}: go on with the version "
+            "that wrote it, or start a new run"
         )
     tensors_path = folder / content["tensors"]
     if not tensors_path.is_file():
@@ -146,24 +158,6 @@ def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def frozen_sha256(model: nn.Module) -> str:
     """Hash of everything that training leaves alone: a checkpoint fits only the very same frozen weights."""
-    digest = hashlib.sha256()
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
-        if id(tensor) not in trained:
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    # hashlib.file_digest came with Python 3.11.
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    return tensors_sha256({name: tensor for name, tensor in tensors.items() if id(tensor) not in trained})

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from .config import EvalConfig, TrainConfig
+from .errors import UserError
 
 #: Exit code of a mistake that the user can mend.
 USER_ERROR = 2
@@ -23,12 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # An unknown model type or a missing chat template of transformers is not about us; its progress bars hide ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     parser, commands = _parser()
-    values = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        values = parser.parse_args(None if arguments is None else list(arguments))
+    except ArgumentError as error:
+        print(f"masm: error: {' '.join(str(error).split())} (see masm --help, masm <command> --help)", file=sys.stderr)
+        return USER_ERROR
     command = values.subcommand
     try:
-        commands[command](parser.instantiate(values)[command])
+        commands[command](_instantiate(parser, values)[command])
     except KeyboardInterrupt:
-        print("masm: interrupted; a training run goes on with --resume true", file=sys.stderr)
+        print("masm: interrupted; a training run goes on with --resume", file=sys.stderr)
         return 130
     except _user_errors() as error:
         print(f"masm {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -36,8 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _instantiate(parser: ArgumentParser, values: Any) -> Any:
+    try:
+        return parser.instantiate(values)
+    except UserError:
+        raise
+    except ValueError as error:
+        # A setting that may also be null: jsonargparse lists what went wrong with each type, our own error among it.
+        raise UserError(str(error.__cause__ if isinstance(error.__cause__, UserError) else error)) from error
+
+
 def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
-    parser = ArgumentParser(prog="masm", description="Deepfake detection with multi-artifact subspace fine-tuning.")
+    # Not exit_on_error: it prints the usage, 60 lines for train, in front of what was wrong.
+    parser = ArgumentParser(
+        prog="masm",
+        description="Deepfake detection with multi-artifact subspace fine-tuning.",
+        exit_on_error=False,
+    )
     subcommands = parser.add_subcommands(required=True, dest="subcommand")
     commands: dict[str, Callable[[Any], None]] = {}
     for name, help_text, add, run in (
@@ -47,7 +67,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
         ("eval", "score trained runs on data sets", _add_eval, _eval),
         ("demo", "train and compare three methods on embedded data, offline", _add_demo, _demo),
     ):
-        child = ArgumentParser(description=help_text[0].upper() + help_text[1:] + ".")
+        child = ArgumentParser(description=help_text[0].upper() + help_text[1:] + ".", exit_on_error=False)
         add(child)
         subcommands.add_subcommand(name, child, help=help_text)
         commands[name] = run
@@ -56,19 +76,32 @@ def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
 
 def _add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(TrainConfig, skip={"resume"})
+    parser.add_argument(
+        "--resume", action=ActionYesNo, nargs="?", default=False, help="go on with the interrupted run in --out"
+    )
 
 
 def _add_eval(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    parser.add_class_arguments(EvalConfig)
+    parser.add_argument("runs", nargs="+", type=str, help="run folders written by `masm train`")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=str,
+        default=[],
+        help="DeepfakeBench JSON files, or folders with real/ and fake-<method>/",
+    )
+    parser.add_class_arguments(EvalConfig, skip={"runs", "paths"})
 
 
 def _add_prepare(parser: ArgumentParser) -> None:
     from .data.prepare import prepare
 
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    parser.add_function_arguments(prepare)
+    parser.add_argument("source", type=str, help="folder with real/ and fake-<method>/")
+    parser.add_argument("out", type=str, help="folder for the crops, the JSON and the report")
+    parser.add_function_arguments(prepare, skip={"source", "out"})
 
 
 def _add_demo(parser: ArgumentParser) -> None:
@@ -111,7 +144,7 @@ def _eval(values: Any) -> None:
     from .report.tables import results_table, show
 
     options = {key: value for key, value in vars(values).items() if key != "config"}
-    config = EvalConfig(**options)
+    config = EvalConfig(paths=options.pop("data"), **options)
     show(results_table(evaluate(config)["runs"]))
     print(f"written: {config.out}/results.json, {config.out}/auc.png")
 
@@ -128,28 +161,8 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     """
     from masm_ext.checkpoint import AdapterError
 
-    from .checkpoint import CheckpointError
-    from .config import ConfigError
-    from .data.demo_set import DemoSetError
-    from .data.images import UnreadableImage
-    from .data.records import DatasetError
-    from .loop import TrainingError
-    from .metrics import MetricsError
-    from .models.backbone import BackboneError
-    from .models.bundled import BundledWeightsError
-    from .results import ResultError
-
-    known = (
-        AdapterError,
-        CheckpointError,
-        ConfigError,
-        UnreadableImage,
-        DatasetError,
-        TrainingError,
-        BackboneError,
-        BundledWeightsError,
-    )
-    return (*known, MetricsError, DemoSetError, ResultError, FileNotFoundError, PermissionError, NotADirectoryError)
+    files = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
+    return (UserError, AdapterError, *files)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .data.images import AugmentConfig
+from .errors import UserError
 
 METHODS = ("probe", "full", "lora", "osf", "effort", "masm-nomask", "masm")
 MethodName = Literal["probe", "full", "lora", "osf", "effort", "masm-nomask", "masm"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A setting that cannot work; the message names it, says what arrived and what is allowed."""
 
 
@@ -30,18 +31,23 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 class DataConfig:
     """Where the images are and how they are read.
 
-    `paths`: DeepfakeBench JSON files or folders with `real/` and `fake-<method>/`. Samples that carry a split keep
-    it; a data set without a validation split gives `val_fraction` of its groups (videos, pairs, photographs) to
-    validation, chosen by `split_seed`. `methods` keeps only these forgery methods (all real samples stay).
+    `paths`: DeepfakeBench JSON files or folders with `real/` and `fake-<method>/`. `splits` reads only these splits
+    (null: all), e.g. ["train"] of a file whose "val" repeats the test videos. Samples that carry a split keep it; a
+    data set without a validation split gives `val_fraction` of its groups (videos, pairs, photographs) to validation,
+    chosen by `split_seed`. `methods` keeps only these forgery methods (all real samples stay). `root`, `prefix_map`,
+    `compression`, `label_map` and `missing` are those of `data.records.read_deepfakebench`, for JSON files.
     `frames_per_video` keeps that many evenly spread frames of each video. `crop`, `normalize_first` (side, JPEG
     quality) and `augment` (training only; null: none) are those of `data.images.ImageTransform`.
     """
 
     paths: list[str] = field(default_factory=list)
     methods: list[str] | None = None
+    splits: list[str] | None = None
     root: str | None = None
     prefix_map: dict[str, str] | None = None
     compression: str | None = None
+    label_map: dict[str, int] | None = None
+    missing: Literal["error", "skip"] = "error"
     val_fraction: float = 0.2
     split_seed: int = 0
     frames_per_video: int | None = None
@@ -201,8 +207,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Scores trained runs on data sets. `runs`: run folders; `paths`: as in `DataConfig`; `split`: keep this split
-    only.
+    """Scores trained runs on data sets. `runs`: run folders; `split`: read this split only, e.g. test; the options of
+    the data are those of `DataConfig`.
     """
 
     runs: list[str] = field(default_factory=list)
@@ -212,6 +218,8 @@ class EvalConfig:
     root: str | None = None
     prefix_map: dict[str, str] | None = None
     compression: str | None = None
+    label_map: dict[str, int] | None = None
+    missing: Literal["error", "skip"] = "error"
     frames_per_video: int | None = None
     n_bootstrap: int = 1000
     protocol: Literal["correct", "dfb-compat"] = "correct"
@@ -219,6 +227,13 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _require(self.n_bootstrap >= 0, "n_bootstrap", self.n_bootstrap, "0 or more")
+        _require(bool(self.out), "out", self.out, "the folder to write")
+        _require(
+            self.frames_per_video is None or self.frames_per_video >= 1,
+            "frames_per_video",
+            self.frames_per_video,
+            "at least 1, or null for all",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

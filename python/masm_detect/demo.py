@@ -44,12 +44,13 @@ class DemoSize:
     val_crops: int = 180
     test_crops: int = 90
     image_size: int = 112
-    epochs: int = 3
+    epochs: int = 2
     methods: tuple[MethodConfig, ...] = field(
         default=(
             MethodConfig(name="probe"),
             MethodConfig(name="effort"),
-            MethodConfig(name="masm", lr=5e-3, s_lr=5e-2, masm=MasmOptions(mask_warmup=30, mask_interval=15)),
+            # On validation 1e-5 did better than 1e-3: the term is relative to the tiny initial s, a strong pull back.
+            MethodConfig(name="masm", masm=MasmOptions(spectral_consistency=1e-5)),
         )
     )
 
@@ -98,7 +99,10 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
         results["methods"][config.name] = _run(config, data, size, runtime, out)
     results["seconds"] = round(time.perf_counter() - started, 1)
     write_json(out / "results.json", results)
-    cells = {name: auc_cells(result) for name, result in results["methods"].items()}
+    cells = {
+        name: {family: auc_cells(result)[family] for family in (*SEEN, *UNSEEN)}
+        for name, result in results["methods"].items()
+    }
     plot_auc_bars(cells, out / "auc.png", title="AUC on unseen photographs", unseen=UNSEEN)
     show(demo_table(results))
     print(f"{results['seconds']:.0f} s in all; results.json and plots are in {out}")
@@ -107,7 +111,7 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
 
 def demo_table(results: dict[str, Any]) -> Table:
     """AUC with interval of every method and family, unseen families last."""
-    table = Table(title="AUC on unseen photographs, 95% intervals over photographs", title_justify="left")
+    table = Table(title="AUC on unseen photographs", title_justify="left")
     table.add_column("method")
     for family in SEEN:
         table.add_column(family, justify="right")

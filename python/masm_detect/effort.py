@@ -1,7 +1,7 @@
 """The layer of Effort, as a peer to compare with: an own implementation of a published idea, no code taken.
 
 Source: Yan et al., "Orthogonal Subspace Decomposition for Generalizable AI-Generated Image Detection" (Effort), ICML
-2025, arXiv 2411.15633. Its published setting: rank r = q - 1 is frozen, so one residual singular direction is trained in
+2025, arXiv 2411.15633. Its published setting: rank r = q - 1 is frozen, so one residual direction is trained in
 each attention projection, the dense weight is rebuilt in every forward pass, and the loss is plain cross-entropy.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from tqdm import tqdm
 from .adapters import load_method
 from .config import ConfigError, EvalConfig, TrainConfig, load_config, to_dict
 from .data.images import FrameDataset
-from .data.records import Sample, check_samples
+from .data.records import DatasetError, Sample, check_samples, limit_frames
 from .metrics import evaluate_scores
 from .models.backbone import load_backbone
 from .models.detector import Detector
-from .results import provenance, write_json
-from .runtime import autocast, resolve_precision, set_up
-from .sources import frame_dataset, limit_frames, load_samples
+from .results import check_output_folder, provenance, write_json
+from .runtime import autocast, choose_attention, resolve_precision, set_up
+from .sources import frame_dataset, load_samples, seen_in_training
 
 
 @torch.inference_mode()
@@ -61,7 +60,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     config = load_config(folder / "config.yaml")
     model = config.model
     if not (folder / "adapter").is_dir():
-        raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue with --resume true)")
+        raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue it with --resume)")
     detector = Detector(
         load_backbone(
             model.backbone,
@@ -71,18 +70,21 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
         )
     )
     load_method(detector, config.method, folder / "adapter")
+    choose_attention(detector.backbone, torch.device(device))
     return config, detector.to(device)
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Score every run of `config` on its data sets and write results.json and auc.png to `config.out`.
 
-    Returns the results: `{"provenance", "config", "runs": {run name: metrics.evaluate_scores(...)}}`.
+    Returns the results: `{"provenance", "config", "runs": {run name: {"method", "seen_in_training",
+    **metrics.evaluate_scores(...)}}}`; for "seen_in_training" see `sources.seen_in_training`.
     """
     from .report.plots import plot_auc
 
     if not config.runs:
-        raise ConfigError("no run given: name at least one run folder with --runs")
+        raise ConfigError("no run given: name at least one run folder")
+    check_output_folder(config.out)
     device = set_up(config.runtime)
     samples = _samples(config)
     results: dict[str, Any] = {}
@@ -101,7 +103,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             samples, scores, n_bootstrap=config.n_bootstrap, seed=config.runtime.seed, protocol=config.protocol
         )
         name = _unique(Path(folder).resolve().name, results)
-        results[name] = {"method": run.method.name, **metrics}
+        results[name] = {
+            "method": run.method.name,
+            "seen_in_training": seen_in_training(Path(folder), samples),
+            **metrics,
+        }
     out = Path(config.out)
     content = {
         "provenance": provenance(config.runtime.device),
@@ -114,16 +120,24 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _samples(config: EvalConfig) -> list[Sample]:
-    samples: Sequence[Sample] = load_samples(
-        config.paths, root=config.root, prefix_map=config.prefix_map, compression=config.compression
+    samples = load_samples(
+        config.paths,
+        splits=None if config.split is None else [config.split],
+        root=config.root,
+        prefix_map=config.prefix_map,
+        compression=config.compression,
+        label_map=config.label_map,
+        missing=config.missing,
     )
-    if config.split is not None:
-        splits = sorted({sample.split for sample in samples})
-        samples = [sample for sample in samples if sample.split == config.split]
-        if not samples:
-            raise ConfigError(f"no sample has the split {config.split!r}; this data has {splits}")
     samples = limit_frames(samples, config.frames_per_video)
     check_samples(samples)
+    for dataset in sorted({sample.dataset for sample in samples}):
+        labels = {sample.label for sample in samples if sample.dataset == dataset}
+        if len(labels) == 1:
+            raise DatasetError(
+                f"all samples of the data set {dataset!r} are {'fake' if 1 in labels else 'real'}: an AUC needs both "
+                "classes in each data set; leave it out, or put it into one folder or file with the other class"
+            )
     return samples
 
 

@@ -7,8 +7,10 @@ augmentation of an image, the generator that dropout draws from.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -26,16 +28,17 @@ from tqdm import tqdm
 
 from . import checkpoint
 from .config import OptimConfig, RuntimeConfig
-from .data.images import FrameDataset
+from .data.images import FrameDataset, UnreadableImage
+from .errors import UserError
 from .evaluate import predict
 from .layers import WeightDrift
 from .methods import Method
 from .models.detector import Detector
-from .results import write_text
-from .runtime import autocast, resolve_precision
+from .results import finite, write_text
+from .runtime import autocast, choose_attention, resolve_precision
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot go on; the message says at which step and what to change."""
 
 
@@ -154,19 +157,16 @@ def fit(
     """
     device = next(detector.parameters()).device
     precision = resolve_precision(runtime.precision, device)
-    if device.type == "cpu":
-        # The backward pass of torch's fused attention is slow there: a training step of DINOv2-S at 112 px, bf16, took
-        # 61 ms of CPU an image with it and 47 ms without (torch 2.13, one thread).
-        detector.backbone.set_attention("eager")
+    choose_attention(detector.backbone, device)
     weights = class_weights([sample.label for sample in train_set.samples], optim.class_balance).to(device)
     steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
     total = steps_per_epoch * optim.epochs
     drift = WeightDrift(detector)
-    frozen = checkpoint.frozen_sha256(detector) if folder is not None else ""
+    conditions = _conditions(detector, train_set, val_set, precision) if folder is not None else {}
     position, best, history = Position(), Best(), []
     torch.manual_seed(runtime.seed)
     if resume:
-        position, best, history = _load(folder, detector, method, frozen)
+        position, best, history = _load(folder, detector, method, conditions)
         write_history(folder, history)
 
     bar = tqdm(
@@ -207,7 +207,7 @@ def fit(
                 bar.update(optim.batch_size)
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
                 if folder is not None and due and position.batch < steps_per_epoch:
-                    _save(folder, detector, method, frozen, position, best, history)
+                    _save(folder, detector, method, conditions, position, best, history)
 
             history.append(_end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers))
             if best.beaten_by(history[-1]["val_auc"], history[-1]["val_loss"]):
@@ -219,7 +219,7 @@ def fit(
                 )
             position = Position(epoch=position.epoch + 1, step=position.step)
             if folder is not None:
-                _save(folder, detector, method, frozen, position, best, history)
+                _save(folder, detector, method, conditions, position, best, history)
                 write_history(folder, history)
 
     if optim.select == "best":
@@ -248,8 +248,9 @@ def mask_history(method: Method) -> list[dict[str, Any]]:
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write `history.jsonl`, one epoch a line, atomically."""
-    write_text(folder / "history.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
+    """Write `history.jsonl`, one epoch a line, atomically; a number that is not finite becomes null."""
+    lines = [json.dumps(finite(entry), allow_nan=False) + "\n" for entry in history]
+    write_text(folder / "history.jsonl", "".join(lines))
 
 
 def _batches(
@@ -301,11 +302,48 @@ def _end_of_epoch(
     return entry
 
 
+# What must be as it was for a resumed run to equal an uninterrupted one, and what to say if it is not.
+_CHANGED = {
+    "frozen_sha256": "the frozen weights are not those that it was trained on: another backbone, or another torch or "
+    "machine whose singular vectors differ in the last bits; start a new run",
+    "data_sha256": "the training or validation data changed (files, their sizes, labels or splits); restore the data, "
+    "or start a new run",
+    "precision": "it ran in {before}, here it would run in {now} (the device decides for runtime.precision=auto); go "
+    "on where {before} is native, or start a new run",
+    "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; give "
+    "--runtime.threads={before}",
+}
+
+
+def _conditions(detector: Detector, train_set: FrameDataset, val_set: FrameDataset, precision: str) -> dict[str, Any]:
+    return {
+        "frozen_sha256": checkpoint.frozen_sha256(detector),
+        "data_sha256": data_sha256(train_set, val_set),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def data_sha256(*datasets: FrameDataset) -> str:
+    """SHA-256 over path, size in bytes, label and split of every sample, in order; the contents are not read."""
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for sample in dataset.samples:
+            in_memory = dataset.images is not None and sample.path in dataset.images
+            try:
+                size = len(dataset.images[sample.path]) if in_memory else os.stat(sample.path).st_size
+            except OSError as error:
+                raise UnreadableImage(f"{sample.path} cannot be read ({error.strerror or error})") from error
+            digest.update(json.dumps([sample.path, size, sample.label, sample.split]).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
 def _save(
     folder: Path,
     detector: Detector,
     method: Method,
-    frozen: str,
+    conditions: dict[str, Any],
     position: Position,
     best: Best,
     history: list[dict[str, Any]],
@@ -315,7 +353,7 @@ def _save(
         folder / "last",
         {
             "method": method.name,
-            "frozen_sha256": frozen,
+            "conditions": conditions,
             "position": asdict(position),
             "weights": checkpoint.trainable_state(detector),
             "optimizer": method.optimizer.state_dict(),
@@ -329,18 +367,18 @@ def _save(
 
 
 def _load(
-    folder: Path | None, detector: Detector, method: Method, frozen: str
+    folder: Path | None, detector: Detector, method: Method, conditions: dict[str, Any]
 ) -> tuple[Position, Best, list[dict[str, Any]]]:
     if folder is None:
         raise TrainingError("resume needs the folder of the run")
     state = checkpoint.load(folder / "last")
     if state["method"] != method.name:
         raise checkpoint.CheckpointError(f"{folder} was trained by {state['method']!r}, not by {method.name!r}")
-    if state["frozen_sha256"] != frozen:
-        raise checkpoint.CheckpointError(
-            f"the frozen weights are not those that {folder} was trained on: another backbone, or another "
-            "torch or machine whose singular vectors differ in the last bits; start a new run"
-        )
+    for name, now in conditions.items():
+        before = state["conditions"][name]
+        if before != now:
+            reason = _CHANGED[name].format(before=before, now=now)
+            raise checkpoint.CheckpointError(f"{folder} cannot be resumed: {reason}")
     checkpoint.load_trainable_state(detector, state["weights"])
     method.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
     if method.masks is not None:

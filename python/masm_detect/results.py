@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
-import tempfile
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from masm_ext.files import write_atomically
+
+from .errors import UserError
 
 _PACKAGES = (
     *("masm-ext", "torch", "numpy", "transformers", "peft", "safetensors", "scikit-learn", "scikit-image"),
@@ -23,33 +25,20 @@ _PACKAGES = (
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
-class ResultError(ValueError):
-    """A result file that cannot be read."""
+class ResultError(UserError, ValueError):
+    """A result file that cannot be read, or a place where none can be written."""
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then move it there: a reader never sees half a file."""
+    """Write `text` as UTF-8, making the folder if needed; a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a result is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode("utf-8"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically. A number that is not finite becomes null: JSON has no NaN."""
-    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -60,6 +49,13 @@ def read_json(path: Path | str) -> Any:
         raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ResultError(f"{path} is not valid JSON (truncated or edited?): {error}") from error
+
+
+def check_output_folder(path: Path | str) -> None:
+    """Raise `ResultError` if `path` cannot become a folder because it, or a part of it, is a file."""
+    for part in (Path(path), *Path(path).parents):
+        if part.is_file():
+            raise ResultError(f"cannot write to the folder {path}: {part} is a file; give another output folder")
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
@@ -129,11 +125,12 @@ def _git() -> dict[str, Any] | None:
     return {"commit": run("rev-parse", "HEAD"), "modified": bool(run("status", "--porcelain", "--", "."))}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: arrays of one number become numbers, numbers that are not finite None."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,48 +3,99 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .config import ConfigError, DataConfig
 from .data.images import FrameDataset, ImageTransform
-from .data.records import Sample, check_samples, read_dataset
+from .data.records import DatasetError, Sample, check_samples, limit_frames, read_dataset
 from .models.backbone import Backbone
+from .results import read_json, write_json
 
 
 def load_samples(
     paths: Sequence[str],
     *,
+    splits: Sequence[str] | None = None,
     root: str | None = None,
     prefix_map: dict[str, str] | None = None,
     compression: str | None = None,
+    label_map: dict[str, int] | None = None,
+    missing: str = "error",
 ) -> list[Sample]:
-    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders. Options that are None are the reader's
-    own.
+    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders; of `splits` only (None: all).
+
+    Options that are None are the reader's own. Raises ConfigError for a path without a sample of `splits`, and
+    DatasetError where two paths would become one data set by their names.
     """
     if not paths:
         raise ConfigError("no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/")
-    samples = []
-    for path in paths:
-        options = (
-            {"root": root, "prefix_map": prefix_map, "compression": compression} if str(path).endswith(".json") else {}
-        )
-        samples += read_dataset(path, **{key: value for key, value in options.items() if value is not None})
-    return samples
+    options = {"root": root, "prefix_map": prefix_map, "compression": compression, "label_map": label_map}
+    options = {key: value for key, value in options.items() if value is not None} | {"missing": missing}
+    parts: dict[str, list[Sample]] = {}
+    for path in map(str, paths):
+        if path in parts:
+            raise ConfigError(f"the data path {path} is given twice")
+        if path.endswith(".json"):
+            # The reader itself leaves the other splits alone: their frames need not exist.
+            part = read_dataset(path, splits=splits, **options)
+        else:
+            part = read_dataset(path)
+            found = sorted({sample.split for sample in part})
+            part = [sample for sample in part if splits is None or sample.split in splits]
+            if not part:
+                raise ConfigError(f"{path}: no sample has the split {_names(splits)}; this data has {found}")
+        _refuse_merge(path, part, parts)
+        parts[path] = part
+    return [sample for part in parts.values() for sample in part]
+
+
+def _names(splits: Sequence[str] | None) -> str:
+    return " or ".join(map(repr, splits or ()))
+
+
+def _refuse_merge(path: str, part: Sequence[Sample], others: Mapping[str, Sequence[Sample]]) -> None:
+    """Several JSON files may hold one data set, but no video twice; a folder is a data set of its own."""
+    names, videos = {sample.dataset for sample in part}, {sample.video for sample in part}
+    for other, samples in others.items():
+        shared = names & {sample.dataset for sample in samples}
+        both_json = path.endswith(".json") and other.endswith(".json")
+        twice = videos & {sample.video for sample in samples}
+        if twice or (shared and not both_json):
+            what = f"the video {min(twice)!r}" if twice else f"the data set {min(shared)!r}"
+            raise DatasetError(
+                f"{other} and {path} both hold {what}, and would be taken for one: rename one of them (a folder's name "
+                "is the name of its data set), or give one of them only"
+            )
 
 
 def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
-    """(train, validation) samples of a run, both with both classes. Samples of the split "test" are left alone."""
-    samples = load_samples(config.paths, root=config.root, prefix_map=config.prefix_map, compression=config.compression)
+    """(train, validation) samples of a run, both with both classes. Samples of the split "test" are left alone, but no
+    group and no file may be in two of the three: DatasetError.
+    """
+    samples = load_samples(
+        config.paths,
+        splits=config.splits,
+        root=config.root,
+        prefix_map=config.prefix_map,
+        compression=config.compression,
+        label_map=config.label_map,
+        missing=config.missing,
+    )
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)
+    check_samples(samples)
     train = [sample for sample in samples if sample.split == "train"]
     val = [sample for sample in samples if sample.split == "val"]
-    check_samples(train)
-    check_samples(val)
+    for name, part in (("training", train), ("validation", val)):
+        try:
+            check_samples(part)
+        except DatasetError as error:
+            raise DatasetError(f"{name} data: {error}") from error
     return train, val
 
 
@@ -57,20 +108,6 @@ def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> li
     if unknown:
         raise ConfigError(f"data.methods names {unknown}, but the data holds {present}")
     return [sample for sample in samples if sample.label == 0 or sample.method in methods]
-
-
-def limit_frames(samples: Sequence[Sample], per_video: int | None) -> list[Sample]:
-    """At most `per_video` evenly spread frames of each video, in order; None keeps all."""
-    if per_video is None:
-        return list(samples)
-    videos: dict[str, list[int]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        videos[sample.video].append(index)
-    kept = set()
-    for frames in videos.values():
-        positions = np.linspace(0, len(frames) - 1, min(per_video, len(frames))).round().astype(int)
-        kept.update(frames[position] for position in positions)
-    return [sample for index, sample in enumerate(samples) if index in kept]
 
 
 def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) -> list[Sample]:
@@ -124,3 +161,26 @@ def frame_dataset(
         normalize_first=data.normalize_first,
     )
     return FrameDataset(samples, transform, seed=seed, images=images)
+
+
+def write_groups(folder: Path, train: Sequence[Sample], val: Sequence[Sample]) -> None:
+    """Write `groups.json` to a run folder: the names of the groups that it trains on and is validated on."""
+    content = {name: sorted({s.group for s in part}) for name, part in (("train", train), ("val", val))}
+    write_json(folder / "groups.json", content)
+
+
+def seen_in_training(folder: Path, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """How many of the groups and images of `samples` the run of `folder` was trained on, by the groups' names:
+    {"groups", "of_groups", "samples", "of_samples"}; None if the folder does not say (no `groups.json`).
+    """
+    path = Path(folder) / "groups.json"
+    if not path.is_file():
+        return None
+    trained = set(read_json(path)["train"])
+    groups = {sample.group for sample in samples}
+    return {
+        "groups": len(groups & trained),
+        "of_groups": len(groups),
+        "samples": sum(sample.group in trained for sample in samples),
+        "of_samples": len(samples),
+    }

@@ -1,7 +1,7 @@
 """A training run: from a configuration to a folder that holds everything about it.
 
 ```
-config.yaml  environment.json  metrics.json  history.jsonl  plots/*.png  adapter/  last/ (checkpoint)
+config.yaml  environment.json  groups.json  metrics.json  history.jsonl  plots/*.png  adapter/  last/ (checkpoint)
 ```
 The step itself is in `loop.py`. `train` is `fit` plus files, so a program with its own samples calls `loop.fit`.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .adapters import save_method
+from .adapters import base_sha256, save_method
 from .config import ConfigError, TrainConfig, load_config, save_config, to_dict
 from .evaluate import score_samples
 from .loop import FitResult, class_weights, fit, task_loss
@@ -23,9 +23,9 @@ from .metrics import evaluate_scores
 from .models.backbone import load_backbone
 from .models.detector import Detector
 from .report.plots import plot_drift, plot_history, plot_masks
-from .results import provenance, write_json
+from .results import check_output_folder, provenance, write_json
 from .runtime import resolve_precision, set_up
-from .sources import frame_dataset, source_splits
+from .sources import frame_dataset, source_splits, write_groups
 
 
 @dataclass
@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> RunResult:
     ).to(device)
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
+    base = base_sha256(detector)
     method = build_method(
         config.method.name,
         detector,
@@ -72,8 +73,11 @@ def train(config: TrainConfig) -> RunResult:
         calibration_loss=_calibration_loss,
         progress=runtime.progress,
     )
-    if not started:
+    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
+    resume = started and (folder / "last" / "state.json").is_file()
+    if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
+        write_groups(folder, train_samples, val_samples)
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(runtime.device))
     result = fit(
@@ -85,11 +89,10 @@ def train(config: TrainConfig) -> RunResult:
         runtime=runtime,
         workers=config.data.workers,
         folder=folder,
-        # A run killed before its first checkpoint starts again from the beginning, which is the same run.
-        resume=started and (folder / "last" / "state.json").is_file(),
+        resume=resume,
     )
 
-    save_method(detector, method, config.method, folder / "adapter")
+    save_method(detector, method, config.method, folder / "adapter", base=base)
     precision = resolve_precision(runtime.precision, device)
     scores = score_samples(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision)
     metrics = {
@@ -117,9 +120,10 @@ def train(config: TrainConfig) -> RunResult:
 
 def _check_folder(folder: Path, config: TrainConfig) -> bool:
     """Has this very run been started in `folder` before? Raises ConfigError if the folder is another run's."""
+    check_output_folder(folder)
     started = (folder / "config.yaml").is_file()
     if started and not config.resume:
-        raise ConfigError(f"{folder} already holds a run: continue it with --resume true, or give another --out")
+        raise ConfigError(f"{folder} already holds a run: continue it with --resume, or give another --out")
     if config.resume and not started:
         raise ConfigError(f"nothing to resume: {folder} holds no run")
     if started:
@@ -130,10 +134,12 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Settings that changed between two runs, apart from those that do not touch the weights."""
+    """Settings that changed between two runs, apart from those that do not touch the weights or that the checkpoint
+    checks by what they lead to (threads).
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in new for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
-    ignored = ("out", "resume", "runtime.progress", "runtime.checkpoint_every", "data.workers", "data.root")
+    ignored = ("out", "resume", "data.workers", "runtime.progress", "runtime.checkpoint_every", "runtime.threads")
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
 

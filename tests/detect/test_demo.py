@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import pytest
 from masm_detect import demo as demo_module
+from masm_detect.data.demo_set import build_demo_set
+from masm_detect.data.records import check_samples
 from masm_detect.results import read_json
 
 
@@ -24,6 +26,22 @@ def test_quick_demo(tmp_path, capsys):
     assert {"auc.png", "history-masm.png", "drift-masm.png", "masks-masm.png"} <= plots
 
 
-def test_families_are_apart():
+def test_families_and_photographs_are_apart():
+    pytest.importorskip("skimage", reason="the photographs of the demo come with scikit-image")
+    data = build_demo_set(
+        train_families=demo_module.SEEN,
+        test_families=(*demo_module.SEEN, *demo_module.UNSEEN),
+        train_crops=24,
+        val_crops=8,
+        test_crops=8,
+        size=64,
+        progress=False,
+    )
     assert not set(demo_module.SEEN) & set(demo_module.UNSEEN)
-    assert len(demo_module.SEEN) + len(demo_module.UNSEEN) >= 5
+    check_samples(data.samples)
+    sides = {name: data.split(name) for name in ("train", "val", "test")}
+    for name, part in sides.items():
+        fakes = {s.method for s in part if s.label}
+        assert fakes and fakes <= {*demo_module.SEEN, *(demo_module.UNSEEN if name == "test" else ())}
+    groups = [{s.group for s in part} for part in sides.values()]
+    assert all(groups) and sum(map(len, groups)) == len(set.union(*groups))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from masm_detect.config import ConfigError, DataConfig, EvalConfig, RuntimeConfig
-from masm_detect.data.records import read_folder
+from masm_detect.data.records import DatasetError, read_folder, write_deepfakebench
 from masm_detect.evaluate import evaluate, predict, score_samples
 from masm_detect.metrics import evaluate_scores
 from masm_detect.report.plots import plot_auc, plot_auc_bars, plot_drift, plot_history, plot_masks
@@ -44,11 +45,18 @@ def test_tables_and_cells(result):
     cells = auc_cells(result)
     assert list(cells) == ["a", "b", "all"]
     value, low, high = cells["a"]
-    assert low <= value <= high
+    assert 0 <= value <= 1 and low is high is None  # 4 groups a class: too few for an interval
+    low, high = cells["all"][1:]
+    assert low is high is None
     assert format_cell((0.8125, 0.75, 0.9)) == ".812 [.750, .900]"
     assert format_cell((1.0, None, None)) == "1.000" and format_cell((None, None, None)) == "-"
     table = results_table({"run": result})
-    assert table.row_count == 3
+    assert table.row_count == 3 and table.caption is None
+    seen = {"groups": 2, "of_groups": 9, "samples": 4, "of_samples": 20}
+    warned = results_table({"run": {**result, "seen_in_training": seen}})
+    assert "run was trained on 2 of these 9 groups" in warned.caption
+    alone = {**result, "datasets": {"reals": {"all": result["datasets"]["set"]["all"], "methods": {}}}}
+    assert results_table({"run": alone}).row_count == 1  # no data set vanishes
 
 
 def test_figures_are_png(result, tmp_path):
@@ -79,6 +87,26 @@ def test_unknown_split_is_named(tiny_data, tmp_path):
     config = EvalConfig(runs=["x"], paths=[str(tiny_data)], out=str(tmp_path), runtime=RuntimeConfig(progress=False))
     with pytest.raises(ConfigError, match="no sample has the split 'test'"):
         evaluate(replace(config, split="test"))
+
+
+def test_a_data_set_of_one_class_is_an_error(tiny_data, tmp_path):
+    shutil.copytree(tiny_data / "real", tmp_path / "reals" / "real")
+    config = EvalConfig(runs=["x"], paths=[str(tiny_data), str(tmp_path / "reals")], out=str(tmp_path / "out"))
+    with pytest.raises(DatasetError, match="all samples of the data set 'reals' are real"):
+        evaluate(config)
+
+
+def test_only_the_wanted_split_is_read(tiny_data, tmp_path):
+    samples = read_folder(tiny_data)
+    gone = [replace(s, split="train", path=s.path + "-gone", video=s.video + "x", group="") for s in samples]
+    write_deepfakebench([*gone, *(replace(s, split="test") for s in samples)], tmp_path / "d.json")
+    config = EvalConfig(runs=[str(tmp_path / "none")], paths=[str(tmp_path / "d.json")], out=str(tmp_path / "out"))
+    with pytest.raises(DatasetError, match="24 frames that do not exist"):
+        evaluate(config)
+    with pytest.raises(ConfigError, match=r"none/config\.yaml does not exist"):
+        evaluate(replace(config, split="test"))
+    with pytest.warns(UserWarning, match="24 frames"), pytest.raises(ConfigError, match=r"config\.yaml does not exist"):
+        evaluate(replace(config, missing="skip"))
 
 
 def test_two_runs_of_one_name_are_kept_apart(tiny_data, tiny_backbone, tmp_path):

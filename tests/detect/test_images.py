@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from masm_detect.data.images import (
     transform_image,
 )
 from masm_detect.data.records import Sample
+from masm_detect.errors import UserError
+from PIL import Image
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -52,6 +56,30 @@ def test_bad_file_is_named(tmp_path, content, message):
     assert dataset[0]["index"] == 0
     with pytest.raises(UnreadableImage, match=f"bad.jpg.*{message}"):
         dataset[1]
+
+
+@pytest.mark.parametrize("suffix, options", [
+    ("webp", {"lossless": True}), ("webp", {"quality": 90}), ("bmp", {}),
+    ("tiff", {}), ("tiff", {"compression": "tiff_lzw"}),
+])  # fmt: skip
+def test_webp_tiff_and_bmp_are_whole_or_refused(suffix, options):
+    rgb = picture(100, 100)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format=suffix, **options)
+    data = buffer.getvalue()
+    decoded = decode_image(data, "x")
+    assert decoded.shape == rgb.shape and decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - rgb).mean() < (8 if "quality" in options else 1e-9)
+    for kept in (len(data) // 4, len(data) // 2, len(data) * 9 // 10):
+        with pytest.raises(UnreadableImage, match="bad is truncated or damaged"):
+            decode_image(data[:kept], "bad")
+
+
+def test_sixteen_bit_tiff_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(buffer, format="tiff")
+    with pytest.raises(UnreadableImage, match="8 bits a channel"):
+        decode_image(buffer.getvalue(), "deep")
 
 
 def test_absent_file_is_named(tmp_path):
@@ -116,6 +144,9 @@ def test_each_augmentation_acts_alone():
     np.testing.assert_array_equal(augment_image(rgb, AugmentConfig(flip=0.0), rng(0)), rgb)
     with pytest.raises(ValueError, match="jpeg is a probability"):
         AugmentConfig(jpeg=2)
+    for bad in ({"jpeg_quality": (90, 40)}, {"jpeg_quality": (40, 101)}, {"blur_sigma": (0.0, 1.0)}):
+        with pytest.raises(UserError, match=next(iter(bad))):
+            AugmentConfig(**bad)
 
 
 def test_loader_with_workers():

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from masm_detect.data.records import Sample
 from masm_detect.metrics import (
+    MIN_CLUSTERS,
     MetricsError,
-    _group_weights,
-    _weighted_auc,
     calibration_error,
     compare_scores,
     equal_error_rate,
     evaluate_scores,
+    group_weights,
     tpr_at_fpr,
     video_scores,
+    weighted_auc,
 )
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -69,8 +70,8 @@ def test_datasets_are_kept_apart():
 def test_weighted_auc_equals_an_explicit_resample():
     samples, scores = make(n_videos=7, frames=3)
     labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
-    counts, place = _group_weights(groups, labels, 20, 0)
-    values = _weighted_auc(labels, scores, (counts, place))
+    counts, place = group_weights(groups, labels, 20, 0, min_clusters=2)
+    values = weighted_auc(labels, scores, (counts, place))
     for row, value in zip(counts, values):
         repeat = row[place].astype(int)
         assert value == pytest.approx(roc_auc_score(np.repeat(labels, repeat), np.repeat(scores, repeat)), abs=1e-12)
@@ -109,16 +110,28 @@ def test_same_seed_same_interval():
 
 def test_classes_in_groups_of_their_own():
     """Real and fake videos that share no group: every resample still has both classes."""
-    samples, scores = make(n_videos=3, frames=2, methods=("A",))
+    samples, scores = make(n_videos=MIN_CLUSTERS, frames=2, methods=("A",))
     apart = [Sample(s.path, s.label, s.dataset, s.method, s.video) for s in samples]
     m = evaluate_scores(apart, scores, n_bootstrap=300)["datasets"]["D"]["all"]
-    assert m["n_groups"] == 6 and np.isfinite(m["auc_ci"]).all()
+    assert m["n_groups"] == 2 * MIN_CLUSTERS and m["n_real_groups"] == m["n_fake_groups"] == MIN_CLUSTERS
+    assert np.isfinite(m["auc_ci"]).all()
 
 
-def test_one_group_has_no_interval():
-    samples, scores = make(n_videos=1)
+@pytest.mark.parametrize("n_videos", [1, 2, MIN_CLUSTERS - 1])
+def test_few_groups_have_no_interval(n_videos):
+    samples, scores = make(n_videos=n_videos)
     m = evaluate_scores(samples, scores, n_bootstrap=100)["datasets"]["D"]["all"]
-    assert m["auc"] is not None and m["auc_ci"] is None
+    assert m["auc"] is not None and m["auc_ci"] is None and m["video_auc_ci"] is None
+    assert m["n_groups"] == m["n_real_groups"] == n_videos
+    assert compare_scores(samples, scores, scores, n_bootstrap=50)["difference_ci"] is None
+
+
+def test_groups_are_counted_in_each_class():
+    """Many groups of fakes do not make up for few groups of reals."""
+    samples, scores = make(n_videos=20, frames=1, methods=("A",))
+    keep = [i for i, s in enumerate(samples) if s.label or int(s.video.rsplit("/", 1)[1]) < 3]
+    m = evaluate_scores([samples[i] for i in keep], scores[keep], n_bootstrap=50)["datasets"]["D"]["all"]
+    assert (m["n_real_groups"], m["n_fake_groups"]) == (3, 20) and m["auc_ci"] is None
 
 
 def test_fast_enough():

@@ -238,6 +238,13 @@ def test_splits_by_share_keep_pairs_together():
         assign_splits("ff", KEYS, (0.6, 0.2))
 
 
+def test_splits_keep_a_picture_and_its_forgeries_together():
+    keys = [f"{kind}/{n}" for kind in ("real", "fake-a", "fake-b") for n in range(10)]
+    splits = assign_splits("d", keys, (0.6, 0.2, 0.2), seed=1)
+    assert all(len({splits[f"{kind}/{n}"] for kind in ("real", "fake-a", "fake-b")}) == 1 for n in range(10))
+    assert set(splits.values()) == {"train", "val", "test"}
+
+
 def test_splits_from_a_file(tmp_path):
     path = tmp_path / "splits.json"
     table = {"train": [["183", "253"], ["469", "481"], ["866", "878"]], "val": [["585", "599"]], "test": ["672", "720"]}

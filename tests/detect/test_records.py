@@ -11,10 +11,10 @@ from masm_detect.data.records import (
     check_samples,
     count_table,
     label_of,
+    limit_frames,
     read_dataset,
     read_deepfakebench,
     read_folder,
-    spread_frames,
     write_deepfakebench,
 )
 
@@ -68,6 +68,13 @@ def test_compression_must_be_chosen_when_there_are_two(tmp_path):
     path.write_text(json.dumps(tree))
     with pytest.raises(DatasetError, match=r"\['c23', 'c40'\]: choose one"):
         read_deepfakebench(path)
+    # Each label has one level, but not the same one: the classes would differ in their compression.
+    del train["c23"]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DatasetError, match=r"\['c23', 'c40'\]: choose one"):
+        read_deepfakebench(path)
+    train["c23"] = train["c40"]
+    path.write_text(json.dumps(tree))
     with pytest.raises(DatasetError, match="no compression 'raw'"):
         read_deepfakebench(path, compression="raw")
     assert read_deepfakebench(path, compression="c23")
@@ -107,10 +114,19 @@ def test_label_outside_the_table(tmp_path):
 
 @pytest.mark.parametrize("name, label", [
     ("FF-real", 0), ("CelebDFv2_real", 0), ("DFDCP_Real", 0), ("real", 0), ("e4s_Real", 0),
+    
+    ("fake-surreal", 1), ("fake-photo-real", 1), ("fake-e4s_Real", 1), ("photo-fake", 1),
     ("FF-F2F", 1), ("DFDCP_FakeA", 1), ("UADFV_Fake", 1), ("fake-anything", 1), ("DFD_fake", 1),
 ])  # fmt: skip
 def test_label_table(name, label):
     assert label_of(name) == label
+
+
+@pytest.mark.parametrize("name", ["surreal", "photo-real", "un-real", "hyper_real", "FF-unreal", "fake-"])
+def test_a_name_that_ends_in_real_is_no_real_name(name):
+    with pytest.raises(DatasetError, match="not in the table"):
+        label_of(name)
+    assert label_of(name, {name: 0}) == 0
 
 
 def test_record_that_contradicts_its_place(tmp_path):
@@ -133,6 +149,9 @@ def test_broken_files(tmp_path):
         read_dataset(path)
     path.write_text('{"D": {"real": {"test": {"v": {"label": "real"}}}}}')
     with pytest.raises(DatasetError, match="D/real/test/v"):
+        read_dataset(path)
+    path.write_text('{"D": {"real": {"test": {"v": {"label": "real", "frames": [0, 10]}}}}}')
+    with pytest.raises(DatasetError, match=r"D/real/test/v: frames must be paths, got 0 \(int\)"):
         read_dataset(path)
     path.write_text('{"D": {"real": {"test": {}}}}')
     with pytest.raises(DatasetError, match=r"no split \['train'\], it has \['test'\]"):
@@ -175,6 +194,32 @@ def test_folder_with_splits_and_pairs(tmp_path):
     check_samples(samples)
 
 
+def test_a_picture_and_its_forgeries_are_one_group(tmp_path):
+    for name in ("real/a.png", "fake-x/a.jpg", "fake-y/a/0.png", "real/b.png", "fake-x/c.png"):
+        touch(tmp_path / "set" / name)
+    groups = {s.video: s.group for s in read_folder(tmp_path / "set")}
+    assert groups == {
+        "set/real/a": "set/name/a",
+        "set/fake-x/a": "set/name/a",
+        "set/fake-y/a": "set/name/a",
+        "set/real/b": "set/real/b",
+        "set/fake-x/c": "set/fake-x/c",
+    }
+
+
+def test_equal_names_of_pairs_keep_the_pair(tmp_path):
+    for name in ("real/000/0.png", "real/003/0.png", "fake-DF/000_003/0.png", "fake-NT/000_003/0.png"):
+        touch(tmp_path / "ff" / name)
+    assert {s.group for s in read_folder(tmp_path / "ff")} == {"ff/pair/000_003"}
+
+
+def test_equal_names_over_splits_are_a_leak(tmp_path):
+    for name in ("train/real/0.png", "train/fake-x/1.png", "test/real/2.png", "test/fake-x/0.png"):
+        touch(tmp_path / "set" / name)
+    with pytest.raises(DatasetError, match=r"'set/name/0' in .*other pictures other names"):
+        check_samples(read_folder(tmp_path / "set"))
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(DatasetError, match="found none"):
         read_folder(tmp_path)
@@ -208,6 +253,27 @@ def test_write_and_read_again(tmp_path):
     assert not list(tmp_path.glob(".*tmp"))
 
 
+@pytest.mark.parametrize("method", [
+    "surreal", "e4s_Real", "real", "fake-x", "Fake-x", "x_fake", "FF-DF", "FaceShifter", "DFDCP_FakeA", "sd2.1", "a b",
+])  # fmt: skip
+def test_every_method_name_survives_writing(tmp_path, method):
+    samples = [
+        Sample(str(touch(tmp_path / "f" / "0.png")), 1, "d", method, "d/fake/v", "test", "d/g"),
+        Sample(str(touch(tmp_path / "r" / "0.png")), 0, "d", "real", "d/real/v", "test", "d/g"),
+    ]
+    write_deepfakebench(samples, tmp_path / "d.json")
+    again = read_deepfakebench(tmp_path / "d.json")
+    assert [(s.path, s.label, s.method, s.split, s.group) for s in again] == [
+        (s.path, s.label, s.method, s.split, s.group) for s in samples
+    ]
+
+
+def test_two_videos_never_become_one_when_written(tmp_path):
+    samples = [sample(str(touch(tmp_path / n)), video=f"d/{n}/v") for n in ("real", "FF-real")]
+    with pytest.raises(DatasetError, match=r"'d/real/v' and 'd/FF-real/v' would become one"):
+        write_deepfakebench(samples, tmp_path / "d.json")
+
+
 def sample(path="a", label=0, split="", group="", video="d/real/v"):
     return Sample(path, label, "d", "m" if label else "real", video, split, group)
 
@@ -220,18 +286,24 @@ def test_checks():
     check_samples([sample(label=1)], need_both_classes=False)
     with pytest.raises(DatasetError, match="appears twice"):
         check_samples([sample(), sample(label=1)])
+    with pytest.raises(DatasetError, match=r"'train' and 'val'.*data\.splits"):
+        check_samples([sample(split="train", group="g"), sample(split="val", label=1, group="h")])
     with pytest.raises(DatasetError, match=r"'g' in \['test', 'train'\]"):
         check_samples([sample("a", 0, "train", "g"), sample("b", 1, "test", "g")])
     with pytest.raises(DatasetError, match="label must be 0"):
         sample(label=2)
 
 
-def test_spread_frames():
+def test_limit_frames():
     samples = [sample(str(i)) for i in range(10)] + [sample(str(i), video="d/real/w") for i in range(2)]
-    kept = spread_frames(samples, 4)
+    kept = limit_frames(samples, 4)
     assert [s.path for s in kept] == ["0", "3", "6", "9", "0", "1"]
     with pytest.raises(ValueError, match="at least 1"):
-        spread_frames(samples, 0)
+        limit_frames(samples, 0)
+    assert limit_frames(samples, None) == samples
+    # A video that stands in two splits is limited in each.
+    two = [sample(f"{split}{i}", split=split) for split in ("train", "val") for i in range(5)]
+    assert [s.path for s in limit_frames(two, 2)] == ["train0", "train4", "val0", "val4"]
 
 
 def test_count_table():

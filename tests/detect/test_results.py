@@ -10,7 +10,7 @@ import pytest
 import torch
 from masm_detect import checkpoint
 from masm_detect.checkpoint import CheckpointError
-from masm_detect.results import ResultError, provenance, read_json, write_json, write_text
+from masm_detect.results import ResultError, check_output_folder, provenance, read_json, write_json, write_text
 
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
@@ -23,8 +23,8 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):
         write_json(path, {"new": object()})
-    with pytest.raises(TypeError):
-        write_text(path, 3)
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
     assert read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
 
@@ -68,6 +68,21 @@ def test_checkpoint_replaces_the_last_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000002.safetensors", "state.json"]
 
 
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
+    (tmp_path / ".state-00000001.safetensors.abc.tmp").write_bytes(b"half")
+    (tmp_path / ".state.json.abc.tmp").write_bytes(b"half")
+    checkpoint.save(tmp_path, state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000002.safetensors", "state.json"]
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    check_output_folder(tmp_path / "new" / "folder")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ResultError, match="file is a file"):
+            check_output_folder(path)
+
+
 def test_kill_before_the_commit_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, state(1))
 
@@ -80,7 +95,7 @@ def test_kill_before_the_commit_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path)["position"]["step"] == 1
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "json", "newer", "foreign", "empty"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "json", "newer", "older", "foreign", "empty"])
 def test_damaged_checkpoint_is_refused(tmp_path, damage):
     checkpoint.save(tmp_path, state())
     tensors, index = next(tmp_path.glob("*.safetensors")), tmp_path / "state.json"
@@ -96,7 +111,7 @@ def test_damaged_checkpoint_is_refused(tmp_path, damage):
     elif damage == "empty":
         index.unlink()
     else:
-        content["version" if damage == "newer" else "format"] = 99
+        content["format" if damage == "foreign" else "version"] = 1 if damage == "older" else 99
         index.write_text(json.dumps(content))
     with pytest.raises(CheckpointError):
         checkpoint.load(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from masm_detect import loop
 from masm_detect.checkpoint import CheckpointError
 from masm_detect.config import (
+    METHODS,
     ConfigError,
     DataConfig,
     MasmOptions,
@@ -25,11 +27,14 @@ from masm_detect.config import (
     save_config,
 )
 from masm_detect.data.images import AugmentConfig
-from masm_detect.data.records import Sample
+from masm_detect.data.records import DatasetError, Sample, read_folder, write_deepfakebench
+from masm_detect.errors import UserError
 from masm_detect.evaluate import load_run, score_samples
-from masm_detect.sources import frame_dataset, limit_frames, source_splits, split_by_group
+from masm_detect.sources import frame_dataset, limit_frames, load_samples, source_splits, split_by_group
 from masm_detect.train import train
 from safetensors.torch import load_file
+
+from masm_ext.checkpoint import AdapterError
 
 
 def run_config(data, backbone, out, method="masm", **changes) -> TrainConfig:
@@ -125,7 +130,7 @@ def test_run_folder_is_complete_and_loads(tiny_data, tiny_backbone, tmp_path):
         out = tmp_path / method
         result = train(run_config(tiny_data, tiny_backbone, out, method))
         names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-        assert {"config.yaml", "environment.json", "metrics.json", "history.jsonl"} <= names
+        assert {"config.yaml", "environment.json", "groups.json", "metrics.json", "history.jsonl"} <= names
         assert {"adapter/adapter.json", "last/state.json", "plots/history.png"} <= names
         assert ("plots/masks.png" in names) == ("plots/drift.png" in names) == (method == "masm")
         assert not [name for name in names if name.endswith(".tmp")]
@@ -158,6 +163,92 @@ def test_resume_refuses_another_backbone(tiny_data, tiny_backbone, tmp_path, tin
     tiny_detector(seed=1).backbone.model.save_pretrained(tiny_backbone)
     with pytest.raises(CheckpointError, match="frozen weights are not those"):
         train(replace(config, resume=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_fits_its_own_backbone_only(tiny_data, tiny_backbone, tmp_path, tiny_detector, method):
+    train(run_config(tiny_data, tiny_backbone, tmp_path / "run", method, optim=OptimConfig(epochs=1, batch_size=12)))
+    load_run(tmp_path / "run")
+    other = tiny_detector(seed=1).backbone.model
+    other.save_pretrained(tiny_backbone)
+    with pytest.raises((UserError, AdapterError), match=r"another backbone|base model does not fit"):
+        load_run(tmp_path / "run")
+    # Only a layer that no method but "full" trains is another one.
+    same = tiny_detector().backbone.model
+    same.layernorm.weight.data.mul_(1.001)
+    same.save_pretrained(tiny_backbone)
+    with pytest.raises(UserError, match="another backbone"):
+        load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["more bytes", "new image", "gone", "root", "precision", "threads"])
+def test_resume_notices_what_changed(tiny_data, tiny_backbone, tmp_path, monkeypatch, change):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
+    train(config)
+    message = "data changed"
+    picture = tiny_data / "real" / "03.png"
+    if change == "more bytes":
+        picture.write_bytes(picture.read_bytes() + b"\0")
+    elif change == "new image":
+        shutil.copy(picture, tiny_data / "real" / "99.png")
+    elif change == "gone":
+        picture.unlink()
+    elif change == "root":
+        config, message = replace(config, data=replace(config.data, root="elsewhere")), "data.root was None"
+    elif change == "precision":
+        monkeypatch.setattr(loop, "resolve_precision", lambda *_: "bf16")
+        message = "it ran in fp32, here it would run in bf16"
+    else:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+        message = r"are 77.*--runtime\.threads="
+    with pytest.raises(UserError, match=message):
+        train(replace(config, resume=True))
+
+
+def test_history_has_no_nan(tmp_path):
+    loop.write_history(tmp_path, [{"epoch": 0, "train_loss": float("nan")}])
+    assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0, "train_loss": null}\n'
+
+
+def test_a_group_in_several_splits_is_refused(tiny_data, tmp_path):
+    """As the published DeepfakeBench files have it: the test videos again, as val."""
+    samples = read_folder(tiny_data)
+    side = {"train": lambda n: n < 8, "val": lambda n: n >= 8, "test": lambda n: n >= 8}
+    for leak in (("train", "val", "test"), ("train", "test", "test")):
+        parts = [
+            replace(s, split=name, path=s.path if i < 2 else f"{s.path}-copy")
+            for i, name in enumerate(("train", "val", "test"))
+            for s in samples
+            if side[leak[i]](int(s.path[-6:-4]))
+        ]
+        for s in parts:
+            if s.path.endswith("-copy"):
+                shutil.copy(s.path.removesuffix("-copy"), s.path)
+        write_deepfakebench(parts, tmp_path / "leak.json")
+        config = DataConfig(paths=[str(tmp_path / "leak.json")])
+        with pytest.raises(DatasetError, match=r"in \['test', 'val'\].*repeat the test videos as val.*data\.splits"):
+            source_splits(config)
+        train_part, val_part = source_splits(replace(config, splits=["train"]))
+        assert not {s.group for s in train_part} & {s.group for s in val_part}
+        assert {s.split for s in (*train_part, *val_part)} == {"train", "val"}
+
+
+def test_paths_of_one_name_do_not_merge(tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "other" / "data")
+    with pytest.raises(DatasetError, match="'data/fake-stripes/00', and would be taken for one: rename"):
+        load_samples([str(tiny_data), str(tmp_path / "other" / "data")])
+    with pytest.raises(ConfigError, match="given twice"):
+        load_samples([str(tiny_data), str(tiny_data)])
+    samples = read_folder(tiny_data)
+    names = [str(tmp_path / f"{part}.json") for part in ("train", "val")]
+    for name, part in zip(names, (samples[::2], samples[1::2])):
+        write_deepfakebench(part, name)
+    assert len(load_samples(names)) == 24  # one data set in two files, no video in both
+    fakes = tmp_path / "more" / "data" / "fake-other"
+    fakes.mkdir(parents=True)
+    shutil.copy(samples[0].path, fakes / "x.png")
+    with pytest.raises(DatasetError, match="both hold the data set 'data'"):
+        load_samples([str(tiny_data), str(fakes.parent)])
 
 
 def test_static_masks_choose_layers(tiny_data, tiny_backbone, tmp_path):

@@ -26,8 +26,22 @@ def test_files_the_readme_names_exist(repo):
     text = (repo / "README.md").read_text()
     for path in re.findall(r"`((?:csrc|masm_ext|python|benchmarks|docs)/[\w/.-]*)`", text):
         assert (repo / path).exists(), path
-    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", prose):
         assert (repo / target).exists(), target
+
+
+def test_masm_commands_parse(repo, tmp_path):
+    cli = pytest.importorskip("masm_detect.cli", reason="needs the extra masm_ext[detect]")
+    text = (repo / "README.md").read_text()
+    [config] = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
+    (tmp_path / "run.yaml").write_text(config)
+    commands = re.findall(r"^masm (\w.*?)(?:\s+#.*)?$", text, flags=re.M)
+    assert {c.split()[0] for c in commands} == {"prepare", "train", "eval"}
+    for command in commands:
+        parser, _ = cli._parser()
+        values = parser.parse_args(command.replace("run.yaml", str(tmp_path / "run.yaml")).split())
+        parser.instantiate(values)
 
 
 def test_make_targets_exist(repo):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from masm_detect.data.forgeries import FAMILIES, forge
 from masm_detect.data.images import encode_jpeg, read_image
 from masm_detect.data.records import Sample
+from masm_detect.errors import UserError
 
 DATASET = "demo"
 TRAIN_FAMILIES = ("upsample", "poisson", "warp")
@@ -39,7 +40,7 @@ PHOTOGRAPHS: dict[str, tuple[tuple[str, str], ...]] = {
 }  # fmt: skip
 
 
-class DemoSetError(RuntimeError):
+class DemoSetError(UserError, RuntimeError):
     """A photograph of the demo set is not where its wheel puts it."""
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from masm_detect.errors import UserError
+
 # ArcFace's five points in a 112x112 crop: left eye, right eye, nose, left and right corner of the mouth, "left" in
 # the image (insightface, recognition/common/face_align.py; DeepfakeBench, preprocessing/preprocess.py uses the same).
 ARCFACE_TEMPLATE = np.array(
@@ -18,7 +20,7 @@ ARCFACE_TEMPLATE = np.array(
 TEMPLATE_SIDE = 112
 
 
-class FaceDetectorError(RuntimeError):
+class FaceDetectorError(UserError, RuntimeError):
     """The face detector cannot be loaded."""
 
 

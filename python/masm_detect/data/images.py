@@ -10,14 +10,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from masm_detect.data.records import Sample
+from masm_detect.errors import UserError
 
 
-class UnreadableImage(OSError):
+class UnreadableImage(UserError, OSError):
     """An image file is absent, empty, truncated or no image; the message names it."""
+
+
+class TransformError(UserError, ValueError):
+    """A transform or augmentation that cannot work, in itself or on the image that the message names."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "jpeg", "blur", "brightness_contrast", "noise", "downscale"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
+                raise TransformError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
+        for name in ("jpeg_quality", "blur_sigma", "noise_sigma", "downscale_factor"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "jpeg_quality" and high > 100):
+                limit = "0 < low <= high" + (" <= 100" if name == "jpeg_quality" else "")
+                raise TransformError(f"{name} must be (low, high) with {limit}, got {(low, high)}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,13 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.crop not in ("resize", "center"):
-            raise ValueError(f'crop must be "resize" or "center", got {self.crop!r}')
+            raise TransformError(f'crop must be "resize" or "center", got {self.crop!r}')
         if self.size < 1:
-            raise ValueError(f"size must be positive, got {self.size}")
+            raise TransformError(f"size must be positive, got {self.size}")
         if self.normalize_first is not None:
             side, quality = self.normalize_first
             if side < 1 or not 1 <= quality <= 100:
-                raise ValueError(
+                raise TransformError(
                     f"normalize_first must be (side >= 1, JPEG quality 1..100), got {self.normalize_first}"
                 )
 
@@ -83,6 +93,8 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
         raise UnreadableImage(f"{name} is empty (0 bytes)")
     if _is_truncated(data):
         raise UnreadableImage(f"{name} is truncated: it ends before the image does ({len(data)} bytes)")
+    if data.startswith(_BY_PILLOW) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        return _decode_by_pillow(data, name)
     try:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -90,6 +102,23 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     if bgr is None:
         raise UnreadableImage(f"{name} is not an image that OpenCV can decode ({len(data)} bytes)")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+# TIFF (two byte orders and BigTIFF) and BMP, beside WebP: OpenCV gives half of a damaged one and says nothing.
+_BY_PILLOW = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        image = ImageOps.exif_transpose(image)  # as OpenCV does it
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more on damaged files
+        raise UnreadableImage(f"{name} is truncated or damaged ({error}; {len(data)} bytes)") from error
+    if image.mode not in _8_BIT:
+        raise UnreadableImage(f"{name} has pixels of mode {image.mode}: only 8 bits a channel are read")
+    return np.array(image.convert("RGB"))
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -203,7 +232,7 @@ class FrameDataset(Dataset):
 def _center_crop(rgb: np.ndarray, size: int, name: str) -> np.ndarray:
     h, w = rgb.shape[:2]
     if h < size or w < size:
-        raise ValueError(f'{name} has {w}x{h} pixels, less than the centre crop of {size}: use crop="resize"')
+        raise TransformError(f'{name} has {w}x{h} pixels, less than the centre crop of {size}: use crop="resize"')
     top, left = (h - size) // 2, (w - size) // 2
     return rgb[top : top + size, left : left + size]
 

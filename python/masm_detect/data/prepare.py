@@ -27,16 +27,17 @@ from masm_detect.data.records import (
     VIDEO_SUFFIXES,
     Sample,
     natural_key,
-    with_pair_groups,
+    with_name_groups,
     write_deepfakebench,
-    write_json,
 )
+from masm_detect.errors import UserError
+from masm_detect.results import check_output_folder, write_json
 
 RECORD = ".record.json"  # beside the crops of a finished video
 RECORD_FORMAT = 1
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError, ValueError):
     """The source cannot be prepared: its layout, its split file, or no face in all of it."""
 
 
@@ -130,6 +131,7 @@ def prepare(
         )
     if not dataset or "/" in dataset:
         raise PrepareError(f"dataset must be a plain name, got {dataset!r}")
+    check_output_folder(out)
     videos = find_videos(source)
     split_of = assign_splits(
         dataset, [v.key for v in videos], splits, split_seed
@@ -220,7 +222,7 @@ def assign_splits(dataset: str, keys: Sequence[str], splits, seed: int = 0) -> d
     """Split of every video key ("real/000", "fake-Deepfakes/000_003"); groups (FaceForensics++ pairs) stay together."""
     if splits is None:
         return dict.fromkeys(keys, "")
-    samples = with_pair_groups(
+    samples = with_name_groups(
         [Sample(k, int(not k.startswith("real/")), dataset, k.split("/")[0], f"{dataset}/{k}") for k in keys]
     )
     groups = {s.path: s.group for s in samples}
@@ -325,7 +327,7 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[_Source]
         for name in record["frames"]:
             path = str(out / "frames" / video.folder / video.name / name)
             samples.append(Sample(path, label, dataset, method, f"{dataset}/{video.key}", split_of[video.key]))
-    samples = with_pair_groups(samples)
+    samples = with_name_groups(samples)
     totals = sum(by_method.values(), Counter())
     report = PrepareReport(
         dataset=dataset, detector=detector,

@@ -6,12 +6,15 @@ import json
 import os
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from masm_detect.errors import UserError
+from masm_detect.results import write_json
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -20,14 +23,18 @@ COMPRESSIONS = frozenset({"raw", "c0", "c23", "c40"})
 
 # The label names of DeepfakeBench and its forks (FF-real, CelebDFv2_real, DFDCP_Real, DFDCP_FakeA, e4s_Fake, ...)
 # and ours (real, fake-<method>). A name outside the table is an error: a typo must not become a label.
-_REAL_NAME = re.compile(r"^(?:.+[_-])?real$", re.IGNORECASE)
+# A real name is anchored to the known sets, or to DF40's "<forgery>_Real" in just this writing: the name of a forgery
+# may end in "real" too.
+_REAL_NAME = re.compile(
+    r"^(?:(?i:real|FF-real|(?:CelebDFv[123]|CelebDF|DFDC|DFDCP|DFD|DFo|UADFV|FFIW|WDF|FaceShifter)[_-]real)|\w[\w.-]*_Real)$"
+)
 _FAKE_NAME = re.compile(r"^(?:(?:.+[_-])?fake[AB]?|FF-(?:DF|F2F|FS|NT|FH|SH)|FaceShifter|fake-.+)$", re.IGNORECASE)
 
 # FaceForensics++: a fake is named target_source, its original target; both ids of a pair appear in both roles.
 _PAIR_NAME = re.compile(r"^(\d{3})_(\d{3})$")
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """The data set cannot be used as it is; the message names what is wrong and where."""
 
 
@@ -57,17 +64,19 @@ class Sample:
 
 
 def label_of(name: str, label_map: dict[str, int] | None = None, where: str = "") -> int:
-    """0 (real) or 1 (fake) of a label name; `label_map` comes first, then the table of DeepfakeBench's names."""
+    """0 (real) or 1 (fake) of a label name; `label_map` comes first, then `fake-...`, then DeepfakeBench's names."""
     if label_map and name in label_map:
         return label_map[name]
+    if len(name) > 5 and name.lower().startswith("fake-"):
+        return 1
     if _REAL_NAME.match(name):
         return 0
     if _FAKE_NAME.match(name):
         return 1
     raise DatasetError(
         f"{where + ': ' if where else ''}label {name!r} is not in the table of label names "
-        "(...real -> 0; ...fake, FF-DF, FF-F2F, FF-FS, FF-NT, FF-FH, fake-<method> -> 1); "
-        f'give label_map={{"{name}": 0 or 1}}'
+        "(real, FF-real, CelebDFv2_real, DFD_real, ..., <forgery>_Real -> 0; fake-<method>, ...fake, FF-DF, FF-F2F, "
+        f'FF-FS, FF-NT, FF-FH -> 1); give label_map={{"{name}": 0 or 1}} (masm train: data.label_map)'
     )
 
 
@@ -105,6 +114,11 @@ def read_deepfakebench(
     if missing not in ("error", "skip"):
         raise ValueError(f'missing must be "error" or "skip", got {missing!r}')
     tree = _load_json(path)
+    if compression is None and len(levels := _compressions(tree)) > 1:
+        raise DatasetError(
+            f"{path} has the compressions {levels}: choose one with compression= "
+            f"(masm train: --data.compression={levels[0]}; masm eval: --compression={levels[0]})"
+        )
     root = Path(root) if root is not None else path.parent
     samples: list[Sample] = []
     found_splits: set[str] = set()
@@ -137,6 +151,9 @@ def read_folder(
     """Samples of a folder with `real/` and `fake-<method>/`, each holding images or one folder of images per video.
 
     The same below `train/`, `val/`, `test/` is read with those splits. `dataset`: name, the folder's by default.
+    Videos (or loose images) of one name in several of the folders form one group, whatever their split: a picture and
+    its forgeries must not stand on both sides of a split. So pictures that have nothing to do with each other need
+    names of their own, also over train/ and test/.
     `video_pattern`: regex whose group 1 is the video's name in a loose image's stem, e.g. r"(.+)_\\d+$" for
     `video_frame.jpg`; without it each loose image is a video of its own.
     """
@@ -147,7 +164,7 @@ def read_folder(
     children = sorted(c for c in path.iterdir() if c.is_dir() and not c.name.startswith("."))
     if children and all(c.name in SPLITS for c in children):
         nested = [read_folder(c, dataset=dataset, split=c.name, video_pattern=video_pattern) for c in children]
-        return with_pair_groups([sample for part in nested for sample in part])
+        return with_name_groups([sample for part in nested for sample in part])
     samples: list[Sample] = []
     strangers = [c.name for c in children if c.name != "real" and not c.name.startswith("fake-")]
     if strangers or not children:
@@ -170,7 +187,7 @@ def read_folder(
         warnings.warn(f"{path}: {len(ignored)} files are not images and were left out: {ignored[:5]}", stacklevel=2)
     if not samples:
         raise DatasetError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return with_pair_groups(samples)
+    return with_name_groups(samples)
 
 
 def write_deepfakebench(samples: Sequence[Sample], path: str | Path, *, root: str | Path | None = None) -> None:
@@ -182,10 +199,13 @@ def write_deepfakebench(samples: Sequence[Sample], path: str | Path, *, root: st
     path = Path(path)
     root = Path(root) if root is not None else path.parent
     tree: dict = {}
+    written: dict[tuple[str, ...], str] = {}
     for s in samples:
         known = s.label == 1 and _FAKE_NAME.match(s.method) and not s.method.lower().startswith("fake-")
         name = "real" if s.label == 0 else s.method if known else f"fake-{s.method}"
         video = s.video.split("/", 2)[-1]
+        if (other := written.setdefault((s.dataset, name, s.split, video), s.video)) != s.video:
+            raise DatasetError(f"{path}: the videos {other!r} and {s.video!r} would become one, {name}/{video}")
         record = (
             tree.setdefault(s.dataset, {})
             .setdefault(name, {})
@@ -196,44 +216,42 @@ def write_deepfakebench(samples: Sequence[Sample], path: str | Path, *, root: st
     write_json(path, tree)
 
 
-def write_json(path: str | Path, value) -> None:
-    """Write JSON under a temporary name, then rename: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def check_samples(samples: Sequence[Sample], need_both_classes: bool = True) -> None:
-    """Raise DatasetError for an empty set, one class only, an image twice in a split, or a group in several splits."""
+    """Raise DatasetError for an empty set, one class only, an image twice, or an image or a group in several splits."""
     if not samples:
         raise DatasetError("the data set is empty")
     labels = {s.label for s in samples}
     if need_both_classes and len(labels) == 1:
         only = "fake" if labels == {1} else "real"
         raise DatasetError(f"all {len(samples)} samples are {only}: both classes are needed")
-    seen: set[tuple[str, str]] = set()
+    seen: dict[str, str] = {}
     splits_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     for s in samples:
-        if (s.split, s.path) in seen:
+        if s.path in seen and seen[s.path] == s.split:
             raise DatasetError(f"{s.path} appears twice in split {s.split or '(none)'!r}")
-        seen.add((s.split, s.path))
+        if seen.setdefault(s.path, s.split) != s.split:
+            raise DatasetError(f"{s.path} is in the splits {seen[s.path]!r} and {s.split!r}: {_LEAK_HELP}")
         splits_of[s.dataset, s.group].add(s.split)
     leaks = [(group, sorted(splits)) for (_, group), splits in splits_of.items() if len(splits) > 1]
     if leaks:
         group, where = leaks[0]
-        raise DatasetError(
-            f"{len(leaks)} groups are in more than one split, e.g. {group!r} in {where}: a score on them would leak; "
-            f'read one split (splits=["test"]) or split again by group'
-        )
+        raise DatasetError(f"{len(leaks)} groups are in more than one split, e.g. {group!r} in {where}: {_LEAK_HELP}")
 
 
-def spread_frames(samples: Sequence[Sample], per_video: int) -> list[Sample]:
-    """At most `per_video` frames of each video, evenly spread over it (first and last included), in the given order."""
+_LEAK_HELP = (
+    "a score on them would leak. Published DeepfakeBench files often repeat the test videos as val: then read the "
+    "splits that you need alone (splits=[\"train\"], masm train: --data.splits='[train]', which holds out "
+    "data.val_fraction of its groups; masm eval: --split test). In plain folders one name means one picture: give "
+    "other pictures other names"
+)
+
+
+def limit_frames(samples: Sequence[Sample], per_video: int | None) -> list[Sample]:
+    """At most `per_video` frames of each video in each split, evenly spread (first and last included), in the given
+    order; None keeps all.
+    """
+    if per_video is None:
+        return list(samples)
     if per_video < 1:
         raise ValueError(f"per_video must be at least 1, got {per_video}")
     positions: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -263,18 +281,35 @@ def _items(value, path: Path, what: str):
 
 def _pick_compression(videos, compression: str | None, where: str):
     levels = sorted(COMPRESSIONS & set(videos)) if isinstance(videos, dict) else []
-    if not levels or any("frames" in v for v in videos.values() if isinstance(v, dict)):
+    if not levels or _is_videos(videos):
         return videos  # this data set has no compression level
-    if compression is None and len(levels) > 1:
-        raise DatasetError(f"{where} has the compressions {levels}: choose one with compression=")
     if compression is not None and compression not in levels:
         raise DatasetError(f"{where} has no compression {compression!r}, it has {levels}")
     return videos[compression or levels[0]]
 
 
+def _compressions(tree) -> list[str]:
+    """The compression levels of the whole file: data set -> label -> split -> [compression] -> video."""
+    nodes = [tree]
+    for _ in range(3):
+        nodes = [child for node in nodes if isinstance(node, dict) for child in node.values()]
+    return sorted({name for node in nodes if isinstance(node, dict) and not _is_videos(node) for name in node}
+                  & COMPRESSIONS)  # fmt: skip
+
+
+def _is_videos(table: dict) -> bool:
+    return any("frames" in value for value in table.values() if isinstance(value, dict))
+
+
 def _check_record(record, label_name: str, where: str) -> tuple[list[str], str]:
     if not isinstance(record, dict) or not isinstance(record.get("frames"), list):
         raise DatasetError(f'{where}: expected {{"label": ..., "frames": [...]}}')
+    strangers = [frame for frame in record["frames"] if not isinstance(frame, str)]
+    if strangers:
+        raise DatasetError(
+            f"{where}: frames must be paths, got {strangers[0]!r} ({type(strangers[0]).__name__}); a JSON with frame "
+            "numbers is not in DeepfakeBench's format"
+        )
     if record.get("label", label_name) != label_name:
         raise DatasetError(f"{where}: the record says label {record['label']!r}, but it stands under {label_name!r}")
     # A video whose faces were all lost is still listed by some writers, with no frames: nothing to read, nothing
@@ -298,7 +333,10 @@ def _drop_missing(samples: list[Sample], missing: str, path: Path) -> list[Sampl
     listed = ", ".join(sorted(absent)[:3])
     message = f"{path} names {len(absent)} frames that do not exist (of {len(samples)}): {listed}"
     if missing == "error":
-        raise DatasetError(f'{message}; check root= and prefix_map=, or leave them out with missing="skip"')
+        raise DatasetError(
+            f'{message}; check root= and prefix_map=, or leave them out with missing="skip" '
+            "(masm train: --data.missing=skip; masm eval: --missing=skip)"
+        )
     warnings.warn(f"{message}; they are left out", stacklevel=3)
     return [s for s in samples if s.path not in absent]
 
@@ -328,6 +366,29 @@ def with_pair_groups(samples: list[Sample]) -> list[Sample]:
         return f"{s.dataset}/pair/{'_'.join(members[find(key)])}" if key in parent else s.group
 
     return [replace(s, group=group(s)) if s.group == s.video else s for s in samples]
+
+
+def with_name_groups(samples: list[Sample]) -> list[Sample]:
+    """`with_pair_groups`, and then one group for all groups that share a video name under several labels."""
+    samples = with_pair_groups(samples)
+    parent: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            x = parent[x]
+        return x
+
+    names = {s.video: s.video.split("/", 2)[-1] for s in samples}
+    first: dict[tuple[str, str], str] = {}
+    for s in samples:
+        one, other = find(first.setdefault((s.dataset, names[s.video]), s.group)), find(s.group)
+        parent[max(one, other)] = min(one, other)
+    sizes = Counter(find(group) for group in parent)
+    label = {}
+    for s in samples:
+        root = find(s.group)
+        label.setdefault(root, f"{s.dataset}/name/{names[s.video]}" if sizes[root] > 1 else s.group)
+    return [replace(s, group=label[find(s.group)]) for s in samples]
 
 
 def _video_of(stem: str, pattern: str | None) -> str:

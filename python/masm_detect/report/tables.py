@@ -26,7 +26,7 @@ def auc_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def interval_of(numbers: Mapping[str, Any], name: str) -> Cell:
-    """(value, low, high) of a metric; low and high are None where no interval was computed."""
+    """(value, low, high) of a metric; low and high are None where there is no interval (too few groups)."""
     low, high = numbers.get(f"{name}_ci") or (None, None)
     return numbers.get(name), low, high
 
@@ -47,9 +47,17 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("real", "fake", "AUC", "AP", "EER", "acc", "TPR@1%", "video AUC"):
         table.add_column(name, justify="right")
+    warnings = []
     for run, result in runs.items():
+        seen = result.get("seen_in_training") or {}
+        if seen.get("groups"):
+            warnings.append(
+                f"WARNING: {run} was trained on {seen['groups']} of these {seen['of_groups']} groups "
+                f"({seen['samples']} of {seen['of_samples']} images): its numbers are not those of unseen data"
+            )
         for dataset, entry in result["datasets"].items():
-            rows = {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) > 1 else {})}
+            # A data set without fakes has no method of its own to list.
+            rows = {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) != 1 else {})}
             for method, numbers in rows.items():
                 table.add_row(
                     run,
@@ -62,6 +70,8 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
                     format_cell(interval_of(numbers, "video_auc")),
                 )
         table.add_section()
+    if warnings:
+        table.caption, table.caption_justify, table.caption_style = "\n".join(warnings), "left", "bold red"
     return table
 
 
