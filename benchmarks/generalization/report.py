@@ -53,8 +53,8 @@ def main() -> int:
 
 
 def by_method(study: Study, results: dict, direction: str) -> dict[str, dict[str, list[float]]]:
-    """method -> forgery -> the headline metric of each seed, in order of the seeds; "unseen" is the mean over unseen
-    forgeries.
+    """method -> forgery -> the headline metric of each seed, in order of the seeds; "mean seen" and "mean
+    unseen" where there are several.
     """
     table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     runs = [run for run in results["runs"].values() if run["direction"] == direction]
@@ -64,7 +64,8 @@ def by_method(study: Study, results: dict, direction: str) -> dict[str, dict[str
         for name, value in values.items():
             table[run["method"]][name].append(value)
         for side, names in (("seen", study.directions[direction]), ("unseen", study.unseen(direction))):
-            table[run["method"]][f"mean {side}"].append(float(np.mean([values[name] for name in names])))
+            if len(names) > 1:
+                table[run["method"]][f"mean {side}"].append(float(np.mean([values[name] for name in names])))
     return table
 
 
@@ -81,7 +82,8 @@ def summary(study: Study, results: dict) -> str:
     ]
     for direction, seen in study.directions.items():
         unseen = study.unseen(direction)
-        columns = [*seen, *unseen, "mean seen", "mean unseen"]
+        columns = [*seen, *unseen]
+        columns += [f"mean {side}" for side, names in (("seen", seen), ("unseen", unseen)) if len(names) > 1]
         titles = [f"{name} (unseen)" if name in unseen else name for name in columns]
         lines += ["", f"## Trained on {', '.join(seen)}", "", f"| method | seeds | {' | '.join(titles)} |"]
         lines += ["|---" * (len(columns) + 2) + "|"]

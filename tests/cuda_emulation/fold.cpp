@@ -1,10 +1,12 @@
 // The kernel of csrc/cuda/fold.cuh, run on the CPU: reads N, D, R, seed and the operands as raw float32, writes the
 // result.
-#include "fold.cuh"
+// clang-format off
+#include "emulate.h"  // first: it supplies what nvcc would
+// clang-format on
 
 #include <cstdio>
 
-#include "emulate.h"
+#include "fold.cuh"
 
 int main() {
   int64_t head[4];
