@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -nam
 
 .PHONY: help demo test lint format clean
 help:
-	@echo "make demo   train and score on the embedded demo set (about 8 minutes on 2 cores); results in demo-run/"
+	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
 	@echo "make test   build, install and run the test suite"
 	@echo "make lint   ruff and clang-format, as CI runs them"
 	@echo "make clean  remove the virtual environment and build folders"

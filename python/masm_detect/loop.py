@@ -334,6 +334,8 @@ def data_sha256(*datasets: FrameDataset) -> str:
                 size = len(dataset.images[sample.path]) if in_memory else os.stat(sample.path).st_size
             except OSError as error:
                 raise UnreadableImage(f"{sample.path} cannot be read ({error.strerror or error})") from error
+            if size == 0:  # told before the first step, not hours into an epoch
+                raise UnreadableImage(f"{sample.path} is empty (0 bytes)")
             digest.update(json.dumps([sample.path, size, sample.label, sample.split]).encode())
         digest.update(b"\0")
     return digest.hexdigest()

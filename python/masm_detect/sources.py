@@ -126,7 +126,8 @@ def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) ->
         if len(groups) < 2:
             kind = "fake" if label else "real"
             raise ConfigError(
-                f"{len(groups)} {kind} group(s) in the training data: at least 2 are needed to hold one out"
+                f"the training data hold {len(groups)} {kind} group(s) (videos, pairs of people, photographs); "
+                "at least 2 are needed to hold one out for validation. Folders: real/ and fake-<method>/ side by side"
             )
         wanted = min(len(groups) - 1, max(1, math.floor(val_fraction * len(groups))))
         order = [groups[index] for index in random.permutation(len(groups))]

@@ -17,7 +17,7 @@ import torch
 from .adapters import base_sha256, save_method
 from .config import ConfigError, TrainConfig, load_config, save_config, to_dict
 from .evaluate import score_samples
-from .loop import FitResult, class_weights, fit, task_loss
+from .loop import FitResult, class_weights, data_sha256, fit, task_loss
 from .methods import Method, build_method, resolve
 from .metrics import evaluate_scores
 from .models.backbone import load_backbone
@@ -78,6 +78,7 @@ def train(config: TrainConfig) -> RunResult:
     if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
         write_groups(folder, train_samples, val_samples)
+        data_sha256(train_set, val_set)  # every file is there, none is empty
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(runtime.device))
     result = fit(

@@ -2,11 +2,10 @@
 // result.
 // clang-format off
 #include "emulate.h"  // first: it supplies what nvcc would
+#include "fold.cuh"
 // clang-format on
 
 #include <cstdio>
-
-#include "fold.cuh"
 
 int main() {
   int64_t head[4];

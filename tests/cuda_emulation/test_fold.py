@@ -23,7 +23,9 @@ def program(tmp_path_factory):
     out = tmp_path_factory.mktemp("emulation") / "fold"
     flags = ["-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Werror"]
     include = f"-I{here.parents[1] / 'csrc' / 'cuda'}"
-    subprocess.run([COMPILER, *flags, "-I", str(here), include, str(here / "fold.cpp"), "-o", str(out)], check=True)
+    command = [COMPILER, *flags, "-I", str(here), include, str(here / "fold.cpp"), "-o", str(out)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
     return out
 
 

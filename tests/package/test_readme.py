@@ -1,6 +1,7 @@
 """What the README tells people to type works."""
 
 import re
+import shlex
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_masm_commands_parse(repo, tmp_path):
     assert {c.split()[0] for c in commands} == {"prepare", "train", "eval"}
     for command in commands:
         parser, _ = cli._parser()
-        values = parser.parse_args(command.replace("run.yaml", str(tmp_path / "run.yaml")).split())
+        values = parser.parse_args(shlex.split(command.replace("run.yaml", str(tmp_path / "run.yaml"))))
         parser.instantiate(values)
 
 

@@ -87,7 +87,8 @@ def read_dataset(path: str | Path, **options) -> list[Sample]:
         return read_folder(path, **options)
     if path.suffix == ".json":
         return read_deepfakebench(path, **options)
-    raise DatasetError(f"{path}: expected a DeepfakeBench .json file or a folder with real/ and fake-<method>/")
+    what = "" if path.exists() else "there is no such file or folder; "
+    raise DatasetError(f"{path}: {what}expected a DeepfakeBench .json file or a folder with real/ and fake-<method>/")
 
 
 def read_deepfakebench(
@@ -141,7 +142,9 @@ def read_deepfakebench(
                         for frame in frames
                     ]  # fmt: skip
     if splits is not None and (unknown := sorted(set(splits) - found_splits)):
-        raise DatasetError(f"{path} has no split {unknown}, it has {sorted(found_splits)}")
+        raise DatasetError(
+            f"{path} has no split {unknown}, it has {sorted(found_splits)}: leave it out, or prepare with --splits"
+        )
     return with_pair_groups(_drop_missing(samples, missing, path))
 
 
