@@ -76,7 +76,7 @@ def summary(study: Study, results: dict) -> str:
         f"# {study.name}",
         "",
         f"{'Image' if study.headline == 'video_auc' else 'Frame'} AUC: mean +- standard deviation over seeds"
-        + (f", [95% interval of the mean, clustered by {study.cluster}]." if "pooled" in results else "."),
+        + _about_intervals(study, results),
         f"{results['settings']['backbone']}, {study.image_size} px, {results['settings']['optim']['epochs']} epochs; "
         f"torch {made['packages'].get('torch')}, {made['device']['name']}. {study.caution}",
     ]
@@ -92,6 +92,14 @@ def summary(study: Study, results: dict) -> str:
             cells = [_cell(values[name], pooled.get(method, {}).get(name)) for name in columns]
             lines.append(f"| {method} | {len(values[columns[0]])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _about_intervals(study: Study, results: dict) -> str:
+    if "pooled" not in results:
+        return "."
+    if results["pooled"]:
+        return f", [95% interval of the mean, clustered by {study.cluster}]."
+    return f". No intervals: fewer than {MIN_CLUSTERS} {study.cluster}s a class carry none."
 
 
 def plot(study: Study, results: dict, direction: str, path: Path) -> None:
