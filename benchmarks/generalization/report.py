@@ -1,6 +1,6 @@
 """Summary of the studies from `results/*.json`: a Markdown table and a plot each.
 
-    python benchmarks/generalization/report.py [--work /tmp/generalization]
+    python benchmarks/generalization/report.py [--work WORK]
 
 Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that
 mean, from resampling the clusters of the test set (videos, or images) once for all seeds together; it is

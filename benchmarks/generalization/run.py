@@ -1,6 +1,6 @@
 """Trains every method of a study, in every direction and with every seed, and writes the numbers.
 
-    python benchmarks/generalization/run.py --study gan-faces --data ../shared/data --work /tmp/generalization
+    python benchmarks/generalization/run.py --study gan-faces --data DATA --work WORK
 
 One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon
 as it is there, so a run that was interrupted goes on where it stopped; a file made with other settings is refused.
