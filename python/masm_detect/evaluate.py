@@ -17,8 +17,7 @@ from .config import ConfigError, EvalConfig, TrainConfig, load_config, to_dict
 from .data.images import FrameDataset
 from .data.records import DatasetError, Sample, check_samples, limit_frames
 from .metrics import evaluate_scores
-from .models.backbone import load_backbone
-from .models.detector import Detector
+from .models.detector import Detector, load_detector
 from .results import check_output_folder, provenance, write_json
 from .runtime import autocast, choose_attention, resolve_precision, set_up
 from .sources import frame_dataset, load_samples, seen_in_training
@@ -58,17 +57,9 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     """The configuration and the trained detector of a run folder written by `masm train`."""
     folder = Path(folder)
     config = load_config(folder / "config.yaml")
-    model = config.model
     if not (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue it with --resume)")
-    detector = Detector(
-        load_backbone(
-            model.backbone,
-            image_size=model.image_size,
-            pool=model.pool,
-            local_files_only=model.local_files_only,
-        )
-    )
+    detector = load_detector(config.model)
     load_method(detector, config.method, folder / "adapter")
     choose_attention(detector.backbone, torch.device(device))
     return config, detector.to(device)

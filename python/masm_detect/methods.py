@@ -218,11 +218,12 @@ def _convert(
     progress: bool,
 ) -> None:
     from masm_ext import convert, select_layers
+    from masm_ext.convert import with_targets
 
     if settings.mask_policy == "static":
         if calibration is None or calibration_loss is None:
             raise ConfigError("mask_policy 'static' chooses layers on calibration batches, and none were given")
-        settings = replace(settings, target_modules=select_layers(detector, settings, calibration, calibration_loss))
+        settings = with_targets(settings, select_layers(detector, settings, calibration, calibration_loss))
     convert(detector, settings, progress=progress)
 
 

@@ -20,8 +20,7 @@ from .evaluate import score_samples
 from .loop import FitResult, class_weights, data_sha256, fit, task_loss
 from .methods import Method, build_method, resolve
 from .metrics import evaluate_scores
-from .models.backbone import load_backbone
-from .models.detector import Detector
+from .models.detector import Detector, load_detector
 from .report.plots import plot_drift, plot_history, plot_masks
 from .results import check_output_folder, provenance, write_json
 from .runtime import resolve_precision, set_up
@@ -52,15 +51,7 @@ def train(config: TrainConfig) -> RunResult:
     device = set_up(runtime)
     train_samples, val_samples = source_splits(config.data)
 
-    model = config.model
-    detector = Detector(
-        load_backbone(
-            model.backbone,
-            image_size=model.image_size,
-            pool=model.pool,
-            local_files_only=model.local_files_only,
-        )
-    ).to(device)
+    detector = load_detector(config.model).to(device)
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)

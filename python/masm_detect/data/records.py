@@ -9,6 +9,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -344,15 +345,17 @@ def _drop_missing(samples: list[Sample], missing: str, path: Path) -> list[Sampl
     return [s for s in samples if s.path not in absent]
 
 
+def _root(parent: dict[str, str], x: str) -> str:
+    """The representative of x in a disjoint-set forest; a new x is its own."""
+    while parent.setdefault(x, x) != x:
+        x = parent[x]
+    return x
+
+
 def with_pair_groups(samples: list[Sample]) -> list[Sample]:
     """FaceForensics++: real `a`, real `b` and the fakes `a_b`, `b_a` of every method form one group."""
     parent: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while parent.setdefault(x, x) != x:
-            x = parent[x]
-        return x
-
+    find = partial(_root, parent)
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
     for s in samples:
         if s.label == 1 and (pair := _PAIR_NAME.match(names[s.video])):
@@ -375,12 +378,7 @@ def with_name_groups(samples: list[Sample]) -> list[Sample]:
     """`with_pair_groups`, and then one group for all groups that share a video name under several labels."""
     samples = with_pair_groups(samples)
     parent: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while parent.setdefault(x, x) != x:
-            x = parent[x]
-        return x
-
+    find = partial(_root, parent)
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
     first: dict[tuple[str, str], str] = {}
     for s in samples:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from masm_detect.models.backbone import Backbone
+from masm_detect.config import ModelConfig
+from masm_detect.models.backbone import Backbone, load_backbone
 
 
 class Detector(nn.Module):
@@ -22,3 +23,15 @@ class Detector(nn.Module):
         # A bf16 logit has 8 bits: ties would blur the AUC. The head is tiny, so it stays in float32 under autocast.
         with torch.autocast(device_type=features.device.type, enabled=False):
             return self.head(features.to(self.head.weight.dtype)).squeeze(-1).float()
+
+
+def load_detector(config: ModelConfig) -> Detector:
+    """A detector on the pretrained backbone that the configuration of a run names, with a new head."""
+    return Detector(
+        load_backbone(
+            config.backbone,
+            image_size=config.image_size,
+            pool=config.pool,
+            local_files_only=config.local_files_only,
+        )
+    )
