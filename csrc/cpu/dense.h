@@ -1,5 +1,6 @@
 // The dense product and the type dispatch shared by the CPU ops.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -20,6 +21,12 @@ inline void mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
   std::array<StableIValue, 3> stack{d::from(a), d::from(b), d::from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   d::to<Tensor>(stack[0]);  // takes the returned handle over, or it would leak
+}
+
+// out += a b, in one pass over out. The CPU kernel itself: PyTorch's C shim, because the stable ABI hands no Scalar to
+// the dispatcher.
+inline void add_mm_(const Tensor& a, const Tensor& b, Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
 // [..., n] -> contiguous [M, n]; copies only where the caller's strides leave no other way.

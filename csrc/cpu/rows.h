@@ -1,68 +1,96 @@
-// Blocks of kRows matrix rows as float or double, whatever the storage type: half-precision rows are widened into a
-// small buffer that stays in cache, so that no copy of x or dY is ever made.
+// Blocks of matrix rows in the type that the skinny kernels read: as they lie, or widened to float into a small buffer
+// that stays in cache, so that no copy of x or dY is ever made.
 #pragma once
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+#include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <type_traits>
-#include <vector>
 
 #include "skinny.h"
 
 namespace masm::cpu {
 
-template <class T, class A>
-void widen(const T* in, A* out, int64_t n) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    widen_bf16(reinterpret_cast<const uint16_t*>(in), out, n);
-  } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = A(in[i]);
-  }
-}
+using torch::headeronly::ScalarType;
 
-template <class T, class A>
-void narrow(const A* in, T* out, int64_t n) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    narrow_bf16(in, reinterpret_cast<uint16_t*>(out), n);
-  } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = T(in[i]);
-  }
-}
+struct FP16 {
+  uint16_t bits;
+};
 
-// kRows rows of length n. load() points at rows [m, m + kRows) of a contiguous matrix; rows past M are zeros. store()
-// writes the rows back (nothing to do where the pointers go straight into the matrix).
-template <class T, class A>
-class RowBlock {
+// Memory for n elements, not initialised, on a cache line.
+template <class A>
+class Buffer {
  public:
-  explicit RowBlock(int64_t n) : n_(n), buffer_(kRows * n) {}
+  explicit Buffer(int64_t n)
+      : data_(static_cast<A*>(std::aligned_alloc(64, (n * sizeof(A) / 64 + 1) * 64)), std::free) {
+    if (!data_) throw std::bad_alloc();
+  }
+  A* get() const { return data_.get(); }
 
-  A* const* load(const T* base, int64_t m, int64_t M) {
-    for (int i = 0; i < kRows; ++i) {
-      A* row = buffer_.data() + i * n_;
-      if (m + i >= M) {
-        std::fill(row, row + n_, A(0));
-        rows_[i] = row;
-      } else if constexpr (std::is_same_v<T, A>) {
-        rows_[i] = const_cast<A*>(base + (m + i) * n_);
-      } else {
-        widen(base + (m + i) * n_, row, n_);
-        rows_[i] = row;
-      }
+ private:
+  std::unique_ptr<A, void (*)(void*)> data_;
+};
+
+// f(T{}, S{}, A{}, kernels): the type in memory, the type the kernels read, the type of sums, the kernels for S.
+template <class F>
+void dispatch_rows(ScalarType type, const F& f) {
+  const Kernels& k = kernels();
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{}, float{}, float{}, k.f32);
+    case ScalarType::Double:
+      return f(double{}, double{}, double{}, k.f64);
+    case ScalarType::BFloat16:
+      return k.bf16 ? f(BF16{}, BF16{}, float{}, *k.bf16) : f(BF16{}, float{}, float{}, k.f32);
+    default:
+      return f(FP16{}, float{}, float{}, k.f32);
+  }
+}
+
+template <class T>
+void widen(const T* in, float* out, int64_t n) {
+  const auto* bits = reinterpret_cast<const uint16_t*>(in);
+  std::is_same_v<T, BF16> ? kernels().convert.widen_bf16(bits, out, n) : kernels().convert.widen_fp16(bits, out, n);
+}
+
+template <class T>
+void narrow(const float* in, T* out, int64_t n) {
+  auto* bits = reinterpret_cast<uint16_t*>(out);
+  std::is_same_v<T, BF16> ? kernels().convert.narrow_bf16(in, bits, n) : kernels().convert.narrow_fp16(in, bits, n);
+}
+
+// Blocks of at most `rows` rows of a contiguous matrix with L columns, stored as T, seen as S.
+template <class T, class S>
+class Rows {
+ public:
+  Rows(int64_t rows, int64_t L) : L_(L), room_(std::is_same_v<T, S> ? 0 : rows * L) {}
+
+  const S* read(const T* base, int64_t row, int64_t rows) const {
+    if constexpr (std::is_same_v<T, S>) {
+      return base + row * L_;
+    } else {
+      widen(base + row * L_, room_.get(), rows * L_);
+      return room_.get();
     }
-    return rows_;
   }
 
-  void store(T* base, int64_t m, int64_t M) const {
-    if constexpr (!std::is_same_v<T, A>) {
-      for (int64_t i = 0; i < std::min<int64_t>(kRows, M - m); ++i) narrow(rows_[i], base + (m + i) * n_, n_);
+  // y = (accumulate ? y : 0) + c b + bias; see Skinny::add.
+  template <class A>
+  void add(const Skinny<S, A>& kernel, const A* c, int64_t R, const A* packed, const A* bias, bool accumulate,
+           bool fine, T* base, int64_t row, int64_t rows, A* scratch) const {
+    if constexpr (std::is_same_v<T, S>) {
+      kernel.add(c, rows, R, packed, L_, bias, accumulate, fine, base + row * L_, scratch);
+    } else {
+      if (accumulate) read(base, row, rows);
+      kernel.add(c, rows, R, packed, L_, bias, accumulate, fine, room_.get(), scratch);
+      narrow(room_.get(), base + row * L_, rows * L_);
     }
   }
 
  private:
-  int64_t n_;
-  std::vector<A> buffer_;
-  A* rows_[kRows] = {};
+  int64_t L_;
+  Buffer<S> room_;
 };
 
 }  // namespace masm::cpu

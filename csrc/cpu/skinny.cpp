@@ -1,72 +1,61 @@
+// Chooses the kernels of skinny_kernels.cpp that this CPU can run.
 #include "skinny.h"
 
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
 #include <cstring>
 
 namespace masm::cpu {
 
-// One body for both types: target_clones does not apply to templates.
-#define MASM_SKINNY(F)                                                                                      \
-  MASM_SIMD void skinny_dot(const F* const* x, const F* v, int64_t R, int64_t D, F* out) {                  \
-    const F *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];                                                 \
-    for (int64_t r = 0; r < R; ++r) {                                                                       \
-      const F* vr = v + r * D;                                                                              \
-      F a0 = 0, a1 = 0, a2 = 0, a3 = 0;                                                                     \
-      _Pragma("omp simd reduction(+ : a0, a1, a2, a3)") for (int64_t d = 0; d < D; ++d) {                   \
-        a0 += x0[d] * vr[d];                                                                                \
-        a1 += x1[d] * vr[d];                                                                                \
-        a2 += x2[d] * vr[d];                                                                                \
-        a3 += x3[d] * vr[d];                                                                                \
-      }                                                                                                     \
-      out[r] = a0, out[R + r] = a1, out[2 * R + r] = a2, out[3 * R + r] = a3;                               \
-    }                                                                                                       \
-  }                                                                                                         \
-  MASM_SIMD void skinny_add(F* const* y, const F* c, const F* u, int64_t R, int64_t N) {                    \
-    for (int i = 0; i < kRows; ++i) {                                                                       \
-      F* yi = y[i];                                                                                         \
-      const F* ci = c + i * R;                                                                              \
-      int64_t r = 0;                                                                                        \
-      for (; r + 4 <= R; r += 4) {                                                                          \
-        const F c0 = ci[r], c1 = ci[r + 1], c2 = ci[r + 2], c3 = ci[r + 3];                                 \
-        const F *u0 = u + r * N, *u1 = u0 + N, *u2 = u1 + N, *u3 = u2 + N;                                  \
-        _Pragma("omp simd") for (int64_t n = 0; n < N; ++n) yi[n] +=                                        \
-            (c0 * u0[n] + c1 * u1[n]) + (c2 * u2[n] + c3 * u3[n]);                                          \
-      }                                                                                                     \
-      for (; r < R; ++r) {                                                                                  \
-        const F c0 = ci[r];                                                                                 \
-        const F* u0 = u + r * N;                                                                            \
-        _Pragma("omp simd") for (int64_t n = 0; n < N; ++n) yi[n] += c0 * u0[n];                            \
-      }                                                                                                     \
-    }                                                                                                       \
-  }                                                                                                         \
-  MASM_SIMD void skinny_outer(F* out, const F* c, const F* const* y, int64_t begin, int64_t end, int64_t R, \
-                              int64_t N) {                                                                  \
-    const F *y0 = y[0], *y1 = y[1], *y2 = y[2], *y3 = y[3];                                                 \
-    for (int64_t r = begin; r < end; ++r) {                                                                 \
-      const F c0 = c[r], c1 = c[R + r], c2 = c[2 * R + r], c3 = c[3 * R + r];                               \
-      F* o = out + r * N;                                                                                   \
-      _Pragma("omp simd") for (int64_t n = 0; n < N; ++n) o[n] +=                                           \
-          (c0 * y0[n] + c1 * y1[n]) + (c2 * y2[n] + c3 * y3[n]);                                            \
-    }                                                                                                       \
-  }
+extern const Kernels baseline;
+#if defined(MASM_X86_KERNELS)
+extern const Kernels x86_64_v3, x86_64_v4, avx512_bf16;
 
-MASM_SKINNY(float)
-MASM_SKINNY(double)
-
-MASM_SIMD void widen_bf16(const uint16_t* in, float* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = uint32_t(in[i]) << 16;
-    std::memcpy(out + i, &bits, 4);
-  }
+namespace {
+bool has_v3() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("f16c");
 }
+bool has_v4() {
+  return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_bf16() { return has_v4() && __builtin_cpu_supports("avx512bf16"); }
+}  // namespace
+#endif
 
-MASM_SIMD void narrow_bf16(const float* in, uint16_t* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, in + i, 4);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    out[i] = uint16_t(nan ? 0x7fc0u : rounded);
-  }
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+    struct Choice {
+      const Kernels* kernels;
+      bool usable;
+    };
+    const Choice choices[] = {
+#if defined(MASM_X86_KERNELS)
+        {&avx512_bf16, has_bf16()},
+        {&x86_64_v4, has_v4()},
+        {&x86_64_v3, has_v3()},
+#endif
+        {&baseline, true}};
+    const char* wanted = std::getenv("MASM_CPU_ISA");
+    for (const Choice& choice : choices) {
+      if (!wanted || !*wanted) {
+        if (choice.usable) return *choice.kernels;
+      } else if (std::strcmp(wanted, choice.kernels->name) == 0) {
+        STD_TORCH_CHECK(choice.usable, "masm: MASM_CPU_ISA=", wanted, ", but this CPU lacks it");
+        return *choice.kernels;
+      }
+    }
+    STD_TORCH_CHECK(false, "masm: MASM_CPU_ISA=", wanted, " is unknown; expected baseline",
+#if defined(MASM_X86_KERNELS)
+                    ", x86_64_v3, x86_64_v4 or avx512_bf16"
+#else
+                    " (the only kernels of this build)"
+#endif
+    );
+  }();
+  return chosen;
 }
 
 }  // namespace masm::cpu

@@ -1,35 +1,53 @@
-// The skinny products of the low-rank path, four rows at a time, on contiguous rows of float or double.
-// Compiled once per instruction set and chosen at run time (GCC/Clang function multiversioning), so that a wheel built
-// anywhere uses AVX2 or AVX-512 where the CPU has it. Rows past the end of a matrix are passed as pointers to zeros.
+// The skinny products of the low-rank path: the long side is L (D or N), the short one R. Each CPU gets the kernels of
+// its best instruction set: skinny_kernels.cpp is compiled once for each, and chosen at run time.
 #pragma once
 #include <cstdint>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
-#define MASM_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MASM_SIMD
-#endif
-
 namespace masm::cpu {
 
-constexpr int kRows = 4;
+// bfloat16 as it lies in memory. Kernels of its own exist only where the CPU multiplies bfloat16 (AVX512_BF16).
+struct BF16 {
+  uint16_t bits;
+};
 
-// out[i * R + r] = sum_d x[i][d] * v[r, d]
-void skinny_dot(const float* const* x, const float* v, int64_t R, int64_t D, float* out);
-void skinny_dot(const double* const* x, const double* v, int64_t R, int64_t D, double* out);
+// Kernels on rows of S (float, double or BF16) with sums and coefficients in A (float; double for double). All matrices
+// are contiguous. `packed` is made by the function of the same name and holds a [R, L] matrix in the kernels' order.
+template <class S, class A>
+struct Skinny {
+  // Elements (of A) that a packed [R, L] matrix needs, for dot and for add; scratch elements for blocks of `rows` rows.
+  int64_t (*packed_size)(int64_t R, int64_t L);
+  int64_t (*scratch_size)(int64_t rows, int64_t R);
+  void (*pack_dot)(const A* b, int64_t R, int64_t L, A* packed);
+  void (*pack_add)(const A* b, int64_t R, int64_t L, A* packed);
 
-// y[i][n] += sum_r c[i * R + r] * u[r, n]
-void skinny_add(float* const* y, const float* c, const float* u, int64_t R, int64_t N);
-void skinny_add(double* const* y, const double* c, const double* u, int64_t R, int64_t N);
+  // out [rows, R] = x [rows, L] b^T
+  void (*dot)(const S* x, int64_t rows, int64_t L, const A* packed, int64_t R, A* out);
+  // y [rows, L] = (accumulate ? y : 0) + c [rows, R] b + bias [L] (or null), rounded once. BF16: c is rounded to
+  // bfloat16, or, with `fine`, to the sum of two bfloat16 (16 bits).
+  void (*add)(const A* c, int64_t rows, int64_t R, const A* packed, int64_t L, const A* bias, bool accumulate,
+              bool fine, S* y, A* scratch);
+  // o [R, L] += c [rows, R]^T y [rows, L]. BF16: c is rounded to bfloat16.
+  void (*outer)(const A* c, int64_t rows, int64_t R, const S* y, int64_t L, A* o, A* scratch);
+};
 
-// out[r, n] += sum_i c[i * R + r] * y[i][n] for r in [begin, end)
-void skinny_outer(float* out, const float* c, const float* const* y, int64_t begin, int64_t end, int64_t R, int64_t N);
-void skinny_outer(double* out, const double* c, const double* const* y, int64_t begin, int64_t end, int64_t R,
-                  int64_t N);
+// Half precision to and from float, n elements, round to nearest even.
+struct Convert {
+  void (*widen_bf16)(const uint16_t* in, float* out, int64_t n);
+  void (*narrow_bf16)(const float* in, uint16_t* out, int64_t n);
+  void (*widen_fp16)(const uint16_t* in, float* out, int64_t n);
+  void (*narrow_fp16)(const float* in, uint16_t* out, int64_t n);
+};
 
-// bfloat16 <-> float, round to nearest even, on raw bits.
-void widen_bf16(const uint16_t* in, float* out, int64_t n);
-void narrow_bf16(const float* in, uint16_t* out, int64_t n);
+struct Kernels {
+  const char* name;  // the instruction set they were compiled for
+  Skinny<float, float> f32;
+  Skinny<double, double> f64;
+  const Skinny<BF16, float>* bf16;  // null: rows are widened to float first
+  Convert convert;
+};
+
+// The best that this CPU can run; the environment variable MASM_CPU_ISA (baseline, x86_64_v3, x86_64_v4, avx512_bf16)
+// asks for another one, for tests. Throws if that one is unknown or the CPU lacks it.
+const Kernels& kernels();
 
 }  // namespace masm::cpu

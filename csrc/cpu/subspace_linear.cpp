@@ -1,9 +1,10 @@
-// masm::subspace_linear on the CPU: the dense product goes to MKL/oneDNN, the low-rank path is our own, in float32
-// (float64 for float64), added before y is rounded for the last time.
+// masm::subspace_linear on the CPU: the dense product goes to MKL/oneDNN, the low-rank path is our own, with sums in
+// float32 (float64 for float64), added before y is rounded for the last time.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <numeric>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "../checks.h"
@@ -13,11 +14,45 @@
 namespace masm::cpu {
 namespace {
 
-// Rows a task owns. Partial sums are formed per task and added in task order, so results do not depend on the number
-// of threads.
-constexpr int64_t kTaskRows = 512;
+// Rows that go through the kernels together: few enough to stay in a core's second-level cache, enough to reuse sums.
+int64_t block_rows(int64_t row_bytes) {
+  constexpr int64_t kBytes = 384 << 10, kStep = 24;  // kStep: a multiple of the height of every tile
+  return std::clamp(kBytes / std::max<int64_t>(row_bytes, 1) / kStep * kStep, 2 * kStep, 4 * kStep);
+}
 
-int64_t tasks(int64_t M) { return (M + kTaskRows - 1) / kTaskRows; }
+// Tasks of about 256 rows. The backward pass forms partial sums per task and adds them in task order, so that they do
+// not depend on the number of threads; those of all tasks, `sum_bytes` each, take 64 MiB at most.
+//
+// Chunks of tasks: the low-rank passes and the dense product go over one chunk after another, so that what one has read
+// or written (`row_bytes` a row) the other still finds in cache. Each chunk costs the dense product another packing of
+// the weight, so there is only one where chunks would be short. A chunk has a task for every thread.
+struct Tasks {
+  int64_t M, count, rows, per_chunk;
+
+  Tasks(int64_t M, int64_t sum_bytes, int64_t row_bytes) : M(M) {
+    constexpr int64_t kRows = 256, kStep = 8, kSums = 64 << 20, kChunk = 2 << 20, kChunkRows = 512;
+    const int64_t most = std::clamp(kSums / std::max<int64_t>(sum_bytes, 1), int64_t{8}, int64_t{64});
+    count = std::clamp((M + kRows - 1) / kRows, int64_t{1}, most);
+    if (count > 1) count += count % 2;
+    rows = std::max<int64_t>(kStep, ((M + count - 1) / count + kStep - 1) / kStep * kStep);
+    count = (M + rows - 1) / rows;
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t fitting = kChunk / std::max<int64_t>(row_bytes, 1);
+    per_chunk = fitting < kChunkRows ? count : (fitting / rows + threads - 1) / threads * threads;
+  }
+  int64_t begin(int64_t task) const { return std::min(M, task * rows); }
+
+  // low_rank(task) for every task, beside dense(first row, number of rows) for every chunk, before or after.
+  template <class LowRank, class Dense>
+  void run(bool dense_first, const LowRank& low_rank, const Dense& dense) const {
+    for (int64_t chunk = 0; chunk < count; chunk += per_chunk) {
+      const int64_t last = std::min(count, chunk + per_chunk), row = begin(chunk);
+      if (dense_first) dense(row, begin(last) - row);
+      torch::stable::parallel_for(chunk, last, 1, low_rank);
+      if (!dense_first) dense(row, begin(last) - row);
+    }
+  }
+};
 
 std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
   std::vector<int64_t> shape;
@@ -34,9 +69,8 @@ void check_input(const char* op, const char* name, const Tensor& t, int64_t last
   STD_TORCH_CHECK(t.is_cpu() && weight.is_cpu(), "masm::", op, ": ", name, " and weight must both be on the CPU");
 }
 
-// Row ranges of u, s, v whose gradient is wanted: the subspaces that are not masked.
-std::vector<std::pair<int64_t, int64_t>> live_ranges(const std::optional<Tensor>& mask,
-                                                     const std::vector<int64_t>& offsets) {
+// Rows of u, s, v whose gradient is wanted: those of the subspaces that are not masked.
+std::vector<int64_t> live_rows(const std::optional<Tensor>& mask, const std::vector<int64_t>& offsets) {
   const size_t K = offsets.size() - 1;
   if (mask) {
     STD_TORCH_CHECK(mask->dim() == 1 && mask->size(0) == int64_t(K) && mask->is_contiguous() &&
@@ -45,30 +79,47 @@ std::vector<std::pair<int64_t, int64_t>> live_ranges(const std::optional<Tensor>
                     shape_of(*mask));
   }
   const bool* values = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
-  std::vector<std::pair<int64_t, int64_t>> live;
+  std::vector<int64_t> live;
   for (size_t k = 0; k < K; ++k)
-    if ((!values || values[k]) && offsets[k] < offsets[k + 1]) live.emplace_back(offsets[k], offsets[k + 1]);
+    for (int64_t r = offsets[k]; (!values || values[k]) && r < offsets[k + 1]; ++r) live.push_back(r);
   return live;
 }
 
-// y[m] += (p[m] * s) u + bias, rows [m0, m1); p is written first when x is given.
-template <class T, class A>
-void add_low_rank(T* y, const T* x, A* p, const A* u, const A* s, const A* v, const A* bias, int64_t m0, int64_t m1,
-                  int64_t N, int64_t D, int64_t R) {
-  RowBlock<T, A> x_rows(D), y_rows(N);
-  std::vector<A> dots(kRows * R), scaled(kRows * R);
-  for (int64_t m = m0; m < m1; m += kRows) {
-    skinny_dot(x_rows.load(x, m, m1), v, R, D, dots.data());
-    for (int64_t i = 0; i < kRows * R; ++i) scaled[i] = dots[i] * s[i % R];
-    const int64_t live = std::min<int64_t>(kRows, m1 - m);
-    std::copy_n(dots.data(), live * R, p + m * R);
-    A* const* rows = y_rows.load(y, m, m1);
-    skinny_add(rows, scaled.data(), u, R, N);
-    if (bias)
-      for (int64_t i = 0; i < live; ++i)
-        for (int64_t n = 0; n < N; ++n) rows[i][n] += bias[n];
-    y_rows.store(y, m, m1);
+template <class A>
+const A* data(const Tensor& t) {
+  return static_cast<const A*>(t.const_data_ptr());
+}
+template <class A>
+A* mutable_data(Tensor& t) {
+  return static_cast<A*>(t.mutable_data_ptr());
+}
+
+// out[i, j] = c[i, columns[j]] * s[columns[j]]
+template <class A>
+void scale_columns(const A* c, int64_t rows, int64_t R, const A* s, const std::vector<int64_t>& columns, A* out) {
+  if (int64_t(columns.size()) == R) {
+    for (int64_t i = 0; i < rows; ++i, c += R, out += R)
+      for (int64_t r = 0; r < R; ++r) out[r] = c[r] * s[r];
+  } else {
+    for (int64_t i = 0; i < rows; ++i, c += R)
+      for (const int64_t r : columns) *out++ = c[r] * s[r];
   }
+}
+
+std::vector<int64_t> all_rows(int64_t R) {
+  std::vector<int64_t> rows(R);
+  std::iota(rows.begin(), rows.end(), int64_t{0});
+  return rows;
+}
+
+// y[rows] = (accumulate ? y[rows] : 0) + x[rows] w
+void dense_rows(const Tensor& x, const Tensor& w, Tensor& y, int64_t row, int64_t rows, bool accumulate) {
+  Tensor x_rows = torch::stable::narrow(const_cast<Tensor&>(x), 0, row, rows);
+  Tensor y_rows = torch::stable::narrow(y, 0, row, rows);
+  if (w.numel() > 0)
+    accumulate ? add_mm_(x_rows, w, y_rows) : mm_out(x_rows, w, y_rows);
+  else if (!accumulate)
+    torch::stable::zero_(y_rows);
 }
 
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
@@ -78,7 +129,7 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear", "x", x, D, weight);
   check_offsets("subspace_linear", offsets, R);
-  live_ranges(mask, offsets);  // a wrong mask is told here, not in backward
+  live_rows(mask, offsets);  // a wrong mask is told here, not in backward
   if (bias) {
     STD_TORCH_CHECK(bias->scalar_type() == weight.scalar_type() && bias->is_cpu(),
                     "masm::subspace_linear: bias must have the dtype and device of weight");
@@ -92,33 +143,57 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   const int64_t M = x2.size(0);
   if (M == 0) return {y, p};
   Tensor y2 = torch::stable::view(y, {M, N});
-  if (N > 0) mm_out(x2, torch::stable::transpose(weight, 0, 1), y2);
+  const Tensor weight_t = torch::stable::transpose(weight, 0, 1);
+  const bool dense_first = is_half(x.scalar_type());
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   std::optional<Tensor> ba;
   if (bias) ba = as_type(*bias, acc);
-  dispatch(x.scalar_type(), [&](auto t, auto a) {
+  dispatch_rows(x.scalar_type(), [&](auto t, auto read_as, auto a, const auto& kernel) {
     using T = decltype(t);
+    using S = decltype(read_as);
     using A = decltype(a);
-    torch::stable::parallel_for(0, (M + kRows - 1) / kRows, 16, [&](int64_t b0, int64_t b1) {
-      add_low_rank<T, A>(static_cast<T*>(y2.mutable_data_ptr()), static_cast<const T*>(x2.const_data_ptr()),
-                         static_cast<A*>(p.mutable_data_ptr()), static_cast<const A*>(ua.const_data_ptr()),
-                         static_cast<const A*>(sa.const_data_ptr()), static_cast<const A*>(va.const_data_ptr()),
-                         ba ? static_cast<const A*>(ba->const_data_ptr()) : nullptr, b0 * kRows,
-                         std::min(M, b1 * kRows), N, D, R);
-    });
+    const Buffer<A> v_packed(kernel.packed_size(R, D)), u_packed(kernel.packed_size(R, N));
+    kernel.pack_dot(data<A>(va), R, D, v_packed.get());
+    kernel.pack_add(data<A>(ua), R, N, u_packed.get());
+    const std::vector<int64_t> every = all_rows(R);
+    const int64_t step = block_rows(std::max(N, D) * int64_t(sizeof(S)));
+    const Tasks tasks(M, 0, (N + D) * int64_t(sizeof(T)));
+    const auto low_rank = [&](int64_t c0, int64_t c1) {
+      const Rows<T, S> x_rows(step, D), y_rows(step, N);
+      const Buffer<A> scaled(step * R), scratch(kernel.scratch_size(step, R));
+      for (int64_t m = tasks.begin(c0); m < tasks.begin(c1); m += step) {
+        const int64_t rows = std::min(step, tasks.begin(c1) - m);
+        A* p_block = mutable_data<A>(p) + m * R;
+        kernel.dot(x_rows.read(data<T>(x2), m, rows), rows, D, v_packed.get(), R, p_block);
+        scale_columns(p_block, rows, R, data<A>(sa), every, scaled.get());
+        y_rows.add(kernel, scaled.get(), R, u_packed.get(), ba ? data<A>(*ba) : nullptr, dense_first, true,
+                   mutable_data<T>(y2), m, rows, scratch.get());
+      }
+    };
+    tasks.run(dense_first, low_rank,
+              [&](int64_t row, int64_t rows) { dense_rows(x2, weight_t, y2, row, rows, !dense_first); });
   });
   return {y, p};
 }
 
-// Sum over tasks, in task order, into a tensor of the wanted dtype.
+// Sum of the partial sums of all tasks, in task order: row i of a partial sum is row rows[i] of the result, other rows
+// are zeros.
 template <class A>
-Tensor reduce_partials(const std::vector<A>& partials, int64_t count, int64_t n, const Tensor& like,
-                       const std::vector<int64_t>& shape) {
+Tensor reduce_tasks(const A* partial, int64_t count, const std::vector<int64_t>& rows, int64_t L, const Tensor& like,
+                    const std::vector<int64_t>& shape) {
   Tensor total = torch::stable::new_empty(like, shape, accumulate_type(like.scalar_type()));
-  A* out = static_cast<A*>(total.mutable_data_ptr());
-  std::fill_n(out, n, A(0));
-  for (int64_t c = 0; c < count; ++c)
-    for (int64_t i = 0; i < n; ++i) out[i] += partials[c * n + i];
+  A* out = mutable_data<A>(total);
+  if (total.numel() != int64_t(rows.size()) * L) std::fill_n(out, total.numel(), A(0));
+  torch::stable::parallel_for(0, int64_t(rows.size()), 4, [&](int64_t i0, int64_t i1) {
+    for (int64_t i = i0; i < i1; ++i) {
+      A* row = out + rows[i] * L;
+      std::fill_n(row, L, A(0));
+      for (int64_t c = 0; c < count; ++c) {
+        const A* part = partial + (c * int64_t(rows.size()) + i) * L;
+        for (int64_t l = 0; l < L; ++l) row[l] += part[l];
+      }
+    }
+  });
   return total.scalar_type() == like.scalar_type() ? total : torch::stable::to(total, like.scalar_type());
 }
 
@@ -134,85 +209,86 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   STD_TORCH_CHECK(p.dim() >= 1 && p.size(-1) == R && p.scalar_type() == accumulate_type(weight.scalar_type()),
                   "masm::subspace_linear_backward: p must be the second output of the forward op");
 
-  const auto live = live_ranges(mask, offsets);
+  const std::vector<int64_t> live = live_rows(mask, offsets), every = all_rows(R);
+  const int64_t L = int64_t(live.size());
   const Tensor dy2 = as_rows(dy);
   const int64_t M = dy2.size(0);
   const auto acc = accumulate_type(weight.scalar_type());
-  const bool factors = (need_du || need_ds || need_dv) && !live.empty();
+  const bool sum_du = need_du && L > 0, sum_ds = need_ds && L > 0, sum_dv = need_dv && L > 0;
   STD_TORCH_CHECK(x.numel() == M * D && p.numel() == M * R, "masm::subspace_linear_backward: x ", shape_of(x), ", p ",
                   shape_of(p), " and dy ", shape_of(dy), " disagree on the number of rows");
   // What nobody reads may be a broadcast placeholder: it is not laid out.
-  const Tensor x2 = need_dv && factors ? as_rows(x) : x;
-  const Tensor p2 = (need_du || need_ds) && factors ? as_rows(p) : p;
+  const Tensor x2 = sum_dv ? as_rows(x) : x;
+  const Tensor p2 = sum_du || sum_ds ? as_rows(p) : p;
   const Tensor none = torch::stable::new_empty(weight, {0});
   Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none;
-  if (need_dx && M > 0 && D > 0) {
-    Tensor dx2 = torch::stable::view(dx, {M, D});
-    if (N > 0)
-      mm_out(dy2, weight, dx2);
-    else
-      torch::stable::zero_(dx2);
-  }
+  Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : none;
+  // float and double: the low-rank part is written first and the dense product added to it, in one pass over dX. Half
+  // precision: the dense product first, because the sum then costs less than the library's own accumulation.
+  const bool write_dx = need_dx && M > 0 && D > 0, dense_first = is_half(weight.scalar_type());
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   Tensor du = none, ds = none, dv = none, db = none;
-  dispatch(weight.scalar_type(), [&](auto t, auto a) {
+  dispatch_rows(weight.scalar_type(), [&](auto t, auto read_as, auto a, const auto& kernel) {
     using T = decltype(t);
+    using S = decltype(read_as);
     using A = decltype(a);
-    const int64_t count = tasks(M);
-    std::vector<A> du_part(need_du ? count * R * N : 0), ds_part(need_ds ? count * R : 0),
-        dv_part(need_dv ? count * R * D : 0), db_part(need_dbias ? count * N : 0);
-    const T* dy_data = static_cast<const T*>(dy2.const_data_ptr());
-    const T* x_data = static_cast<const T*>(x2.const_data_ptr());
-    const A* p_data = static_cast<const A*>(p2.const_data_ptr());
-    const A* u_data = static_cast<const A*>(ua.const_data_ptr());
-    const A* s_data = static_cast<const A*>(sa.const_data_ptr());
-    const A* v_data = static_cast<const A*>(va.const_data_ptr());
-    T* dx_data = need_dx ? static_cast<T*>(dx.mutable_data_ptr()) : nullptr;
-    if (need_dx || factors || need_dbias) {
-      torch::stable::parallel_for(0, count, 1, [&](int64_t c0, int64_t c1) {
-        RowBlock<T, A> dy_rows(N), x_rows(D), dx_rows(D);
-        std::vector<A> q(kRows * R), qs(kRows * R), ps(kRows * R);
+    // The partial sums of a task: du [L, N], dv [L, D], ds [L], dbias [N].
+    const Tasks tasks(M, ((sum_du ? L * N : 0) + (sum_dv ? L * D : 0) + N) * int64_t(sizeof(A)),
+                      (N + D) * int64_t(sizeof(T)));
+    const auto zeros = [&](bool wanted, int64_t n) { return std::vector<A>(wanted ? tasks.count * n : 0); };
+    std::vector<A> du_part = zeros(sum_du, L * N), dv_part = zeros(sum_dv, L * D), ds_part = zeros(sum_ds, L),
+                   db_part = zeros(need_dbias, N);
+    if (write_dx || sum_du || sum_ds || sum_dv || need_dbias) {
+      const bool need_q = write_dx || sum_ds || sum_dv;
+      const Buffer<A> u_packed(kernel.packed_size(R, N)), v_packed(kernel.packed_size(R, D));
+      if (need_q) kernel.pack_dot(data<A>(ua), R, N, u_packed.get());
+      if (write_dx) kernel.pack_add(data<A>(va), R, D, v_packed.get());
+      const A* s_data = data<A>(sa);
+      const int64_t step = block_rows(std::max(N, D) * int64_t(sizeof(S)));
+      const auto low_rank = [&](int64_t c0, int64_t c1) {
+        const Rows<T, S> dy_rows(step, N), x_rows(step, D);
+        const Buffer<A> q(step * R), scaled(step * R), ones(step),
+            scratch(kernel.scratch_size(step, std::max(R, int64_t{1})));
+        std::fill_n(ones.get(), step, A(1));
         for (int64_t c = c0; c < c1; ++c) {
-          const int64_t end = std::min(M, (c + 1) * kTaskRows);
-          for (int64_t m = c * kTaskRows; m < end; m += kRows) {
-            A* const* dyr = dy_rows.load(dy_data, m, end);
-            if (need_dbias)
-              for (int i = 0; i < kRows; ++i)
-                for (int64_t n = 0; n < N; ++n) db_part[c * N + n] += dyr[i][n];
-            if (!need_dx && !factors) continue;
-            skinny_dot(dyr, u_data, R, N, q.data());
-            for (int64_t i = 0; i < kRows * R; ++i) qs[i] = q[i] * s_data[i % R];
-            if (need_dx) {
-              A* const* dxr = dx_rows.load(dx_data, m, end);
-              skinny_add(dxr, qs.data(), v_data, R, D);
-              dx_rows.store(dx_data, m, end);
+          const int64_t end = tasks.begin(c + 1);
+          std::vector<A> ds_task(R);
+          for (int64_t m = tasks.begin(c); m < end; m += step) {
+            const int64_t rows = std::min(step, end - m);
+            const S* dy_block = dy_rows.read(data<T>(dy2), m, rows);
+            const A* p_block = sum_du || sum_ds ? data<A>(p2) + m * R : nullptr;
+            if (need_dbias) kernel.outer(ones.get(), rows, 1, dy_block, N, &db_part[c * N], scratch.get());
+            if (need_q) kernel.dot(dy_block, rows, N, u_packed.get(), R, q.get());
+            if (sum_du) {
+              scale_columns(p_block, rows, R, s_data, live, scaled.get());
+              kernel.outer(scaled.get(), rows, L, dy_block, N, &du_part[c * L * N], scratch.get());
             }
-            if (!factors) continue;
-            const int64_t rows = std::min<int64_t>(kRows, end - m);
-            if (need_du || need_ds) {
-              std::fill(ps.begin(), ps.end(), A(0));
-              std::copy_n(p_data + m * R, rows * R, ps.data());
+            if (sum_ds)
+              for (int64_t i = 0; i < rows; ++i)
+                for (int64_t r = 0; r < R; ++r) ds_task[r] += p_block[i * R + r] * q.get()[i * R + r];
+            if (sum_dv) {
+              scale_columns(q.get(), rows, R, s_data, live, scaled.get());
+              kernel.outer(scaled.get(), rows, L, x_rows.read(data<T>(x2), m, rows), D, &dv_part[c * L * D],
+                           scratch.get());
             }
-            if (need_ds)
-              for (auto [b, e] : live)
-                for (int i = 0; i < kRows; ++i)
-                  for (int64_t r = b; r < e; ++r) ds_part[c * R + r] += ps[i * R + r] * q[i * R + r];
-            if (need_du) {
-              for (int64_t i = 0; i < kRows * R; ++i) ps[i] *= s_data[i % R];
-              for (auto [b, e] : live) skinny_outer(du_part.data() + c * R * N, ps.data(), dyr, b, e, R, N);
-            }
-            if (need_dv) {
-              A* const* xr = x_rows.load(x_data, m, end);
-              for (auto [b, e] : live) skinny_outer(dv_part.data() + c * R * D, qs.data(), xr, b, e, R, D);
+            if (write_dx) {
+              scale_columns(q.get(), rows, R, s_data, every, scaled.get());
+              x_rows.add(kernel, scaled.get(), R, v_packed.get(), static_cast<const A*>(nullptr), dense_first, false,
+                         mutable_data<T>(dx2), m, rows, scratch.get());
             }
           }
+          if (sum_ds)
+            for (int64_t j = 0; j < L; ++j) ds_part[c * L + j] = ds_task[live[j]];
         }
+      };
+      tasks.run(dense_first, low_rank, [&](int64_t row, int64_t rows) {
+        if (write_dx) dense_rows(dy2, weight, dx2, row, rows, !dense_first);
       });
     }
-    if (need_du) du = reduce_partials<A>(du_part, count, R * N, u, {R, N});
-    if (need_ds) ds = reduce_partials<A>(ds_part, count, R, s, {R});
-    if (need_dv) dv = reduce_partials<A>(dv_part, count, R * D, v, {R, D});
-    if (need_dbias) db = reduce_partials<A>(db_part, count, N, weight, {N});
+    if (need_du) du = reduce_tasks(du_part.data(), tasks.count, live, N, u, {R, N});
+    if (need_ds) ds = reduce_tasks(ds_part.data(), tasks.count, live, 1, s, {R});
+    if (need_dv) dv = reduce_tasks(dv_part.data(), tasks.count, live, D, v, {R, D});
+    if (need_dbias) db = reduce_tasks(db_part.data(), tasks.count, {0}, N, weight, {N});
   });
   return {dx, du, ds, dv, db};
 }

@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -59,10 +62,14 @@ def test_forward_and_gradients_match_float64_autograd(case, dtype, factor_dtype)
     dy = torch.randn(ref.shape, dtype=torch.float64).to(dtype)
     y.backward(dy)
     ref.backward(dy.double())
-    for name in ("x", "u", "s", "v", "bias"):
+    for name in ("x", "u", "v", "bias"):
         got = args[name].grad
         assert got.dtype == args[name].dtype
         assert relative_error(got, exact[name].grad) <= GRADIENT[dtype], name
+    # ds = sum_m P * Q may cancel: the roundings of u and v to bfloat16 count against the terms, not their sum
+    p, q = exact["x"] @ exact["v"].T, dy.double() @ exact["u"].T
+    error = (args["s"].grad.double() - exact["s"].grad).norm()
+    assert error <= GRADIENT[dtype] * (p * q).abs().reshape(-1, p.shape[-1]).sum(0).norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -152,6 +159,31 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     for a, b in zip(*results):
         assert relative_error(a, b) <= 1e-14
+
+
+ISAS = ["baseline", "x86_64_v3", "x86_64_v4", "avx512_bf16"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_of_this_cpu(isa, seed):
+    """The same tests on the kernels of an older CPU. A CPU that lacks the instructions refuses by name."""
+    tests = ["float64_autograd", "masked_blocks", "combination_of_needs", "element_is_written", "fidelity", "gradcheck"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", " or ".join(tests), "--seed", str(seed)],
+        env={**os.environ, "MASM_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    if "but this CPU lacks it" in run.stdout:
+        pytest.skip(f"this CPU lacks {isa}")
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "import torch, masm_ext.ops as o; x = torch.ones(1, 1); o.subspace_linear(x, x, x, x[0], x)"
+    env = {**os.environ, "MASM_CPU_ISA": "mmx"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode != 0 and "MASM_CPU_ISA=mmx is unknown; expected baseline" in run.stderr
 
 
 def test_gradcheck():
