@@ -1,15 +1,20 @@
-// masm::masked_adamw_ on the CPU: one sweep that looks for non-finite gradients, one that updates and sums.
+// masm::masked_adamw_ on the CPU: one sweep over the gradients that sums and looks for what is not finite, one that
+// updates.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <tuple>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include "../checks.h"
 #include "../math/adamw.h"
 #include "dense.h"
+#include "rows.h"
+#include "simd.h"
 
 namespace masm::cpu {
 namespace {
@@ -21,29 +26,104 @@ struct Task {
   int64_t tensor, begin, end, block;
 };
 
-template <class P, class F>
-void update(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m, F* v, int64_t begin, int64_t end,
-            double* sums) {
-  double bias2 = 0, grad2 = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    const F gi = F(g[i]) * inverse_scale;
-    F pi = F(p[i]), mi = m[i], vi = v[i];
-    adamw_element(c, gi, pi, mi, vi);
-    p[i] = P(pi), m[i] = mi, v[i] = vi;
-    bias2 += double(mi) * double(mi);
-    grad2 += double(gi) * double(gi);
+struct Parameter {
+  ScalarType type;
+  int64_t numel;
+  void* param;
+  const void* grad;
+  void *exp_avg, *exp_avg_sq;
+};
+
+// The constants of a step, worked out again (powers of the betas) only where they are not those of the task before.
+class StepCache {
+ public:
+  template <class F>
+  const AdamWStep<F>& get(const double* hyper, double mask, double t) {
+    const std::array<double, 7> key{hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], mask, t};
+    if (key != key_ || !known_) {
+      const auto [lr, beta1, beta2, eps, weight_decay, m, n] = key;
+      narrow_ = adamw_step<float>(lr, beta1, beta2, eps, weight_decay, m, n);
+      wide_ = adamw_step<double>(lr, beta1, beta2, eps, weight_decay, m, n);
+      key_ = key, known_ = true;
+    }
+    if constexpr (std::is_same_v<F, double>)
+      return wide_;
+    else
+      return narrow_;
   }
-  sums[0] = bias2, sums[1] = grad2;
+
+ private:
+  std::array<double, 7> key_{};
+  bool known_ = false;
+  AdamWStep<float> narrow_;
+  AdamWStep<double> wide_;
+};
+
+// Half-precision elements are widened, updated and rounded so many at a time.
+constexpr int64_t kRun = 512;
+
+// The two sweeps over n elements, one body for both types. Sums in float64: squares of small gradients would underflow.
+// The largest magnitude shows a non-finite element as well as a square that overflows.
+#define MASM_SWEEPS(F, I, SIGN_OFF)                                                                               \
+  MASM_SIMD void inspect(const F* g, F inverse_scale, int64_t n, double* grad2, F* largest) {                     \
+    double sum = 0;                                                                                               \
+    I most = 0;                                                                                                   \
+    _Pragma("omp simd reduction(+ : sum) reduction(max : most)") for (int64_t i = 0; i < n; ++i) {                \
+      const F value = g[i] * inverse_scale;                                                                       \
+      const I bits = std::bit_cast<I>(value) & SIGN_OFF; /* ordered like the magnitudes, infinity and NaN last */ \
+      most = bits > most ? bits : most;                                                                           \
+      sum += double(value) * double(value);                                                                       \
+    }                                                                                                             \
+    *grad2 += sum;                                                                                                \
+    *largest = std::bit_cast<F>(std::max(most, std::bit_cast<I>(*largest)));                                      \
+  }                                                                                                               \
+  MASM_SIMD void update(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, int64_t n,       \
+                        double* bias2) {                                                                          \
+    const AdamWStep<F> c = step;                                                                                  \
+    double sum = 0;                                                                                               \
+    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) {                                      \
+      F pi = p[i], mi = m[i], vi = v[i];                                                                          \
+      adamw_element(c, g[i] * inverse_scale, pi, mi, vi);                                                         \
+      p[i] = pi, m[i] = mi, v[i] = vi;                                                                            \
+      sum += double(mi) * double(mi);                                                                             \
+    }                                                                                                             \
+    *bias2 += sum;                                                                                                \
+  }
+
+MASM_SWEEPS(float, int32_t, 0x7fffffff)
+MASM_SWEEPS(double, int64_t, 0x7fffffffffffffff)
+
+// Adds ||g||^2 to `grad2`. False where an element is not finite, or so large that its square would overflow the second
+// moment: an infinite moment would stop its element for good.
+template <class P, class F>
+bool inspect_task(const P* g, F inverse_scale, int64_t n, double* grad2) {
+  F largest = 0;
+  if constexpr (std::is_same_v<P, F>) {
+    inspect(g, inverse_scale, n, grad2, &largest);
+  } else {
+    F wide[kRun];
+    for (int64_t i = 0; i < n; i += kRun) {
+      const int64_t live = std::min(kRun, n - i);
+      widen(g + i, wide, live);
+      inspect(wide, inverse_scale, live, grad2, &largest);
+    }
+  }
+  return std::isfinite(largest * largest);
 }
 
-// Also false where the square would overflow the second moment: an infinite moment would stop its element for good.
 template <class P, class F>
-bool finite(const P* g, F inverse_scale, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const F value = F(g[i]) * inverse_scale;
-    if (!std::isfinite(value * value)) return false;
+void update_task(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m, F* v, int64_t n, double* bias2) {
+  if constexpr (std::is_same_v<P, F>) {
+    update(c, inverse_scale, p, g, m, v, n, bias2);
+  } else {
+    F wide_p[kRun], wide_g[kRun];
+    for (int64_t i = 0; i < n; i += kRun) {
+      const int64_t live = std::min(kRun, n - i);
+      widen(p + i, wide_p, live), widen(g + i, wide_g, live);
+      update(c, inverse_scale, wide_p, wide_g, m + i, v + i, live, bias2);
+      narrow(wide_p, p + i, live);
+    }
   }
-  return true;
 }
 
 void check_scalar(const char* name, const std::optional<Tensor>& t) {
@@ -52,14 +132,20 @@ void check_scalar(const char* name, const std::optional<Tensor>& t) {
 }
 
 // Two segments that overlap would be updated twice, at the same time.
-void check_disjoint(std::vector<Task> segments) {
-  std::sort(segments.begin(), segments.end(), [](const Task& a, const Task& b) {
+void check_disjoint(const std::vector<Task>& segments) {
+  const auto before = [](const Task& a, const Task& b) {
     return std::tie(a.tensor, a.begin, a.end) < std::tie(b.tensor, b.begin, b.end);
-  });
-  for (size_t i = 1; i < segments.size(); ++i)
-    STD_TORCH_CHECK(segments[i].tensor != segments[i - 1].tensor || segments[i].begin >= segments[i - 1].end,
-                    "masm::masked_adamw_: segments of tensor ", segments[i].tensor, " overlap at element ",
-                    segments[i].begin);
+  };
+  const auto check = [](const std::vector<Task>& sorted) {
+    for (size_t i = 1; i < sorted.size(); ++i)
+      STD_TORCH_CHECK(sorted[i].tensor != sorted[i - 1].tensor || sorted[i].begin >= sorted[i - 1].end,
+                      "masm::masked_adamw_: segments of tensor ", sorted[i].tensor, " overlap at element ",
+                      sorted[i].begin);
+  };
+  if (std::is_sorted(segments.begin(), segments.end(), before)) return check(segments);  // as MaskedAdamW hands them in
+  std::vector<Task> sorted = segments;
+  std::sort(sorted.begin(), sorted.end(), before);
+  check(sorted);
 }
 
 void check_lists(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& m,
@@ -113,13 +199,19 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   const double inverse_scale =
       grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
 
+  std::vector<Parameter> list(params.size());  // asking a Tensor costs a call into libtorch each time
+  for (size_t i = 0; i < params.size(); ++i)
+    list[i] = {params[i].scalar_type(),        params[i].numel(),
+               params[i].mutable_data_ptr(),   grads[i].const_data_ptr(),
+               exp_avgs[i].mutable_data_ptr(), exp_avg_sqs[i].mutable_data_ptr()};
   std::vector<Task> tasks, segment_list;
+  segment_list.reserve(S), tasks.reserve(S);
   std::vector<char> live(B, 0);
   for (int64_t i = 0; i < S; ++i) {
     const auto [tensor, begin, end, block] =
         Task{segment_data[4 * i], segment_data[4 * i + 1], segment_data[4 * i + 2], segment_data[4 * i + 3]};
-    STD_TORCH_CHECK(tensor >= 0 && tensor < int64_t(params.size()) && block >= 0 && block < B && begin >= 0 &&
-                        begin <= end && end <= params[tensor].numel(),
+    STD_TORCH_CHECK(tensor >= 0 && tensor < int64_t(list.size()) && block >= 0 && block < B && begin >= 0 &&
+                        begin <= end && end <= list[tensor].numel,
                     "masm::masked_adamw_: segment ", i, " (", tensor, ", ", begin, ", ", end, ", ", block,
                     ") lies outside its tensor or the blocks");
     segment_list.push_back({tensor, begin, end, block});
@@ -129,22 +221,24 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
       tasks.push_back({tensor, b, std::min(end, b + kTaskElements), block});
   }
 
-  check_disjoint(std::move(segment_list));
+  check_disjoint(segment_list);
 
   Tensor stats = torch::stable::new_zeros(hyper, {B, 2});
   Tensor found = torch::stable::new_zeros(mask, {1});
   float* found_data = static_cast<float*>(found.mutable_data_ptr());
   std::vector<char> bad(tasks.size(), 0);
+  std::vector<double> sums(2 * tasks.size(), 0.0);
   const int64_t count = int64_t(tasks.size());
   if (found_inf && *static_cast<const float*>(found_inf->const_data_ptr()) != 0) *found_data = 1;
   if (*found_data == 0) {
     torch::stable::parallel_for(0, count, 4, [&](int64_t t0, int64_t t1) {
       for (int64_t t = t0; t < t1; ++t)
-        dispatch(grads[tasks[t].tensor].scalar_type(), [&](auto type, auto accumulate) {
+        dispatch_rows(list[tasks[t].tensor].type, [&](auto type, auto, auto accumulate, const auto&) {
           using P = decltype(type);
           using F = decltype(accumulate);
-          const P* g = static_cast<const P*>(grads[tasks[t].tensor].const_data_ptr());
-          bad[t] = !finite<P, F>(g, F(inverse_scale), tasks[t].begin, tasks[t].end);
+          const Task& task = tasks[t];
+          const P* g = static_cast<const P*>(list[task.tensor].grad) + task.begin;
+          bad[t] = !inspect_task<P, F>(g, F(inverse_scale), task.end - task.begin, &sums[2 * t + 1]);
         });
     });
     if (std::any_of(bad.begin(), bad.end(), [](char b) { return b != 0; })) *found_data = 1;
@@ -153,20 +247,19 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
 
   int64_t* step_data = static_cast<int64_t*>(steps.mutable_data_ptr());
   for (int64_t b = 0; b < B; ++b) step_data[b] += live[b];
-  std::vector<double> sums(2 * tasks.size());
   torch::stable::parallel_for(0, count, 4, [&](int64_t t0, int64_t t1) {
+    StepCache cache;
     for (int64_t t = t0; t < t1; ++t) {
       const Task& task = tasks[t];
-      dispatch(params[task.tensor].scalar_type(), [&](auto type, auto accumulate) {
+      const Parameter& own = list[task.tensor];
+      dispatch_rows(own.type, [&](auto type, auto, auto accumulate, const auto&) {
         using P = decltype(type);
         using F = decltype(accumulate);
-        const double* h = hyper_data + 5 * task.tensor;
-        const auto c =
-            adamw_step<F>(h[0], h[1], h[2], h[3], h[4], mask_data[task.block], double(step_data[task.block]));
-        update<P, F>(c, F(inverse_scale), static_cast<P*>(params[task.tensor].mutable_data_ptr()),
-                     static_cast<const P*>(grads[task.tensor].const_data_ptr()),
-                     static_cast<F*>(exp_avgs[task.tensor].mutable_data_ptr()),
-                     static_cast<F*>(exp_avg_sqs[task.tensor].mutable_data_ptr()), task.begin, task.end, &sums[2 * t]);
+        const auto& c =
+            cache.get<F>(hyper_data + 5 * task.tensor, mask_data[task.block], double(step_data[task.block]));
+        update_task<P, F>(c, F(inverse_scale), static_cast<P*>(own.param) + task.begin,
+                          static_cast<const P*>(own.grad) + task.begin, static_cast<F*>(own.exp_avg) + task.begin,
+                          static_cast<F*>(own.exp_avg_sq) + task.begin, task.end - task.begin, &sums[2 * t]);
       });
     }
   });

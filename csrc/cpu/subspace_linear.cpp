@@ -257,18 +257,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
             const int64_t rows = std::min(step, end - m);
             const S* dy_block = dy_rows.read(data<T>(dy2), m, rows);
             const A* p_block = sum_du || sum_ds ? data<A>(p2) + m * R : nullptr;
-            if (need_dbias) kernel.outer(ones.get(), rows, 1, dy_block, N, &db_part[c * N], scratch.get());
+            if (need_dbias) kernel.outer(ones.get(), rows, 1, dy_block, N, db_part.data() + c * N, scratch.get());
             if (need_q) kernel.dot(dy_block, rows, N, u_packed.get(), R, q.get());
             if (sum_du) {
               scale_columns(p_block, rows, R, s_data, live, scaled.get());
-              kernel.outer(scaled.get(), rows, L, dy_block, N, &du_part[c * L * N], scratch.get());
+              kernel.outer(scaled.get(), rows, L, dy_block, N, du_part.data() + c * L * N, scratch.get());
             }
             if (sum_ds)
               for (int64_t i = 0; i < rows; ++i)
                 for (int64_t r = 0; r < R; ++r) ds_task[r] += p_block[i * R + r] * q.get()[i * R + r];
             if (sum_dv) {
               scale_columns(q.get(), rows, R, s_data, live, scaled.get());
-              kernel.outer(scaled.get(), rows, L, x_rows.read(data<T>(x2), m, rows), D, &dv_part[c * L * D],
+              kernel.outer(scaled.get(), rows, L, x_rows.read(data<T>(x2), m, rows), D, dv_part.data() + c * L * D,
                            scratch.get());
             }
             if (write_dx) {

@@ -17,10 +17,12 @@ EAGER = "eager torch"  # the reference formulas: correct, not fast
 HOMES: dict[tuple[str, str], tuple[str, str]] = {
     ("subspace_linear", "cpu"): (CPP, "csrc/cpu/subspace_linear.cpp"),
     ("subspace_linear_backward", "cpu"): (CPP, "csrc/cpu/subspace_linear.cpp"),
+    ("subspace_penalty", "cpu"): (CPP, "csrc/cpu/subspace_penalty.cpp"),
     ("masked_adamw_", "cpu"): (CPP, "csrc/cpu/masked_adamw.cpp"),
     ("fold", "cpu"): (CPP, "csrc/cpu/fold.cpp"),
     ("subspace_linear", "cuda"): (EAGER, "masm_ext/reference/subspace_linear.py"),
     ("subspace_linear_backward", "cuda"): (EAGER, "masm_ext/reference/subspace_linear.py"),
+    ("subspace_penalty", "cuda"): (EAGER, "masm_ext/reference/subspace_penalty.py"),
     ("masked_adamw_", "cuda"): (EAGER, "masm_ext/reference/masked_adamw.py"),
     # Without the CUDA library (built only beside nvcc) fold too is served by its formula on CUDA tensors.
     ("fold", "cuda"): (CUDA, "csrc/cuda/fold.cu")

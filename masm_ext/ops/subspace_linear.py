@@ -46,9 +46,11 @@ def _setup_context(ctx, inputs, output) -> None:
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
-    needs_factors = any(ctx.needs_input_grad[2:5])
-    # x is read only by dv, P only by du and ds.
-    ctx.save_for_backward(x if ctx.needs_input_grad[4] else None, weight, u, s, v, p if needs_factors else None, mask)
+    # x is read only by dv, P only by du and ds; nobody reads either if every subspace is masked. (Reading the mask is
+    # free on the CPU only, and not possible while tracing.)
+    live = not (type(mask) is Tensor and mask.is_cpu and not mask.any())
+    keep_x, keep_p = live and ctx.needs_input_grad[4], live and any(ctx.needs_input_grad[2:4])
+    ctx.save_for_backward(x if keep_x else None, weight, u, s, v, p if keep_p else None, mask)
     ctx.x_shape = x.shape
     ctx.offsets = offsets
 
@@ -104,7 +106,8 @@ def subspace_linear(
         x: [..., D], float32, float64, bfloat16 or float16.
         weight: [N, D] in the dtype of x, the frozen semantic principal subspace. It never gets a gradient.
         u, s, v: [R, N], [R], [R, D], the concatenated artifact subspaces, in the dtype of x, or float32 beside a
-            half-precision x (the low-rank path is computed in float32 either way).
+            half-precision x. Half-precision products may round u and v to the dtype of x (a CPU with AVX512_BF16 does);
+            P and every sum are float32.
         bias: [N] in the dtype of x, or None.
         offsets: K + 1 row bounds of the subspaces in u, s and v; one subspace by default.
         mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import is_
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class MaskedAdamW(torch.optim.Optimizer):
                 self._blocks.add(p)
         self._check_beta1()
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
+        self._last_plan: _Plan | None = None
 
     @property
     def skipped_steps(self) -> int:
@@ -73,7 +75,7 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("masks", "_blocks", "_steps", "_skipped")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last_plan": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -92,31 +94,27 @@ class MaskedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         params: list[Tensor] = []
-        hyper: list[tuple[float, ...]] = []
-        for group in self.param_groups:
-            row = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"])
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    raise RuntimeError("MaskedAdamW does not support sparse gradients")
-                self._init_state(p)
+        grads: list[Tensor] = []
+        for p in self._blocks.parameters(self.param_groups):
+            grad = p.grad
+            if grad is not None:
                 params.append(p)
-                hyper.append(row)
+                grads.append(grad)
         if not params:
             return loss
-        device = params[0].device
+        plan = self._plan(params)
+        device = plan.device
         self._steps = self._steps.to(device)
-        mask = self._blocks.mask().to(device)
+        hyper = [(float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"]) for g in self.param_groups]
         stats, found = masked_adamw_(
             params,
-            [p.grad.contiguous() for p in params],
-            [self.state[p]["exp_avg"] for p in params],
-            [self.state[p]["exp_avg_sq"] for p in params],
+            [g if g.is_contiguous() else _dense(g) for g in grads],
+            [state["exp_avg"] for state in plan.states],
+            [state["exp_avg_sq"] for state in plan.states],
             self._steps,
-            mask,
-            self._blocks.segments(params).to(device),
-            torch.tensor(hyper, dtype=torch.float64, device=device),
+            self._blocks.mask().to(device),
+            plan.segments,
+            torch.tensor(hyper, dtype=torch.float64, device=device).index_select(0, plan.groups),
             _scalar(getattr(self, "grad_scale", None), device),
             _scalar(getattr(self, "found_inf", None), device),
         )
@@ -125,9 +123,20 @@ class MaskedAdamW(torch.optim.Optimizer):
         elif self.masks is not None:
             L, K = self.masks.masks.shape
             table = stats[: L * K].cpu().view(L, K, 2)
-            with_gradient = self._blocks.with_segments(params)[: L * K].view(L, K)
-            self.masks.observe(table[..., 0], table[..., 1], with_gradient & (self.masks.masks != 0), hyper[0][1])
+            updated = plan.with_segments[: L * K].view(L, K) & (self.masks.masks != 0)
+            self.masks.observe(table[..., 0], table[..., 1], updated, hyper[0][1])
         return loss
+
+    def _plan(self, params: list[Tensor]) -> _Plan:
+        """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""
+        plan = self._last_plan
+        if plan is None or not plan.fits(params, self.state, self.param_groups):
+            for p in params:
+                if p.grad.is_sparse:
+                    raise RuntimeError("MaskedAdamW does not support sparse gradients")
+                self._init_state(p)
+            plan = self._last_plan = _Plan(params, self.state, self.param_groups, self._blocks)
+        return plan
 
     def _init_state(self, p: Tensor) -> None:
         if not self.state[p]:
@@ -159,6 +168,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             for name, value in state_dict["state"].get(i, {}).items():
                 kind = accumulate_dtype(p.dtype)
                 self.state[p][name] = value.detach().to(p.device, kind).contiguous().clone()
+        self._last_plan = None
         self._steps = steps.clone()
         self._skipped = int(state_dict["masked"]["skipped"])
 
@@ -167,13 +177,18 @@ def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
     return None if value is None else value.detach().to(device, torch.float32).reshape(1)
 
 
+def _dense(grad: Tensor) -> Tensor:
+    if grad.is_sparse:
+        raise RuntimeError("MaskedAdamW does not support sparse gradients")
+    return grad.contiguous()
+
+
 class _Blocks:
     """The table of blocks: first the L * K (layer, subspace) pairs of the masks, then one for every other parameter."""
 
     def __init__(self, masks: LayerMasks | None) -> None:
         self.masks = masks
         self._rows: dict[Tensor, list[tuple[int, int, int]]] = {}  # parameter -> (begin, end, block), in elements
-        self._segments: tuple[tuple[int, ...], Tensor] = ((), torch.empty(0, 4, dtype=torch.int64))
         self.count = 0
         if masks is None:
             return
@@ -198,16 +213,46 @@ class _Blocks:
             mask[: self.masks.masks.numel()] = self.masks.masks.flatten()
         return mask
 
+    @staticmethod
+    def parameters(groups: list[dict[str, Any]]) -> Iterable[Tensor]:
+        return chain.from_iterable(group["params"] for group in groups)
+
     def segments(self, params: list[Tensor]) -> Tensor:
         """int64 [S, 4]: (tensor, begin, end, block)."""
-        key = tuple(id(p) for p in params)
-        if self._segments[0] != key:
-            rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
-            self._segments = (key, torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
-        return self._segments[1]
+        rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
 
-    def with_segments(self, params: list[Tensor]) -> Tensor:
-        """bool [B]: blocks that own a part of one of ``params``, the parameters that have a gradient."""
-        owned = torch.zeros(self.count, dtype=torch.bool)
-        owned[self.segments(params)[:, 3]] = True
-        return owned
+
+class _Plan:
+    """What a step over the parameters that have gradients needs and the last step over them worked out: their states,
+    groups and segments."""
+
+    def __init__(
+        self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]], blocks: _Blocks
+    ) -> None:
+        self.device = params[0].device
+        self.params = params
+        self.state = state
+        self.states = [state[p] for p in params]
+        self.all_states = list(state.values())
+        self.group_lengths = [len(g["params"]) for g in groups]
+        group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
+        self.groups = torch.tensor([group_of[p] for p in params], device=self.device)  # [T]
+        segments = blocks.segments(params)
+        self.segments = segments.to(self.device)  # [S, 4]
+        #: bool [B]: blocks that own a part of one of the parameters
+        self.with_segments = torch.zeros(blocks.count, dtype=torch.bool)
+        self.with_segments[segments[:, 3]] = True
+
+    def fits(self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> bool:
+        return (
+            len(params) == len(self.params)
+            and all(map(is_, params, self.params))
+            and state is self.state
+            and len(state) == len(self.all_states)
+            and all(
+                map(is_, state.values(), self.all_states)
+            )  # no look-up by parameter: hashing a tensor is Python code
+            and params[0].device == self.device
+            and [len(g["params"]) for g in groups] == self.group_lengths
+        )

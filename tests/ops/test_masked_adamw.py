@@ -2,7 +2,7 @@ import pytest
 import torch
 from tolerances import relative_error
 
-from masm_ext import reference
+from masm_ext import MaskedAdamW, reference
 from masm_ext.ops import masked_adamw_
 
 #: rows (tensor, begin, end, block) over tensors of 24, 7 and 40,000 elements; block 3 owns two segments
@@ -109,6 +109,62 @@ def test_repeatable_and_independent_of_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+def test_sums_of_tiny_gradients_do_not_underflow():
+    args = make(torch.float32)
+    args[1][:] = [1e-25 * g for g in args[1]]  # their squares are below the smallest float32
+    args[2][:] = [torch.zeros_like(m) for m in args[2]]
+    exact = [[t.double() for t in a] if isinstance(a, list) else a.clone() for a in copies(args)]
+    stats, _ = masked_adamw_(*args, torch.ones(4), SEGMENTS, HYPER)
+    want, _ = reference.masked_adamw_(*exact, torch.ones(4), SEGMENTS, HYPER)
+    assert (want > 0).all() and ((stats - want).abs() <= 1e-6 * want).all()
+
+
+@pytest.mark.parametrize("order", [[4, 2, 0, 3, 1], [0, 1, 2, 3, 4]], ids=str)
+def test_the_order_of_segments_does_not_matter_to_the_parameters(order):
+    args, other = (lambda a: (a, copies(a)))(make(torch.float32))
+    masked_adamw_(*args, torch.ones(4), SEGMENTS, HYPER)
+    masked_adamw_(*other, torch.ones(4), SEGMENTS[order], HYPER)
+    assert all(torch.equal(a, b) for group in (0, 2, 3) for a, b in zip(args[group], other[group]))
+
+
+def test_the_optimizer_notices_replaced_states_and_moved_groups():
+    """What a step keeps for the next one is dropped where it does not fit any more."""
+    params = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
+    ours, twin = (MaskedAdamW(x, lr=0.1) for x in (params, [torch.nn.Parameter(p.detach().clone()) for p in params]))
+
+    def step(zero_state=False):
+        for o in (ours, twin):
+            generator = torch.Generator().manual_seed(step.count)
+            for p in o.param_groups[0]["params"]:
+                p.grad = torch.randn(5, generator=generator)
+            if zero_state:
+                for state in o.state.values():
+                    state["exp_avg"].zero_()
+        step.count += 1
+        if zero_state:  # the same, through a new dict
+            ours.state[params[1]] = {k: v.clone() for k, v in ours.state[params[1]].items()}
+        ours.step()
+        twin._last_plan = None
+        twin.step()
+        assert all(torch.equal(a, b) for a, b in zip(params, twin.param_groups[0]["params"]))
+
+    step.count = 0
+    step()
+    old = ours.state[params[1]]["exp_avg"].clone()
+    step(zero_state=True)
+    assert not torch.equal(ours.state[params[1]]["exp_avg"], old)
+    ours.load_state_dict(ours.state_dict())
+    step()
+    params[0].grad = params[2].grad = None
+    before = params[0].detach().clone()
+    params[1].grad = torch.ones(5)
+    ours.step()
+    assert torch.equal(params[0], before) and ours.state_dict()["masked"]["steps"].tolist() == [3, 4, 3]
+    ours.state.clear()
+    ours.step()
+    assert list(ours.state) == [params[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16], ids=str)

@@ -76,16 +76,38 @@ def test_forward_and_gradients_match_float64_autograd(case, dtype, factor_dtype)
 def test_masked_blocks_have_zero_gradients_and_dx_is_exact(dtype):
     args, offsets = make((300,), 40, 24, (3, 2, 4), dtype)
     exact = double(args)
-    reference.subspace_linear(**exact)[0].sum().backward()
+    dy = torch.randn(300, 40).to(dtype)
+    reference.subspace_linear(**exact)[0].backward(dy.double())
     for name in ("x", "u", "s", "v"):
         args[name].requires_grad_()
     mask = torch.tensor([True, False, True])
-    subspace_linear(**args, offsets=offsets, mask=mask).sum().backward()
+    subspace_linear(**args, offsets=offsets, mask=mask).backward(dy)
     assert relative_error(args["x"].grad, exact["x"].grad) <= GRADIENT[dtype]
     masked, live = slice(3, 5), torch.tensor([0, 1, 2, 5, 6, 7, 8])
     for name in ("u", "s", "v"):
         assert args[name].grad[masked].abs().max() == 0
         assert relative_error(args[name].grad[live], exact[name].grad[live]) <= GRADIENT[dtype]
+
+
+@pytest.mark.parametrize(
+    ("live", "kept"), [((True, False), {"x", "p"}), ((False, False), set())], ids=["live", "masked"]
+)
+def test_x_and_p_are_kept_for_backward_only_while_a_subspace_is_live(live, kept):
+    args, offsets = make((30,), 20, 12, (3, 4), torch.float32)
+    for name in ("x", "u", "s", "v"):
+        args[name].requires_grad_()
+    saved = set()
+    names = {(30, 12): "x", (30, 7): "p"}
+
+    def pack(t):
+        saved.add(names.get(tuple(t.shape)))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = subspace_linear(**args, offsets=offsets, mask=torch.tensor(live))
+    assert saved - {None} == kept
+    y.sum().backward()
+    assert args["x"].grad.abs().sum() > 0 and (args["v"].grad.abs().sum() > 0) == any(live)
 
 
 def test_backward_op_matches_reference_for_every_combination_of_needs():
@@ -165,11 +187,12 @@ ISAS = ["baseline", "x86_64_v3", "x86_64_v4", "avx512_bf16"]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_of_this_cpu(isa, seed):
+def test_every_instruction_set_of_this_cpu(isa, seed, tmp_path):
     """The same tests on the kernels of an older CPU. A CPU that lacks the instructions refuses by name."""
     tests = ["float64_autograd", "masked_blocks", "combination_of_needs", "element_is_written", "fidelity", "gradcheck"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-k", " or ".join(tests), "--seed", str(seed)],
+        cwd=tmp_path,  # not the repository, whose masm_ext/ would be imported instead of the one under test
         env={**os.environ, "MASM_CPU_ISA": isa},
         capture_output=True,
         text=True,
@@ -179,10 +202,10 @@ def test_every_instruction_set_of_this_cpu(isa, seed):
     assert run.returncode == 0, run.stdout[-3000:]
 
 
-def test_an_unknown_instruction_set_is_refused():
+def test_an_unknown_instruction_set_is_refused(tmp_path):
     code = "import torch, masm_ext.ops as o; x = torch.ones(1, 1); o.subspace_linear(x, x, x, x[0], x)"
     env = {**os.environ, "MASM_CPU_ISA": "mmx"}
-    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode != 0 and "MASM_CPU_ISA=mmx is unknown; expected baseline" in run.stderr
 
 
@@ -218,8 +241,9 @@ def test_autocast_casts_x_and_keeps_float32_factors(dtype):
         y = subspace_linear(**leaves, offsets=offsets)
     assert y.dtype == dtype
     assert relative_error(y, ref) <= 2 * RELATIVE[dtype]  # x and weight are rounded first
-    y.float().sum().backward()
-    ref.sum().backward()
+    dy = torch.randn(20, 12).to(dtype)
+    y.backward(dy)
+    ref.backward(dy.double())
     for name in ("x", "u", "s", "v", "bias"):
         assert leaves[name].grad.dtype == torch.float32
         assert relative_error(leaves[name].grad, exact[name].grad) <= 2 * GRADIENT[dtype], name
