@@ -11,6 +11,7 @@ from .losses import orthogonality_loss, regularization_loss, spectral_consistenc
 from .masking import LayerMasks, select_layers
 from .nn import MASMLinear
 from .optim import MaskedAdamW, param_groups
+from .recompute import recompute_inputs
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "merge",
     "orthogonality_loss",
     "param_groups",
+    "recompute_inputs",
     "regularization_loss",
     "save_adapter",
     "select_layers",

@@ -8,7 +8,7 @@ import masm_ext
 
 #: a file may import only from groups before its own
 ORDER = [
-    ["_library", "reference", "files"],
+    ["_library", "reference", "files", "recompute"],
     ["ops"],
     ["config", "selection", "decomposition"],
     ["nn"],
