@@ -4,7 +4,8 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
   // x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N], mask bool [K] -> y [..., N], p = x v^T [..., R]
-  // The mask does not change the forward pass; it travels with the call so that backward can skip masked blocks.
+  // The mask changes no output but in rounding; it travels with the call so that backward can skip masked blocks. Where
+  // every subspace is masked nobody reads p, and it may be zeros.
   m.def(
       "subspace_linear(Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, Tensor? bias, Tensor? mask, "
       "int[] offsets) -> (Tensor y, Tensor p)");

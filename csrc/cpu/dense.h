@@ -23,10 +23,10 @@ inline void mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
   d::to<Tensor>(stack[0]);  // takes the returned handle over, or it would leak
 }
 
-// out += a b, in one pass over out. The CPU kernel itself: PyTorch's C shim, because the stable ABI hands no Scalar to
+// out = c + a b, c [n] or out itself. The CPU kernel directly, by PyTorch's C shim: the stable ABI hands no Scalar to
 // the dispatcher.
-inline void add_mm_(const Tensor& a, const Tensor& b, Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+inline void add_mm_out(const Tensor& c, const Tensor& a, const Tensor& b, Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), c.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
 // [..., n] -> contiguous [M, n]; copies only where the caller's strides leave no other way.

@@ -1,4 +1,6 @@
 // masm::fold on the CPU: weight + u^T diag(s) v in float32 (float64 for float64), rounded once.
+#include "fold.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -17,6 +19,8 @@ const Skinny<A, A>& sums_kernel() {
   else
     return kernels().f32;
 }
+
+}  // namespace
 
 Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor& v) {
   check_factors("fold", weight, u, s, v);
@@ -52,7 +56,6 @@ Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor
   return out;
 }
 
-}  // namespace
 }  // namespace masm::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(masm, CPU, m) { m.impl("fold", TORCH_BOX(&masm::cpu::fold)); }

@@ -9,6 +9,7 @@
 
 #include "../checks.h"
 #include "dense.h"
+#include "fold.h"
 #include "rows.h"
 
 namespace masm::cpu {
@@ -112,12 +113,17 @@ std::vector<int64_t> all_rows(int64_t R) {
   return rows;
 }
 
+// Where every subspace is masked nothing learns, and one folded weight serves x or dY at the cost of a dense layer: so
+// it is done where folding is cheaper than the two skinny passes. Never in half precision, whose rounding of the sum
+// would lose what the subspaces have learned.
+bool folds(ScalarType type, int64_t M, int64_t N, int64_t D) { return !is_half(type) && M * (N + D) >= 2 * N * D; }
+
 // y[rows] = (accumulate ? y[rows] : 0) + x[rows] w
 void dense_rows(const Tensor& x, const Tensor& w, Tensor& y, int64_t row, int64_t rows, bool accumulate) {
   Tensor x_rows = torch::stable::narrow(const_cast<Tensor&>(x), 0, row, rows);
   Tensor y_rows = torch::stable::narrow(y, 0, row, rows);
   if (w.numel() > 0)
-    accumulate ? add_mm_(x_rows, w, y_rows) : mm_out(x_rows, w, y_rows);
+    accumulate ? add_mm_out(y_rows, x_rows, w, y_rows) : mm_out(x_rows, w, y_rows);
   else if (!accumulate)
     torch::stable::zero_(y_rows);
 }
@@ -129,7 +135,7 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear", "x", x, D, weight);
   check_offsets("subspace_linear", offsets, R);
-  live_rows(mask, offsets);  // a wrong mask is told here, not in backward
+  const bool masked = live_rows(mask, offsets).empty();  // also tells a wrong mask here, not in backward
   if (bias) {
     STD_TORCH_CHECK(bias->scalar_type() == weight.scalar_type() && bias->is_cpu(),
                     "masm::subspace_linear: bias must have the dtype and device of weight");
@@ -143,6 +149,15 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   const int64_t M = x2.size(0);
   if (M == 0) return {y, p};
   Tensor y2 = torch::stable::view(y, {M, N});
+  if (masked && folds(weight.scalar_type(), M, N, D)) {
+    Tensor folded = fold(weight, u, s, v), w = torch::stable::transpose(folded, 0, 1);
+    if (bias)
+      add_mm_out(*bias, x2, w, y2);
+    else
+      dense_rows(x2, w, y2, 0, M, false);
+    torch::stable::zero_(p);
+    return {y, p};
+  }
   const Tensor weight_t = torch::stable::transpose(weight, 0, 1);
   const bool dense_first = is_half(x.scalar_type());
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
@@ -225,7 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : none;
   // float and double: the low-rank part is written first and the dense product added to it, in one pass over dX. Half
   // precision: the dense product first, because the sum then costs less than the library's own accumulation.
-  const bool write_dx = need_dx && M > 0 && D > 0, dense_first = is_half(weight.scalar_type());
+  const bool folded = L == 0 && folds(weight.scalar_type(), M, N, D), dense_first = is_half(weight.scalar_type());
+  if (need_dx && folded) dense_rows(dy2, fold(weight, u, s, v), dx2, 0, M, false);
+  const bool write_dx = need_dx && !folded && M > 0 && D > 0;
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   Tensor du = none, ds = none, dv = none, db = none;
   dispatch_rows(weight.scalar_type(), [&](auto t, auto read_as, auto a, const auto& kernel) {
