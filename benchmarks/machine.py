@@ -1,0 +1,164 @@
+"""The machine: what it is, what it can do at best, and what a GPU spends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import Call, interleave, load_average, synchronize
+from cases import DTYPES
+from masm_detect.results import provenance
+
+from masm_ext import _library, build_info
+
+ROOT = Path(__file__).resolve().parents[1]
+_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16")
+_FLAGS += ("amx_tile", "amx_bf16", "amx_fp16", "asimd", "sve", "bf16", "i8mm")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """`masm_detect.results.provenance`, and what else decides a timing: CPU flags, caches, threads, load, the state of
+    the whole source tree and the SHA-256 of the compiled library. No path, no host name.
+    """
+    record = provenance(str(device))
+    record["git"] = _git()
+    record["load_average"] = load_average()
+    record["cpu"] = {
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "flags": [flag for flag in _FLAGS if flag in _cpu_field("flags", "Features").split()],
+        "cache": _cpu_field("cache size") or None,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+    record["environment"] = {
+        name: os.environ[name]
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY", "ONEDNN_MAX_CPU_ISA")
+        if name in os.environ
+    }
+    record["libraries_sha256"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (_library.CPU_LIBRARY, _library.CUDA_LIBRARY)
+        if path is not None
+    }
+    record["ops"] = build_info()["ops"]
+    if device.type == "cuda":
+        record["device"] |= {"memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+        record["device"]["driver"] = Meter(device).driver()
+    return record
+
+
+def _cpu_field(*names: str) -> str:
+    """The first value of a field of /proc/cpuinfo, "" where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")
+
+
+def _git() -> dict[str, Any] | None:
+    def run(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = run("rev-parse", "HEAD")
+    # Results are written into the tree: they do not make a build another one.
+    changed = run("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return None if commit is None else {"commit": commit, "modified": bool(changed)}
+
+
+def ceilings(device: torch.device, dtypes: tuple[str, ...], seconds: float, small: bool = False) -> dict[str, Any]:
+    """What a plain product and a plain copy reach here: {dtype: {"flops": FLOP/s, "bytes": bytes/s, ...}}.
+
+    The fastest round counts, because a ceiling is wanted: of `torch.mm` on square matrices and of `Tensor.copy_`, which
+    reads and writes every byte.
+    """
+    n, size = (8192, 1 << 30) if device.type == "cuda" else (2048, 256 << 20)
+    if small:
+        n, size = n // 4, size // 4
+    table = {}
+    for name in dtypes:
+        dtype = DTYPES[name]
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        c = torch.empty_like(a)
+        source = torch.zeros(size // dtype.itemsize, dtype=dtype, device=device)
+        target = torch.empty_like(source)
+        calls = {"gemm": Call(lambda a=a, b=b, c=c: torch.mm(a, b, out=c))}
+        calls["copy"] = Call(lambda s=source, t=target: t.copy_(s))
+        best = {key: min(values) for key, values in interleave(calls, device, seconds).items()}
+        table[name] = {
+            "flops": 2 * n**3 / best["gemm"],
+            "bytes": 2 * size / best["copy"],
+            "gemm": f"{n} x {n} x {n}",
+            "copy_bytes": size,
+        }
+    return table
+
+
+class Meter:
+    """Energy and clocks of a GPU through nvidia-ml-py; without it, or on a CPU, everything is None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml = self._handle = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            return
+        try:
+            pynvml.nvmlInit()
+            # By UUID: the order of NVML is not that of CUDA_VISIBLE_DEVICES.
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            return
+        self._nvml = pynvml
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        if self._nvml is None:
+            return None
+        try:
+            return question(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def driver(self) -> str | None:
+        return None if self._nvml is None else self._nvml.nvmlSystemGetDriverVersion()
+
+    def clocks(self) -> dict[str, Any] | None:
+        """MHz of the multiprocessors and the memory, degrees Celsius, watts: of now."""
+        nvml = self._nvml
+        if nvml is None:
+            return None
+        power = self._ask(nvml.nvmlDeviceGetPowerUsage)
+        return {
+            "sm_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+            "celsius": self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "watts": None if power is None else power / 1e3,
+        }
+
+    def joules(self, run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float | None:
+        """Joules of one call, from a burst of about `seconds`; the counter moves only every few tens of ms."""
+        if self._nvml is None:
+            return None
+        synchronize(device)
+        before, count, begin = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption), 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            run()
+            synchronize(device)
+            count += 1
+        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if before is None or after is None else (after - before) / 1e3 / count

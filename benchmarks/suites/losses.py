@@ -1,0 +1,115 @@
+"""The two losses, forward and backward: over plain PyTorch (stacked for speed), and as a share of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from bench import Call, Outcome, interleave, statistics
+from cases import DTYPES, MODELS, SUBSPACES, Case, Options
+from providers import check, relative_error
+from torch import Tensor, nn
+from training import RANK, Program, plain_loss, stacked_loss
+
+from masm_ext import MASMConfig, MASMLinear, regularization_loss
+from masm_ext.decomposition import Decomposition
+
+Loss = Callable[[nn.ModuleList, MASMConfig], Tensor]
+#: Relative error of the value and of the gradients against the formula in float64. bfloat16: the frozen weight is
+#: exact in both, the factors are float32.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
+
+
+def cases(options: Options) -> list[Case]:
+    models = ("vit-s",) if options.quick else ("vit-s", "vit-l")
+    out = []
+    for dtype in options.dtypes:
+        for model in models:
+            values = {"model": model, "R": RANK, "K": SUBSPACES, "linears": len(MODELS[model].linears)}
+            goals = {("losses", "masm"): 1.0} if options.providers is None or "masm" in options.providers else {}
+            out.append(Case("losses", model, dtype, "stacked", values, goals))
+        values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES}
+        out.append(Case("losses", f"share of the step/{options.model}", dtype, "step without losses", values))
+    return out
+
+
+def layers_of(
+    shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device, subspaces: int, rank: int
+) -> nn.ModuleList:
+    """MASMLinears with random weights and orthonormal factors, moved a little, so that no term is zero."""
+    offsets = tuple(range(0, rank + 1, rank // subspaces))
+    layers = nn.ModuleList()
+    for N, D in shapes:
+        u, v = (torch.linalg.qr(torch.randn(n, rank, device=device))[0].mT.contiguous() for n in (N, D))
+        s = torch.rand(rank, device=device) + 0.1
+        weight = (torch.randn(N, D, device=device) / D**0.5).to(dtype)
+        layer = MASMLinear(Decomposition(weight, u, s, v, offsets, 0.0))
+        with torch.no_grad():
+            for p in (layer.u, layer.s, layer.v):
+                p.add_(torch.randn_like(p) * p.square().mean().sqrt(), alpha=0.05)
+        layers.append(layer)
+    return layers
+
+
+def gate(layers: nn.ModuleList, function: Loss, config: MASMConfig, tolerance: float) -> dict[str, float]:
+    """Relative errors of a loss and of its gradients against the formula in float64. Raises GateError."""
+    parameters = [p for layer in layers for p in (layer.u, layer.s, layer.v)]
+    loss = function(layers, config)
+    found = torch.autograd.grad(loss, parameters)
+    exact_loss = plain_loss(layers, config, torch.float64)
+    exact = torch.autograd.grad(exact_loss, parameters)
+    errors = {"loss": relative_error(loss, exact_loss)}
+    for i, name in enumerate("usv"):
+        flat = [torch.cat([g.flatten().double() for g in grads[i::3]]) for grads in (found, exact)]
+        errors[f"d{name}"] = relative_error(*flat)
+    check(errors, tolerance, tolerance)
+    return errors
+
+
+def measure(case: Case, options: Options) -> Outcome:
+    if case.floor == "step without losses":
+        return _share(case, options)
+    outcome, device, values = Outcome(case), torch.device(options.device), case.values
+    torch.manual_seed(0)
+    R = values["K"] if options.dry_run else values["R"]
+    shapes = MODELS["tiny" if options.dry_run else values["model"]].linears
+    layers = layers_of(shapes, DTYPES[case.dtype], device, values["K"], R)
+    config = MASMConfig(num_subspaces=values["K"], subspace_rank=R // values["K"])
+    losses = {"stacked": stacked_loss, "masm": regularization_loss, "formula": plain_loss}
+    calls: dict[str, Call] = {}
+    for name in options.chosen(tuple(losses), case.floor):
+        with outcome.provider(name):
+            outcome.errors[name] = gate(layers[:12], losses[name], config, TOLERANCE[case.dtype])
+            calls[name] = Call(lambda loss=losses[name]: _step(layers, loss, config))
+    if not options.dry_run:
+        progress = case.key if options.progress else ""
+        samples = interleave(
+            calls, device, options.seconds, least=3, warm_up=1, progress=progress, on_failure=outcome.fail
+        )
+        outcome.add("losses", statistics(samples, case.floor))
+    return outcome
+
+
+def _step(layers: nn.ModuleList, function: Loss, config: MASMConfig) -> None:
+    for p in layers.parameters():
+        p.grad = None
+    function(layers, config).backward()
+
+
+def _share(case: Case, options: Options) -> Outcome:
+    """The same training step with and without losses: the ratio less one is their share."""
+    outcome, device, values = Outcome(case), torch.device(options.device), case.values
+    size = MODELS["tiny" if options.dry_run else values["model"]]
+    batch = 2 if options.dry_run else values["batch"]
+    calls: dict[str, Call] = {}
+    for name, on in (("step without losses", False), ("step with losses", True)):
+        with outcome.provider(name):
+            program = Program("masm", size, DTYPES[case.dtype], device, batch, options.cache, losses=on)
+            if options.dry_run:
+                program()
+            calls[name] = Call(program)
+    if not options.dry_run:
+        progress = case.key if options.progress else ""
+        samples = interleave(calls, device, options.seconds, progress=progress, on_failure=outcome.fail)
+        outcome.add("step", statistics(samples, case.floor))
+    return outcome

@@ -1,0 +1,114 @@
+"""Peak memory of a training step over the frozen model, each provider in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import Outcome, saved_bytes, single
+from cases import DTYPES, MEMORY_GOAL, MODELS, SUBSPACES, Case, Options
+from tqdm import tqdm
+from training import PROGRAMS, RANK, Program, gate_step
+
+from suites import step
+
+STEPS = 1
+
+
+def cases(options: Options) -> list[Case]:
+    values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES, "steps": STEPS}
+    goals = {("step memory", "masm"): MEMORY_GOAL} if "masm" in options.chosen(tuple(PROGRAMS)) else {}
+    dtypes = options.dtypes[:1] if options.quick else options.dtypes
+    return [Case("memory", options.model, dtype, "frozen", values, goals) for dtype in dtypes]
+
+
+def measure(case: Case, options: Options) -> Outcome:
+    """Measures: "process peak" is all of the process; "step memory" the peak less what the process held before there
+    was a model: weights, gradients, optimizer state, activations; "saved" what autograd keeps between the passes.
+    """
+    outcome = Outcome(case)
+    size = MODELS["tiny" if options.dry_run else case.values["model"]]
+    device, dtype = torch.device(options.device), DTYPES[case.dtype]
+    rows: dict[str, dict[str, Any]] = {}
+    # A compiler takes longer than all others together, and saves what it likes: only where it is named.
+    names = [n for n in step.names(options) if n != "compiled" or options.providers is not None]
+    for name in tqdm(names, desc=case.key, unit="process", leave=False, disable=not options.progress):
+        with outcome.provider(name):
+            outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache)
+            if not options.dry_run:
+                # A new process for each: what one leaves in the heap must not be the other's peak.
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    rows[name] = pool.submit(child, name, case.values, case.dtype, asdict(options)).result()
+    if rows:
+        for measure_name in ("step memory", "process peak", "saved"):
+            floor = rows.get(case.floor, {}).get(measure_name)
+            outcome.add(measure_name, {n: single(row[measure_name], floor) for n, row in rows.items()}, "bytes")
+        outcome.extra["method"] = {name: row["method"] for name, row in rows.items()}
+    return outcome
+
+
+def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Runs in its own process: bytes of each measure, and how the peak was read."""
+    options = Options(**settings)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    # Every process has the same libraries in memory, whichever it needs; those that are not installed are no matter.
+    for package in ("transformers", "peft", "eigentune"):
+        if importlib.util.find_spec(package):
+            importlib.import_module(package)
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        torch.zeros(1, device=device)
+    before = _resident(device)
+    program = Program(name, MODELS[values["model"]], DTYPES[dtype], device, values["batch"], options.cache)
+    program()  # the first step makes the gradients' and the optimizer's memory
+    method = _reset_peak(device)
+    for _ in range(values["steps"]):
+        program()
+    peak = _peak(device)
+    known = [*program.model.parameters(), *program.model.buffers(), program.images]
+    saved = saved_bytes(program.loss, known)
+    return {"step memory": peak - before, "process peak": peak, "saved": saved, "method": method}
+
+
+def _reset_peak(device: torch.device) -> str:
+    """Forget earlier peaks where the system allows it; returns the name of the counter."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return "torch.cuda.max_memory_allocated"
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc: free pages go back, so that they do not count
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return "ru_maxrss of the whole process: an upper bound"
+    return "VmHWM of the steps"
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or 0
+
+
+def _status(field: str) -> int | None:
+    """Bytes of a field of /proc/self/status, None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

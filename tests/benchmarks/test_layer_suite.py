@@ -1,0 +1,419 @@
+"""The benchmark suite: its statistics, its gate, its files. No test here asserts a time."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("masm_detect.results", reason="needs the extra masm_ext[detect]")
+pytest.importorskip("transformers", reason="needs the extra masm_ext[detect]")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def program(request):
+    """The modules of benchmarks/ are importable by name, as they are for the scripts in it."""
+    folder = str(request.config.rootpath / "benchmarks")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+def made(ratio=1.1, width=0.01, **settings):
+    """A small result file as run.py writes it, with one case of the suites layer and scale."""
+    import bench
+    import store
+    from cases import Case
+    from machine import describe
+
+    layer = Case("layer", "8x8/R4", "float32", "frozen", {}, {("forward+backward", "masm"): 1.08})
+    rows = {"frozen": [1.0] * 20, "masm": [ratio + width * (i - 9.5) / 10 for i in range(20)]}
+    outcome = bench.Outcome(
+        layer, refused={"broken": "y 1 > 1e-05"}, unavailable={"peft-lora": "needs the package peft"}
+    )
+    entries = bench.statistics(rows, "frozen")
+    for entry in entries.values():
+        entry |= {"flops": 1e9, "bytes": 1e7}
+    outcome.add("forward+backward", entries)
+    sweep = bench.Outcome(Case("scale", "M", "float32", "frozen", {"M": [1, 2, 4]}))
+    for x in (1, 2, 4):
+        sweep.add(f"M = {x}", bench.statistics({"frozen": [float(x)] * 5, "masm": [1.5 * x] * 5}, "frozen"))
+    line = {"intercept": 0.0, "slope": 1.0, "residual": 0.0, "worst": 1.0, "straight": True}
+    sweep.extra["lines"] = {"frozen": line, "masm": line | {"slope": 1.5}}
+    cases = {o.case.key: o.to_dict() | {"launch": 0} for o in (outcome, sweep)}
+    top = {"float32": {"flops": 2e9, "bytes": 1e9, "gemm": "8 x 8 x 8", "copy_bytes": 64}}
+    launch = describe(CPU) | {"ceilings": top}
+    head = {"format": store.FORMAT, "format_version": store.FORMAT_VERSION}
+    base = {"device": "cpu", "threads": 1, "quick": False, "dtypes": ["float32"]}
+    return json.loads(json.dumps({**head, "settings": {**base, **settings}, "launches": [launch], "cases": cases}))
+
+
+def test_ratios_are_taken_inside_a_round():
+    import bench
+
+    # The machine is ten times slower in every third round: medians of the times cannot be compared, ratios can.
+    slow = [10.0 if i % 3 == 0 else 1.0 for i in range(30)]
+    samples = {"frozen": slow, "masm": [1.25 * x for x in slow]}
+    entry = bench.statistics(samples, "frozen")["masm"]
+    assert entry["ratio"] == pytest.approx({"median": 1.25, "p20": 1.25, "p80": 1.25})
+    assert entry["rounds"] == 30 and entry["median"] == pytest.approx(1.25) and entry["p80"] == pytest.approx(12.5)
+    assert "ratio" not in bench.statistics({"masm": [1.0]}, "frozen")["masm"]
+    with pytest.raises(ValueError, match="every round"):
+        bench.statistics({"frozen": [1.0, 1.0], "masm": [1.0]}, "frozen")
+
+
+def test_quantiles_interpolate():
+    import bench
+
+    values = random.Random(0).sample(range(101), 101)
+    assert bench.spread(values) == {"median": 50, "p20": 20, "p80": 80}
+    assert bench.quantile([3.0], 0.2) == 3.0 and bench.quantile([0.0, 1.0], 0.25) == 0.25
+
+
+def test_rounds_are_interleaved_and_failures_left_out():
+    import bench
+
+    order, failures = [], {}
+
+    def broken():
+        raise RuntimeError("no kernel")
+
+    calls = {name: bench.Call(lambda name=name: order.append(name), lambda: None) for name in "abc"}
+    calls["broken"] = bench.Call(broken)
+    samples = bench.interleave(
+        calls, CPU, 0.0, least=7, warm_up=2, on_failure=lambda n, e: failures.__setitem__(n, str(e))
+    )
+    assert failures == {"broken": "no kernel"} and {n: len(v) for n, v in samples.items()} == dict.fromkeys("abc", 7)
+    rounds = [order[i : i + 3] for i in range(6, len(order), 3)]  # after two warm-up calls of each
+    assert len(rounds) == 7 and all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    with pytest.raises(RuntimeError, match="no kernel"):
+        bench.interleave({"broken": calls["broken"]}, CPU, 0.0)
+
+
+def test_a_straight_line_is_found_and_a_bend_told():
+    import bench
+
+    x = [1, 2, 4, 8, 16]
+    line = bench.fit_line(x, [3 + 2 * v for v in x])
+    assert (line.intercept, line.slope) == pytest.approx((3, 2)) and line.residual < 1e-9
+    bent = bench.fit_line(x, [3 + 2 * v + (40 if v == 8 else 0) for v in x])
+    assert bent.residual > 0.2
+    with pytest.raises(ValueError, match="three points"):
+        bench.fit_line([1, 2], [1, 2])
+
+
+def test_goals_know_noise():
+    import bench
+
+    assert bench.judge({"median": 1.0, "p20": 0.9, "p80": 1.05}, 1.1) == {"value": 1.0, "met": True, "clear": True}
+    assert bench.judge({"median": 1.0, "p20": 0.9, "p80": 1.2}, 1.1) == {"value": 1.0, "met": True, "clear": False}
+    assert bench.judge({"median": 1.2, "p20": 1.0, "p80": 1.3}, 1.1) == {"value": 1.2, "met": False, "clear": False}
+    assert bench.judge({}, 1.1)["met"] is None
+
+
+def test_saved_bytes_counts_a_storage_once():
+    import bench
+
+    x, w = torch.randn(8, 16, requires_grad=True), torch.randn(16, requires_grad=True)
+    assert bench.saved_bytes(lambda: (x.exp() * 2).sum(), [x]) == 8 * 16 * 4  # exp keeps its result
+    assert bench.saved_bytes(lambda: (x * w).sum(), [x, w]) == 0
+    assert bench.saved_bytes(lambda: (x * w).sum(), [w]) == 8 * 16 * 4
+
+
+def layer_of(name, rank=4, subspaces=2, dtype=torch.float32):
+    import providers
+    from suites.layer import OneLayer
+
+    model = OneLayer((torch.randn(24, 32) / 6).to(dtype), torch.randn(24).to(dtype))
+    provider = providers.PROVIDERS[name]
+    provider.adapt(model, ["linear"], providers.Setting(rank, subspaces))
+    providers.stir(provider.formula(model.linear))
+    return provider, model.linear
+
+
+@pytest.mark.parametrize("mistake", ["scaled output", "no low-rank part", "detached factor", "NaN", "wrong dX"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gate_refuses_a_wrong_provider(mistake, dtype):
+    import bench
+    import providers
+
+    provider, layer = layer_of("reference", dtype=dtype)
+    x, dy = torch.randn(20, 32).to(dtype), torch.randn(20, 24).to(dtype)
+    providers.gate(provider, layer, x, dy)  # it is right as it is
+    right = type(layer).forward
+
+    class Wrong(type(layer)):
+        def forward(self, x):
+            if mistake == "scaled output":
+                return right(self, x) * 1.05
+            if mistake == "no low-rank part":
+                return nn.functional.linear(x, self.weight, self.bias)
+            if mistake == "NaN":
+                return right(self, x) + torch.tensor(float("nan"), dtype=x.dtype)
+            if mistake == "wrong dX":
+                return right(self, x.detach() + 0.9 * (x - x.detach()))
+            low_rank = ((x.to(self.v.dtype) @ self.v.detach().mT) * self.s) @ self.u
+            return nn.functional.linear(x, self.weight, self.bias) + low_rank.to(x.dtype)
+
+    layer.__class__ = Wrong
+    with pytest.raises(bench.GateError, match="differs from the float64 reference"):
+        providers.gate(provider, layer, x, dy)
+
+
+def test_the_gate_wants_no_gradient_of_masked_blocks():
+    import bench
+    import providers
+
+    provider, layer = layer_of("masm")
+    x, dy = torch.randn(20, 32), torch.randn(20, 24)
+    layer.mask[1] = False
+    assert set(providers.gate(provider, layer, x, dy)) == {"y", "dX", "du", "ds", "dv"}
+    kept = layer.mask.clone()
+
+    class Forgetful(type(layer)):  # computes masked gradients all the same
+        def forward(self, x):
+            self.mask.fill_(True)
+            y = super().forward(x)
+            self.mask = kept.clone()
+            return y
+
+    layer.__class__ = Forgetful
+    layer.mask = kept.clone()
+    with pytest.raises(bench.GateError, match="du"):
+        providers.gate(provider, layer, x, dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gate_of_a_step_refuses_one_wrong_layer(dtype, monkeypatch):
+    import bench
+    import providers
+    import training
+    from cases import MODELS
+
+    training.gate_step("reference", MODELS["tiny"], dtype, CPU, 2)
+    right = providers.Reference.adapt
+
+    def wrong(self, model, names, setting):
+        right(self, model, names, setting)
+        layer = model.get_submodule(names[3])
+        layer.forward = lambda x: nn.functional.linear(x, layer.weight, layer.bias)
+
+    monkeypatch.setattr(providers.Reference, "adapt", wrong)
+    with pytest.raises(bench.GateError, match="trained"):
+        training.gate_step("reference", MODELS["tiny"], dtype, CPU, 2)
+
+
+def test_half_of_the_blocks_are_masked_and_stay_so():
+    import training
+    from cases import MODELS
+
+    program = training.Program("masm-half", MODELS["tiny"], torch.float32, CPU, 2)
+    program()
+    first = program.masks.masks.clone()
+    assert first.mean() == 0.5 and first.mean(0).tolist() == [0.5] * 4
+    for _ in range(3):
+        program()
+    assert torch.equal(program.masks.masks, first)
+
+
+def test_the_optimizer_gate_refuses_a_wrong_step(monkeypatch):
+    import bench
+    from cases import MODELS
+    from suites import optimizer
+
+    shapes, values = MODELS["tiny"].linears[:2], {"K": 4, "masked": 0.5}
+    optimizer.gate("eager-loop", shapes, values, 4, CPU)
+    right = optimizer.EagerLoop.step
+
+    def wrong(self):
+        right(self)
+        self.layers[0].s.data += 1e-5  # also moves masked blocks
+
+    monkeypatch.setattr(optimizer.EagerLoop, "step", wrong)
+    with pytest.raises(bench.GateError, match="AdamW in float64"):
+        optimizer.gate("eager-loop", shapes, values, 4, CPU)
+
+
+def test_a_refused_provider_is_listed_and_the_case_goes_on():
+    import bench
+    from cases import Case
+
+    outcome = bench.Outcome(Case("layer", "x", "float32", "frozen", {}))
+    for name, error in (("a", bench.GateError("y 1")), ("b", ImportError("needs b")), ("c", RuntimeError("broke"))):
+        with outcome.provider(name):
+            raise error
+    assert (outcome.refused, outcome.unavailable) == ({"a": "y 1"}, {"b": "needs b"})
+    assert outcome.failed == {"c": "RuntimeError: broke"} and not outcome.sound
+
+
+@pytest.mark.parametrize("suite", ["layer", "step", "optimizer", "losses", "decompose", "scale", "memory"])
+def test_dry_run(suite, capsys):
+    import run
+
+    # A compiler works for seconds on each shape: it has a test of its own below.
+    known = ",".join(name for name in run.known_providers() if name != "compiled")
+    assert run.main(["--suite", suite, "--dry-run", "--threads", "1", "--providers", known]) == 0
+    out = capsys.readouterr().out
+    assert f"{suite}/" in out and "0 with a provider that is wrong or fails" in out
+
+
+def test_a_library_that_is_not_there_is_said_to_be_missing(repo):
+    hidden = "import sys; sys.modules['eigentune'] = None; sys.path.insert(0, sys.argv.pop(1)); import run; "
+    hidden += "sys.exit(run.main(sys.argv[1:]))"
+    line = [sys.executable, "-c", hidden, repo / "benchmarks", "--suite", "layer", "--dry-run", "--quick"]
+    line += ["--dtypes", "float32", "--providers", "masm,compiled,eigentune"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "layer/float32/1024x1024/R16: 3 checked" in done.stdout  # frozen, masm, compiled
+    assert "not here: eigentune: needs the package eigentune" in done.stdout
+
+
+def test_without_a_gpu_cuda_is_listed_only(capsys):
+    import run
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert run.main(["--suite", "all", "--device", "cuda", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "layer/float32/1024x1024/R16" in out and "not built" in out
+    assert run.main(["--suite", "layer", "--device", "cuda"]) == 2
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_run_is_written_case_by_case_and_resumed(tmp_path, monkeypatch, capsys):
+    import run
+    import store
+    from suites import optimizer
+
+    out = tmp_path / "o.json"
+    line = ["--suite", "optimizer", "--quick", "--seconds", "0.01", "--providers", "masm", "--threads", "1"]
+    line += ["--out", str(out)]
+    measure, seen = optimizer.measure, []
+
+    def interrupted(case, options):
+        seen.append(case.key)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return measure(case, options)
+
+    monkeypatch.setattr(optimizer, "measure", interrupted)
+    assert run.main(line) == 130 and "--resume" in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["cases"]) == seen[:1]
+    assert run.main(line) == 2 and "--resume" in capsys.readouterr().err  # nothing is overwritten
+    assert run.main([*line, "--resume", "--batch", "3"]) == 2 and "batch" in capsys.readouterr().err
+    assert run.main([*line, "--resume"]) == 0
+    assert len(seen) == 4 and seen[1] == seen[2]
+    results = store.load_results(out)
+    assert len(results["cases"]) == 3 and len(results["launches"]) == 2
+    case = results["cases"][seen[-1]]
+    assert {"suite", "dtype", "floor", "values", "measures", "goals", "errors", "refused", "launch"} <= set(case)
+    entry = case["measures"]["step"]["providers"]["masm"]
+    assert {"median", "p20", "p80", "rounds", "ratio", "bytes"} == set(entry) and entry["rounds"] >= 5
+    launch = results["launches"][0]
+    assert launch["ceilings"]["float32"]["flops"] > 0 and len(launch["libraries_sha256"]["libmasm_cpu.so"]) == 64
+    assert str(tmp_path) not in out.read_text() and not list(tmp_path.glob(".*"))
+    assert run.main([*line, "--resume"]) == 0 and "every case already" in capsys.readouterr().out
+
+
+def test_report_from_a_made_result(tmp_path, capsys):
+    import report
+
+    file = tmp_path / "made.json"
+    file.write_text(json.dumps(made()))
+    assert report.main([str(file)]) == 0
+    text = (tmp_path / "made.md").read_text()
+    assert "1.10 [1.09, 1.11]" in text and "**missed**" in text and "frozen 50%, masm 50%" in text
+    assert "| broken | wrong | y 1 > 1e-05 |" in text and "needs the package peft" in text
+    assert "| float32 M | masm |" in text and "M = 4: 1.50" in text
+    for name in ("bars", "roofline", "scale"):
+        assert (tmp_path / f"made-{name}.png").read_bytes().startswith(b"\x89PNG")
+    file.write_text("{}")
+    assert report.main([str(file)]) == 2 and "not a result" in capsys.readouterr().err
+
+
+def test_compare_finds_what_moved_and_ignores_noise(tmp_path, capsys):
+    import compare
+    import run
+
+    before, noise, faster = made(1.10, 0.04), made(1.11, 0.04), made(1.02, 0.04)
+    assert compare.compare(before, noise)["moved"] == []
+    [(case, measure, provider, old, new, change)] = compare.compare(before, faster)["moved"]
+    assert (case, measure, provider) == ("layer/float32/8x8/R4", "forward+backward", "masm")
+    assert (old, new) == pytest.approx((1.10, 1.02)) and change == pytest.approx(1.02 / 1.10 - 1)
+    # narrow intervals do not make a change of 0.5% news
+    assert compare.compare(made(1.1, 0.0), made(1.105, 0.0))["moved"] == []
+    assert compare.compare(before, made(1.1, 0.04, threads=2))["warnings"] == ["threads: 1 and 2"]
+    for name, results in (("a", before), ("b", faster)):
+        (tmp_path / name).write_text(json.dumps(results))
+    assert run.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert "better layer/float32/8x8/R4 forward+backward masm: 1.100 -> 1.020 (-7.3%)" in out
+    assert run.main(["--compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
+
+
+def test_joules_of_a_call_are_its_share_of_the_counter(monkeypatch):
+    from types import SimpleNamespace
+
+    import machine
+
+    class NVMLError(Exception):
+        pass
+
+    counter = iter([1_000_000, 1_006_000])  # millijoules before and after
+    calls = []
+    fake = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counter),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setattr(machine, "synchronize", lambda device: None)
+    device = torch.device("cuda")
+    joules = machine.Meter(device).joules(lambda: calls.append(1), device, seconds=0.001)
+    assert joules == pytest.approx(6.0 / len(calls))
+    assert machine.Meter(CPU).joules(lambda: None, CPU) is None and machine.Meter(CPU).clocks() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", ["layer", "step", "optimizer", "losses", "scale"])
+def test_dry_run_on_a_gpu(suite, capsys):
+    import run
+
+    known = ",".join(name for name in run.known_providers() if name != "compiled")
+    assert run.main(["--suite", suite, "--device", "cuda", "--dry-run", "--quick", "--providers", known]) == 0
+    assert "0 with a provider that is wrong or fails" in capsys.readouterr().out
+
+
+def test_unknown_names_are_refused(capsys):
+    import run
+
+    for wrong in (["--providers", "lora"], ["--dtypes", "float8"], ["--device", "tpu"], ["--suite", "speed"]):
+        with pytest.raises(SystemExit) as error:
+            run.main(["--suite", "layer", *wrong])
+        assert error.value.code == 2 and wrong[1] in capsys.readouterr().err
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    from concurrent.futures import ProcessPoolExecutor
+    from dataclasses import asdict
+    from multiprocessing import get_context
+
+    from cases import Options
+    from suites import memory
+
+    settings = asdict(Options(threads=1))
+    values = {"model": "tiny", "batch": 2, "steps": 1}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(os.getpid).result() != os.getpid()
+        rows = {n: pool.submit(memory.child, n, values, "float32", settings).result() for n in ("frozen", "masm")}
+    for row in rows.values():
+        assert row["process peak"] > row["step memory"] > 0
+    assert rows["masm"]["saved"] > rows["frozen"]["saved"] > 0
