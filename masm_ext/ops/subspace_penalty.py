@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from .. import _library  # noqa: F401  (loads the schemas)
+from ..reference.precision import accumulate_dtype
+
+
+@torch.library.register_fake("masm::subspace_penalty")
+def _fake(weights, u, s, v, s0, weight_norm2, offsets, subspaces, need_gradients):
+    elements = sum(t.numel() for t in (*u, *v, *s)) if need_gradients else 0
+    dtype = accumulate_dtype(u[0].dtype)
+    return u[0].new_empty((), dtype=dtype), u[0].new_empty((), dtype=dtype), u[0].new_empty(2, elements, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    weights, u, s, v, _, _, _, _, need_gradients = inputs
+    gradients = output[2]
+    ctx.mark_non_differentiable(gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(gradients)
+    ctx.shapes = [t.shape for t in (*u, *v, *s)]
+    ctx.dtype = u[0].dtype
+    ctx.has_gradients = need_gradients
+    ctx.weight_needs_gradient = any(t.requires_grad for t in weights)
+
+
+def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _):
+    L = len(ctx.shapes) // 3
+    none = [None] * L
+    if g_orthogonality is None and g_spectral is None:
+        return *[none] * 6, None, None, None
+    if ctx.weight_needs_gradient:
+        raise RuntimeError(
+            "masm::subspace_penalty: weight is the frozen principal subspace and has no gradient; "
+            "call weight.requires_grad_(False)"
+        )
+    if not ctx.has_gradients:
+        raise RuntimeError("masm::subspace_penalty was called with need_gradients=False and cannot be differentiated")
+    (gradients,) = ctx.saved_tensors
+    # one scaled sum over the whole model, cut into the parameters afterwards
+    if g_orthogonality is None:
+        flat = gradients[1] * g_spectral
+    else:
+        flat = gradients[0] * g_orthogonality
+        if g_spectral is not None:
+            flat = torch.addcmul(flat, gradients[1], g_spectral)
+    pieces = flat.to(ctx.dtype).split([shape.numel() for shape in ctx.shapes])
+    pieces = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes)]
+    return none, pieces[:L], pieces[2 * L :], pieces[L : 2 * L], none, none, None, None, None
+
+
+torch.library.register_autograd("masm::subspace_penalty", _backward, setup_context=_setup_context)
+
+
+def subspace_penalty(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    s0: Sequence[Tensor],
+    weight_norm2: Sequence[Tensor],
+    offsets: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor]:
+    """Orthogonality and spectral consistency summed over L layers, with their gradients from the same pass.
+
+    Args, lists over layers of any shapes (formulas: :func:`masm_ext.reference.subspace_penalty`):
+        weights: [N, D], the frozen principal subspaces, of any floating dtype. They never get a gradient.
+        u, s, v: [R, N], [R], [R, D], of one dtype, that of the weights or float32 beside half precision.
+        s0: [R], the singular values at init.
+        weight_norm2: one element each, ``||weight||_F^2``, in the dtype of s.
+        offsets: K + 1 row bounds of the subspaces.
+
+    Returns two scalars, float32 (float64 for float64), that flow gradients into u, s and v. Autocast does not reach in.
+    Differentiable once. Raises RuntimeError for what does not fit, naming the layer and what arrived.
+    """
+    if not len(u):
+        raise RuntimeError("masm::subspace_penalty: expected at least one layer, got none")
+    need_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (*u, *s, *v))
+    arguments = (
+        *(list(x) for x in (weights, u, s, v, s0, weight_norm2)),
+        list(chain.from_iterable(offsets)),
+        [len(x) - 1 for x in offsets],
+        need_gradients,
+    )
+    device = u[0].device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return torch.ops.masm.subspace_penalty(*arguments)[:2]
+    return torch.ops.masm.subspace_penalty(*arguments)[:2]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from .checks import check_blocks, check_factors
+from .precision import accumulate_dtype
+
+#: Singular values below this share of the root mean square count as this large in the spectral-consistency loss.
+SPECTRAL_FLOOR = 1e-3
+
+
+def subspace_penalty(
+    weights: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    s0: Sequence[Tensor],
+    weight_norm2: Sequence[Tensor],
+    offsets: Sequence[int],
+    subspaces: Sequence[int],
+    need_gradients: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Orthogonality and spectral consistency, summed over L layers, and their gradients. The current weight
+    What = weight + u^T diag(s) v is never formed.
+
+    Per layer, k(r) the subspace of row r, A = u u^T, B = v v^T, X = v weight^T, Y = u weight:
+
+    ``orthogonality = sum_{k(i)!=k(j)} (A_ij^2 + B_ij^2) / 2 + sum_{k(i)=k(j)} ((A - I)_ij^2 + (B - I)_ij^2)
+    + (||Y||^2 + ||X||^2) / weight_norm2``
+
+    ``spectral = (change / base)^2 + sum_k ||s_k - s0_k||^2 / max(||s0_k||^2, r_k SPECTRAL_FLOOR^2 base / q)``,
+    ``base = weight_norm2 + ||s0||^2`` (= ||W||^2, since weight and the artifact part are orthogonal at init) and
+    ``change = ||What||^2 - ||W||^2 = 2 sum_r s_r Y_r . v_r + sum_ij s_i s_j A_ij B_ij - ||s0||^2``.
+
+    Lists over the layers: weights [N, D]; u [R, N], s [R], v [R, D], s0 [R], weight_norm2 (one element) in the dtype of
+    weights or wider; subspaces: K of each layer; offsets: K + 1 row bounds of each layer, one layer after the other.
+
+    Returns orthogonality [] and spectral [] in the accumulate dtype, and gradients [2, P], row 0 of orthogonality, row
+    1 of spectral, each every u, then every v, then every s, flat; [2, 0] if they are not needed. Layers of one shape
+    are stacked; their weights are not, since that would hold the frozen model twice.
+
+    Raises RuntimeError for lists, shapes, dtypes or devices that do not fit.
+    """
+    bounds = _check(weights, u, s, v, s0, weight_norm2, offsets, subspaces)
+    dtype = accumulate_dtype(u[0].dtype)
+    groups: dict[tuple, list[int]] = {}
+    for i, (weight, bound) in enumerate(zip(weights, bounds)):
+        groups.setdefault((weight.shape, weight.dtype, bound), []).append(i)
+    total = u[0].new_zeros(2, dtype=dtype)
+    pieces: dict[str, list[Tensor]] = {name: [u[0].new_empty(0)] * len(weights) for name in ("u", "v", "s")}  # [2, n]
+    for (_, _, bound), group in groups.items():
+        of_group = ([x[i] for i in group] for x in (weights, u, s, v, s0, weight_norm2))
+        sums, gradients = _same_shape(*of_group, bound, dtype, need_gradients)
+        total = total + sums
+        for name, gradient in gradients.items():  # [2, L, ...]
+            for i, piece in zip(group, gradient.flatten(2).unbind(1)):
+                pieces[name][i] = piece
+    if need_gradients:
+        gradients = torch.cat([p for name in ("u", "v", "s") for p in pieces[name]], dim=1)
+    else:
+        gradients = u[0].new_empty(2, 0, dtype=dtype)
+    return total[0].clone(), total[1].clone(), gradients
+
+
+def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradients):
+    """Sums [2] and gradients {u, v, s: [2, L, ...]} over L layers of one shape."""
+    u, s, v, s0 = (torch.stack(list(x)).to(dtype) for x in (u, s, v, s0))
+    norm2 = torch.stack([x.reshape(()) for x in weight_norm2]).to(dtype)  # [L]
+    tiny, q = torch.finfo(dtype).tiny, max(1, min(weights[0].shape))
+    R = s.shape[1]
+    ranks = torch.tensor([b - a for a, b in pairwise(offsets)], device=s.device)  # [K]
+    # [R, K], row r marks the subspace of direction r
+    member = torch.eye(len(ranks), dtype=dtype, device=s.device).repeat_interleave(ranks, dim=0, output_size=R)
+    same, eye = member @ member.mT, torch.eye(R, dtype=dtype, device=s.device)  # [R, R]
+
+    gram_u, gram_v = u @ u.mT, v @ v.mT  # [L, R, R]
+    uw = torch.stack([a @ w.to(dtype) for a, w in zip(u, weights)])  # [L, R, D]
+    vw = torch.stack([b @ w.to(dtype).mT for b, w in zip(v, weights)])  # [L, R, N]
+    norm2_or_tiny = norm2.clamp_min(tiny)
+    between = sum((g * (1 - same)).square().sum((-2, -1)) / 2 for g in (gram_u, gram_v))  # [L]
+    inside = sum(((g - eye) * same).square().sum((-2, -1)) for g in (gram_u, gram_v))
+    interference = (uw.square().sum((-2, -1)) + vw.square().sum((-2, -1))) / norm2_or_tiny
+
+    s02 = s0.square()
+    base = norm2 + s02.sum(-1)  # [L]
+    base_or_tiny = base.clamp_min(tiny)
+    overlap = (uw * v).sum(-1)  # [L, R], u_r weight v_r^T
+    pairs = s[:, :, None] * s[:, None, :]
+    artifact = (pairs * gram_u * gram_v).sum((-2, -1))
+    change = (2 * (s * overlap).sum(-1) + artifact - s02.sum(-1)) / base_or_tiny
+    floor = (SPECTRAL_FLOOR**2 * base / q)[:, None] * ranks  # [L, K]
+    denominator = torch.maximum(s02 @ member, floor).clamp_min(tiny)
+    drift = ((s - s0).square() @ member) / denominator
+    sums = torch.stack([(between + inside + interference).sum(), (change.square() + drift.sum(-1)).sum()])
+    if not need_gradients:
+        return sums, {}
+
+    scale = (2 / norm2_or_tiny)[:, None, None]
+    slope = (2 * change / base_or_tiny)[:, None]  # [L, 1], d spectral / d (||What||^2 - ||W||^2)
+    mix_u, mix_v = (2 * g * (1 - same) + 4 * (g - eye) * same for g in (gram_u, gram_v))
+    uww = torch.stack([y @ w.to(dtype).mT for y, w in zip(uw, weights)])  # [L, R, N]
+    vww = torch.stack([x @ w.to(dtype) for x, w in zip(vw, weights)])  # [L, R, D]
+    du = mix_u @ u + scale * uww
+    dv = mix_v @ v + scale * vww
+    half = slope[:, :, None]
+    du_spectral = 2 * half * (s[..., None] * vw + (pairs * gram_v) @ u)
+    dv_spectral = 2 * half * (s[..., None] * uw + (pairs * gram_u) @ v)
+    ds_spectral = 2 * slope * (overlap + (gram_u * gram_v @ s[..., None])[..., 0])
+    ds_spectral = ds_spectral + 2 * (s - s0) * ((1 / denominator) @ member.mT)
+    return sums, {
+        "u": torch.stack([du, du_spectral]),
+        "v": torch.stack([dv, dv_spectral]),
+        "s": torch.stack([torch.zeros_like(s), ds_spectral]),
+    }
+
+
+def _check(weights, u, s, v, s0, weight_norm2, offsets, subspaces) -> list[tuple[int, ...]]:
+    """The checks of csrc/cpu/subspace_penalty.cpp; returns the row bounds of each layer."""
+    lengths = [len(x) for x in (weights, u, s, v, s0, weight_norm2, subspaces)]
+    if not weights:
+        raise RuntimeError("masm::subspace_penalty: expected at least one layer, got none")
+    if len(set(lengths)) > 1:
+        raise RuntimeError(
+            "masm::subspace_penalty: weights, u, s, v, s0, weight_norm2 and subspaces must have one length, got "
+            + ", ".join(map(str, lengths))
+        )
+    starts = [0, *accumulate(k + 1 for k in subspaces)]
+    if starts[-1] != len(offsets):
+        raise RuntimeError(f"masm::subspace_penalty: expected {starts[-1]} offsets, K + 1 a layer, got {len(offsets)}")
+    bounds = [tuple(offsets[a:b]) for a, b in pairwise(starts)]
+    for i, (weight, bound) in enumerate(zip(weights, bounds)):
+        op = f"subspace_penalty: layer {i}"
+        check_factors(op, weight, u[i], s[i], v[i])
+        check_blocks(op, None, bound, s[i].shape[0])
+        if s0[i].shape != s[i].shape:
+            raise RuntimeError(f"masm::{op}: expected s0 of shape [R] = {list(s[i].shape)}, got {list(s0[i].shape)}")
+        if weight_norm2[i].numel() != 1:
+            raise RuntimeError(
+                f"masm::{op}: weight_norm2 must have one element, got shape {list(weight_norm2[i].shape)}"
+            )
+        if {(t.dtype, t.device) for t in (s0[i], weight_norm2[i])} != {(s[i].dtype, s[i].device)}:
+            raise RuntimeError(f"masm::{op}: s0 and weight_norm2 must have the dtype and device of s")
+        if u[i].dtype != u[0].dtype:
+            raise RuntimeError(f"masm::{op}: u, s and v must have the dtype of those of layer 0")
+    return bounds
