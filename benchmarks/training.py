@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +14,33 @@ from masm_detect.layers import replace_module
 from providers import PROVIDERS, Formula, Setting, check, relative_error, stir
 from torch import Tensor, nn
 
-from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, MASMLinear, param_groups, regularization_loss
+from masm_ext import (
+    LayerMasks,
+    MaskedAdamW,
+    MASMConfig,
+    MASMLinear,
+    param_groups,
+    recompute_inputs,
+    regularization_loss,
+)
 
-#: Programs in the order of the tables: name -> (provider, share of the blocks that is masked).
+
+class Kind(NamedTuple):
+    """What a program does: its provider, the share of the blocks that is masked, whether inputs are recomputed."""
+
+    provider: str
+    masked: float = 0.0
+    recompute: bool = False
+
+
+#: Programs in the order of the tables.
 PROGRAMS = {
-    "frozen": ("frozen", 0.0),
-    "masm": ("masm", 0.0),
-    "masm-half": ("masm", 0.5),
-    **{name: (name, 0.0) for name in ("reference", "compiled", "effort", "peft-lora", "peft-pissa", "peft-osf")},
-    "eigentune": ("eigentune", 0.0),
+    "frozen": Kind("frozen"),
+    "masm": Kind("masm"),
+    "masm-half": Kind("masm", masked=0.5),
+    "masm-recompute": Kind("masm", recompute=True),
+    **{name: Kind(name) for name in ("reference", "compiled", "effort", "peft-lora", "peft-pissa", "peft-osf")},
+    "eigentune": Kind("eigentune"),
 }
 #: 4 subspaces of rank 4 in every linear of the attention and the MLP.
 RANK, SUBSPACES = 16, 4
@@ -93,7 +113,8 @@ class Program:
         depth: int | None = None,
         losses: bool = True,
     ) -> None:
-        self.provider = PROVIDERS[PROGRAMS[name][0]]
+        self.kind = PROGRAMS[name]
+        self.provider = PROVIDERS[self.kind.provider]
         self.model = build(size, dtype, device, depth)
         self.names = self.model.targets()
         self.provider.adapt(self.model, self.names, Setting(RANK, SUBSPACES, cache))
@@ -102,7 +123,7 @@ class Program:
         self.penalty: Callable[[], Tensor] | None = None
         self.masks = None
         if self.provider.name == "masm":
-            self.masks = fixed_masks(self.model, self.config, PROGRAMS[name][1])
+            self.masks = fixed_masks(self.model, self.config, self.kind.masked)
             groups = param_groups(self.model, lr=LEARNING_RATE)
             self.optimizer: torch.optim.Optimizer = MaskedAdamW(groups, masks=self.masks)
             self.penalty = lambda: regularization_loss(self.model, self.config)
@@ -122,7 +143,9 @@ class Program:
         self.labels = torch.randint(0, 2, (batch,), generator=generator).to(device, torch.float32)
 
     def loss(self) -> Tensor:
-        loss = F.binary_cross_entropy_with_logits(self.model(self.images).float(), self.labels)
+        with recompute_inputs(self.model) if self.kind.recompute else nullcontext():
+            logits = self.model(self.images)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), self.labels)
         return loss if self.penalty is None else loss + self.penalty()
 
     def __call__(self) -> None:
@@ -237,7 +260,9 @@ def gate_step(
     found, wanted = [], []
     for model in (program.model, exact):
         embeddings = start.detach().to(model.head.weight.dtype).clone().requires_grad_()
-        features = model.features(embeddings)
+        recompute = model is program.model and program.kind.recompute
+        with recompute_inputs(model) if recompute else nullcontext():
+            features = model.features(embeddings)
         logits = model.head(features)[:, 0]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         F.binary_cross_entropy_with_logits(wide, program.labels.to(wide.dtype)).backward()

@@ -73,6 +73,7 @@ class LayerMasks:
         self._second = torch.zeros(L, K, dtype=torch.float64)  # the same, bias-corrected
         self._idle = torch.zeros(L, K, dtype=torch.int64)  # steps a block has been masked without a break
         self._probing = torch.zeros(L, K, dtype=torch.int64)  # probe steps left
+        self._published: tuple[list, list] | None = None  # what was written into the layers, and when
         self._publish()
 
     @property
@@ -141,8 +142,16 @@ class LayerMasks:
 
     def _publish(self) -> None:
         self.masks = torch.where(self._probing > 0, torch.ones_like(self._selected), self._selected)
-        for layer, row in zip(self.layers.values(), self.masks):
-            layer.mask.copy_(row != 0)
+        live = self.masks != 0
+        # Copying dozens of small masks would cost a good part of an optimizer step: only where somebody changed one.
+        if self._published == (live.tolist(), self._mask_versions()):
+            return
+        for layer, row in zip(self.layers.values(), live):
+            layer.mask.copy_(row)
+        self._published = (live.tolist(), self._mask_versions())
+
+    def _mask_versions(self) -> list[tuple[int, int]]:
+        return [(id(layer.mask), layer.mask._version) for layer in self.layers.values()]
 
     _STATE = ("_selected", "_updates", "_bias2", "_grad2", "_second", "_idle", "_probing")
 

@@ -25,7 +25,8 @@ STEPS = 1
 
 def cases(options: Options) -> list[Case]:
     values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES, "steps": STEPS}
-    goals = {("step memory", "masm"): MEMORY_GOAL} if "masm" in options.chosen(tuple(PROGRAMS)) else {}
+    chosen = options.chosen(tuple(PROGRAMS))
+    goals = {("step memory", name): MEMORY_GOAL for name in ("masm", "masm-recompute") if name in chosen}
     dtypes = options.dtypes[:1] if options.quick else options.dtypes
     return [Case("memory", options.model, dtype, "frozen", values, goals) for dtype in dtypes]
 
@@ -50,7 +51,8 @@ def measure(case: Case, options: Options) -> Outcome:
     if rows:
         for measure_name in ("step memory", "process peak", "saved"):
             floor = rows.get(case.floor, {}).get(measure_name)
-            outcome.add(measure_name, {n: single(row[measure_name], floor) for n, row in rows.items()}, "bytes")
+            known = {n: row[measure_name] for n, row in rows.items() if row[measure_name] is not None}
+            outcome.add(measure_name, {n: single(value, floor) for n, value in known.items()}, "bytes")
         outcome.extra["method"] = {name: row["method"] for name, row in rows.items()}
     return outcome
 
@@ -75,7 +77,8 @@ def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any
         program()
     peak = _peak(device)
     known = [*program.model.parameters(), *program.model.buffers(), program.images]
-    saved = saved_bytes(program.loss, known)
+    # recompute_inputs decides with the same hooks that the count would need
+    saved = None if program.kind.recompute else saved_bytes(program.loss, known)
     return {"step memory": peak - before, "process peak": peak, "saved": saved, "method": method}
 
 

@@ -10,18 +10,6 @@
 #include "rows.h"
 
 namespace masm::cpu {
-namespace {
-
-template <class A>
-const Skinny<A, A>& sums_kernel() {
-  if constexpr (std::is_same_v<A, double>)
-    return kernels().f64;
-  else
-    return kernels().f32;
-}
-
-}  // namespace
-
 Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor& v) {
   check_factors("fold", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
@@ -33,7 +21,7 @@ Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor
   dispatch_rows(weight.scalar_type(), [&](auto t, auto, auto a, const auto&) {
     using T = decltype(t);
     using A = decltype(a);
-    const auto& kernel = sums_kernel<A>();  // bfloat16 too is summed as float and rounded once
+    const auto& kernel = kernels_of<A>();  // bfloat16 too is summed as float and rounded once
     constexpr int64_t step = 24;
     const A *u_data = static_cast<const A*>(ua.const_data_ptr()), *s_data = static_cast<const A*>(sa.const_data_ptr());
     const Buffer<A> packed(kernel.packed_size(R, D));

@@ -3,6 +3,7 @@
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -31,6 +32,21 @@ class Buffer {
  private:
   std::unique_ptr<A, void (*)(void*)> data_;
 };
+
+// Rows that go through the kernels together: few enough to stay in a core's second-level cache, enough to reuse sums.
+inline int64_t block_rows(int64_t row_bytes) {
+  constexpr int64_t kBytes = 384 << 10, kStep = 24;  // kStep: a multiple of the height of every tile
+  return std::clamp(kBytes / std::max<int64_t>(row_bytes, 1) / kStep * kStep, 2 * kStep, 4 * kStep);
+}
+
+// The kernels that read and sum float, or double.
+template <class A>
+const Skinny<A, A>& kernels_of() {
+  if constexpr (std::is_same_v<A, double>)
+    return kernels().f64;
+  else
+    return kernels().f32;
+}
 
 // f(T{}, S{}, A{}, kernels): the type in memory, the type the kernels read, the type of sums, the kernels for S.
 template <class F>

@@ -61,7 +61,8 @@ struct Step {
   static inline Word last_word(const S* p) { return *p; }
   static inline Vector<A> widen(const S* p) { return load<Vector<A>>(p); }
   static inline void narrow(S* p, Vector<A> v) { store(p, v); }
-  static inline Vector<Word> rows(const S* p, const S*) { return load<Vector<Word>>(p); }
+  // n columns of a row, n a multiple of two vectors
+  static inline void lay_out(const S* p, const S*, Word* out, int64_t n) { std::memcpy(out, p, n * sizeof(S)); }
 };
 
 inline uint32_t bits_of(float x) {
@@ -107,8 +108,18 @@ struct Step<BF16> {
     const __m256bh half = _mm512_cvtneps_pbh(__m512(v));
     std::memcpy(p, &half, sizeof(half));
   }
-  // Columns of two rows side by side; q is null for a row of zeros.
-  static inline Vector<Word> rows(const BF16* p, const BF16* q) { return q ? words(p) | (words(q) << 16) : words(p); }
+  // n columns of two rows, side by side, n a multiple of two vectors; q is null for a row of zeros.
+  static inline void lay_out(const BF16* p, const BF16* q, Word* out, int64_t n) {
+    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
+    Halves low, high;  // where the words of the first and of the second half of the columns come from
+    for (int i = 0; i < 16; ++i)
+      for (int k = 0; k < 2; ++k) low[2 * i + k] = i + 32 * k, high[2 * i + k] = 16 + i + 32 * k;
+    for (int64_t i = 0; i < n; i += 32) {
+      const Halves a = load<Halves>(p + i), b = q ? load<Halves>(q + i) : Halves{};
+      store(out + i, __builtin_shuffle(a, b, low));
+      store(out + i + 16, __builtin_shuffle(a, b, high));
+    }
+  }
 };
 #endif
 
@@ -361,9 +372,7 @@ void outer(const Acc<S>* c, int64_t rows, int64_t R, const S* y, int64_t L, Acc<
         const bool whole = E * m + E <= rows;
         std::memcpy(first, y + E * m * L + l, live * sizeof(S));
         if (E == 2 && whole) std::memcpy(second, y + (E * m + 1) * L + l, live * sizeof(S));
-        for (int j = 0; j < 4; ++j)
-          store(panel + m * kColumns + j * kWidth<S>,
-                Step<S>::rows(first + j * kWidth<S>, whole ? second + j * kWidth<S> : nullptr));
+        Step<S>::lay_out(first, whole ? second : nullptr, panel + m * kColumns, kColumns);
       }
       for (int64_t r = 0; r < R; ++r) std::memcpy(edge + r * kColumns, o + r * L + l, live * sizeof(Acc<S>));
       outer_panel<S>(coefficients, n, R, panel, kColumns, edge, kColumns);
@@ -375,9 +384,7 @@ void outer(const Acc<S>* c, int64_t rows, int64_t R, const S* y, int64_t L, Acc<
         const S *first = y + E * m * L + l, *second = E * m + E <= rows ? first + (E - 1) * L : nullptr;
         for (int64_t i = E * m + kAhead; i < least(E * m + kAhead + E, rows); ++i)
           for (int64_t k = 0; k < kColumns; k += 64 / int64_t(sizeof(S))) __builtin_prefetch(y + i * L + l + k);
-        for (int j = 0; j < 4; ++j)
-          store(panel + m * kColumns + j * kWidth<S>,
-                Step<S>::rows(first + j * kWidth<S>, second ? second + j * kWidth<S> : nullptr));
+        Step<S>::lay_out(first, second, panel + m * kColumns, kColumns);
       }
       outer_panel<S>(coefficients, n, R, panel, kColumns, o + l, L);
     }

@@ -15,44 +15,20 @@
 namespace masm::cpu {
 namespace {
 
-// Rows that go through the kernels together: few enough to stay in a core's second-level cache, enough to reuse sums.
-int64_t block_rows(int64_t row_bytes) {
-  constexpr int64_t kBytes = 384 << 10, kStep = 24;  // kStep: a multiple of the height of every tile
-  return std::clamp(kBytes / std::max<int64_t>(row_bytes, 1) / kStep * kStep, 2 * kStep, 4 * kStep);
-}
-
-// Tasks of about 256 rows. The backward pass forms partial sums per task and adds them in task order, so that they do
-// not depend on the number of threads; those of all tasks, `sum_bytes` each, take 64 MiB at most.
-//
-// Chunks of tasks: the low-rank passes and the dense product go over one chunk after another, so that what one has read
-// or written (`row_bytes` a row) the other still finds in cache. Each chunk costs the dense product another packing of
-// the weight, so there is only one where chunks would be short. A chunk has a task for every thread.
+// Tasks of about 512 rows. The backward pass forms partial sums per task and adds them in task order, so that results
+// do not depend on the number of threads; those of all tasks, `sum_bytes` each, take 64 MiB at most.
 struct Tasks {
-  int64_t M, count, rows, per_chunk;
+  int64_t M, count, rows;
 
-  Tasks(int64_t M, int64_t sum_bytes, int64_t row_bytes) : M(M) {
-    constexpr int64_t kRows = 256, kStep = 8, kSums = 64 << 20, kChunk = 2 << 20, kChunkRows = 512;
+  explicit Tasks(int64_t M, int64_t sum_bytes = 0) : M(M) {
+    constexpr int64_t kRows = 512, kStep = 8, kSums = 64 << 20;
     const int64_t most = std::clamp(kSums / std::max<int64_t>(sum_bytes, 1), int64_t{8}, int64_t{64});
     count = std::clamp((M + kRows - 1) / kRows, int64_t{1}, most);
     if (count > 1) count += count % 2;
     rows = std::max<int64_t>(kStep, ((M + count - 1) / count + kStep - 1) / kStep * kStep);
     count = (M + rows - 1) / rows;
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t fitting = kChunk / std::max<int64_t>(row_bytes, 1);
-    per_chunk = fitting < kChunkRows ? count : (fitting / rows + threads - 1) / threads * threads;
   }
   int64_t begin(int64_t task) const { return std::min(M, task * rows); }
-
-  // low_rank(task) for every task, beside dense(first row, number of rows) for every chunk, before or after.
-  template <class LowRank, class Dense>
-  void run(bool dense_first, const LowRank& low_rank, const Dense& dense) const {
-    for (int64_t chunk = 0; chunk < count; chunk += per_chunk) {
-      const int64_t last = std::min(count, chunk + per_chunk), row = begin(chunk);
-      if (dense_first) dense(row, begin(last) - row);
-      torch::stable::parallel_for(chunk, last, 1, low_rank);
-      if (!dense_first) dense(row, begin(last) - row);
-    }
-  }
 };
 
 std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
@@ -118,14 +94,16 @@ std::vector<int64_t> all_rows(int64_t R) {
 // would lose what the subspaces have learned.
 bool folds(ScalarType type, int64_t M, int64_t N, int64_t D) { return !is_half(type) && M * (N + D) >= 2 * N * D; }
 
-// y[rows] = (accumulate ? y[rows] : 0) + x[rows] w
-void dense_rows(const Tensor& x, const Tensor& w, Tensor& y, int64_t row, int64_t rows, bool accumulate) {
-  Tensor x_rows = torch::stable::narrow(const_cast<Tensor&>(x), 0, row, rows);
-  Tensor y_rows = torch::stable::narrow(y, 0, row, rows);
+// In float and double the low-rank part is written first and the dense product added to it, in one pass over y (or dX).
+// In half precision the dense product comes first: adding to it costs less than the library's own accumulation.
+bool dense_goes_first(ScalarType type) { return is_half(type); }
+
+// y = (accumulate ? y : 0) + x w
+void dense(const Tensor& x, const Tensor& w, Tensor& y, bool accumulate) {
   if (w.numel() > 0)
-    accumulate ? add_mm_out(y_rows, x_rows, w, y_rows) : mm_out(x_rows, w, y_rows);
+    accumulate ? add_mm_out(y, x, w, y) : mm_out(x, w, y);
   else if (!accumulate)
-    torch::stable::zero_(y_rows);
+    torch::stable::zero_(y);
 }
 
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
@@ -154,12 +132,13 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
     if (bias)
       add_mm_out(*bias, x2, w, y2);
     else
-      dense_rows(x2, w, y2, 0, M, false);
+      dense(x2, w, y2, false);
     torch::stable::zero_(p);
     return {y, p};
   }
   const Tensor weight_t = torch::stable::transpose(weight, 0, 1);
-  const bool dense_first = is_half(x.scalar_type());
+  const bool dense_first = dense_goes_first(x.scalar_type());
+  if (dense_first) dense(x2, weight_t, y2, false);
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   std::optional<Tensor> ba;
   if (bias) ba = as_type(*bias, acc);
@@ -172,22 +151,20 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
     kernel.pack_add(data<A>(ua), R, N, u_packed.get());
     const std::vector<int64_t> every = all_rows(R);
     const int64_t step = block_rows(std::max(N, D) * int64_t(sizeof(S)));
-    const Tasks tasks(M, 0, (N + D) * int64_t(sizeof(T)));
-    const auto low_rank = [&](int64_t c0, int64_t c1) {
+    torch::stable::parallel_for(0, (M + step - 1) / step, 1, [&](int64_t b0, int64_t b1) {
       const Rows<T, S> x_rows(step, D), y_rows(step, N);
       const Buffer<A> scaled(step * R), scratch(kernel.scratch_size(step, R));
-      for (int64_t m = tasks.begin(c0); m < tasks.begin(c1); m += step) {
-        const int64_t rows = std::min(step, tasks.begin(c1) - m);
+      for (int64_t m = b0 * step; m < std::min(M, b1 * step); m += step) {
+        const int64_t rows = std::min(step, M - m);
         A* p_block = mutable_data<A>(p) + m * R;
         kernel.dot(x_rows.read(data<T>(x2), m, rows), rows, D, v_packed.get(), R, p_block);
         scale_columns(p_block, rows, R, data<A>(sa), every, scaled.get());
         y_rows.add(kernel, scaled.get(), R, u_packed.get(), ba ? data<A>(*ba) : nullptr, dense_first, true,
                    mutable_data<T>(y2), m, rows, scratch.get());
       }
-    };
-    tasks.run(dense_first, low_rank,
-              [&](int64_t row, int64_t rows) { dense_rows(x2, weight_t, y2, row, rows, !dense_first); });
+    });
   });
+  if (!dense_first) dense(x2, weight_t, y2, true);
   return {y, p};
 }
 
@@ -238,11 +215,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   const Tensor none = torch::stable::new_empty(weight, {0});
   Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none;
   Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : none;
-  // float and double: the low-rank part is written first and the dense product added to it, in one pass over dX. Half
-  // precision: the dense product first, because the sum then costs less than the library's own accumulation.
-  const bool folded = L == 0 && folds(weight.scalar_type(), M, N, D), dense_first = is_half(weight.scalar_type());
-  if (need_dx && folded) dense_rows(dy2, fold(weight, u, s, v), dx2, 0, M, false);
+  const bool folded = L == 0 && folds(weight.scalar_type(), M, N, D),
+             dense_first = dense_goes_first(weight.scalar_type());
+  if (need_dx && folded) dense(dy2, fold(weight, u, s, v), dx2, false);
   const bool write_dx = need_dx && !folded && M > 0 && D > 0;
+  if (write_dx && dense_first) dense(dy2, weight, dx2, false);
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
   Tensor du = none, ds = none, dv = none, db = none;
   dispatch_rows(weight.scalar_type(), [&](auto t, auto read_as, auto a, const auto& kernel) {
@@ -250,8 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
     using S = decltype(read_as);
     using A = decltype(a);
     // The partial sums of a task: du [L, N], dv [L, D], ds [L], dbias [N].
-    const Tasks tasks(M, ((sum_du ? L * N : 0) + (sum_dv ? L * D : 0) + N) * int64_t(sizeof(A)),
-                      (N + D) * int64_t(sizeof(T)));
+    const Tasks tasks(M, ((sum_du ? L * N : 0) + (sum_dv ? L * D : 0) + N) * int64_t(sizeof(A)));
     const auto zeros = [&](bool wanted, int64_t n) { return std::vector<A>(wanted ? tasks.count * n : 0); };
     std::vector<A> du_part = zeros(sum_du, L * N), dv_part = zeros(sum_dv, L * D), ds_part = zeros(sum_ds, L),
                    db_part = zeros(need_dbias, N);
@@ -262,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
       if (write_dx) kernel.pack_add(data<A>(va), R, D, v_packed.get());
       const A* s_data = data<A>(sa);
       const int64_t step = block_rows(std::max(N, D) * int64_t(sizeof(S)));
-      const auto low_rank = [&](int64_t c0, int64_t c1) {
+      torch::stable::parallel_for(0, tasks.count, 1, [&](int64_t c0, int64_t c1) {
         const Rows<T, S> dy_rows(step, N), x_rows(step, D);
         const Buffer<A> q(step * R), scaled(step * R), ones(step),
             scratch(kernel.scratch_size(step, std::max(R, int64_t{1})));
@@ -297,9 +273,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
           if (sum_ds)
             for (int64_t j = 0; j < L; ++j) ds_part[c * L + j] = ds_task[live[j]];
         }
-      };
-      tasks.run(dense_first, low_rank, [&](int64_t row, int64_t rows) {
-        if (write_dx) dense_rows(dy2, weight, dx2, row, rows, !dense_first);
       });
     }
     if (need_du) du = reduce_tasks(du_part.data(), tasks.count, live, N, u, {R, N});
@@ -307,6 +280,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
     if (need_dv) dv = reduce_tasks(dv_part.data(), tasks.count, live, D, v, {R, D});
     if (need_dbias) db = reduce_tasks(db_part.data(), tasks.count, {0}, N, weight, {N});
   });
+  if (write_dx && !dense_first) dense(dy2, weight, dx2, true);
   return {dx, du, ds, dv, db};
 }
 
