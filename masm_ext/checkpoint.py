@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +113,27 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
         raise AdapterError("load_adapter expects the pretrained model before conversion; this one is converted already")
     modules = dict(model.named_modules())
     linears: dict[str, nn.Linear] = {}
-    for name, entry in record["layers"].items():
+    for name in record["layers"]:
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             found = type(linear).__name__ if linear is not None else "nothing"
             raise AdapterError(
                 f"the adapter converts {name!r}, where this model has {found}: it is another architecture"
             )
-        if weight_hash(linear.weight) != entry["base_sha256"]:
-            dtype = str(linear.weight.dtype).removeprefix("torch.")
-            why = (
-                f"its weights are {dtype}, the adapter's base was {entry['dtype']}; load the base in that dtype"
-                if dtype != entry["dtype"]
-                else "its weights differ from those the adapter was trained on; use the same pretrained checkpoint"
-            )
-            raise AdapterError(f"base model does not fit the adapter at {name!r}: {why}")
         linears[name] = linear
+    # hashing is most of the time, and does not hold the interpreter lock
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        hashes = pool.map(weight_hash, (linear.weight for linear in linears.values()))
+        for (name, linear), found in zip(linears.items(), hashes):
+            entry = record["layers"][name]
+            if found != entry["base_sha256"]:
+                dtype = str(linear.weight.dtype).removeprefix("torch.")
+                why = (
+                    f"its weights are {dtype}, the adapter's base was {entry['dtype']}; load the base in that dtype"
+                    if dtype != entry["dtype"]
+                    else "its weights differ from those the adapter was trained on; use the same pretrained checkpoint"
+                )
+                raise AdapterError(f"base model does not fit the adapter at {name!r}: {why}")
 
     expected = {f"layers.{name}.{f}" for name in linears for f in _FACTORS}
     if config.train_bias:

@@ -316,10 +316,12 @@ void add(const Acc<S>* c, int64_t rows, int64_t R, const Acc<S>* packed, int64_t
 }
 
 // ---- outer: o += c^T y. Tiles of TR rows of o and NV vectors of columns; the contraction runs down the rows of y.
-// Columns go by panels of four vectors, copied into `scratch` where they are read more than once or need rearranging.
+// Columns go by panels of a few vectors, copied into `scratch` where they are read more than once or need rearranging.
 
 template <class S>
-constexpr int64_t kOuterWidth = 4 * kWidth<S>;
+constexpr int kOuterVectors = 4 * Step<S>::kElements;  // 256 bytes of a row of float or bfloat16
+template <class S>
+constexpr int64_t kOuterWidth = kOuterVectors<S> * kWidth<S>;
 
 template <class S, int TR, int NV>
 void outer_tile(const Word<S>* c, int64_t n, int64_t ldc, const Word<S>* y, int64_t ldy, Acc<S>* o, int64_t ldo) {
@@ -345,7 +347,7 @@ void outer_panel(const Word<S>* c, int64_t n, int64_t R, const Word<S>* y, int64
                  int64_t r = 0) {
   constexpr int NV = kOuterTile / TR < 4 ? kOuterTile / TR : 4;
   for (; r + TR <= R; r += TR)
-    for (int j = 0; j < 4; j += NV)
+    for (int j = 0; j < kOuterVectors<S>; j += NV)
       outer_tile<S, TR, NV>(c + r, n, R, y + j * kWidth<S>, ldy, o + r * ldo + j * kWidth<S>, ldo);
   if constexpr (TR > 1) outer_panel<S, TR / 2>(c, n, R, y, ldy, o, ldo, r);
 }

@@ -67,7 +67,10 @@ class MASMLinear(nn.Module):
         self.register_buffer("v0", parts.v.detach().clone())
         self.register_buffer("mask", torch.ones(self.num_subspaces, dtype=torch.bool, device=parts.weight.device))
         # ||weight||_F^2, for the losses
-        self.register_buffer("weight_norm2", parts.weight.detach().double().square().sum().to(self.s.dtype))
+        self.register_buffer(
+            "weight_norm2",
+            torch.linalg.vector_norm(parts.weight.detach(), dtype=torch.float64).square().to(self.s.dtype),
+        )
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=train_bias)
 
     @classmethod

@@ -88,4 +88,6 @@ def test_real_dinov2_small():
     assert len(convert(twin, config, progress=False).layers) == 72
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        assert relative_error(twin.model(x).last_hidden_state, backbone.model(x).last_hidden_state) <= 1e-6
+        error = relative_error(twin.model(x).last_hidden_state, backbone.model(x).last_hidden_state)
+    # float32 through 12 blocks: either model is 5e-7 to 9e-7 from float64, depending on x
+    assert error <= 3e-6
