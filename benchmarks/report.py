@@ -76,7 +76,9 @@ def conditions(results: Results) -> str:
         flags = ", ".join(launch["cpu"]["flags"])
         commit = "no git" if git is None else f"{git['commit'][:10]}{' with changes' if git['modified'] else ''}"
         load = ", ".join(f"{x:.1f}" for x in launch["load_average"])
-        versions = ", ".join(f"{n} {packages[n]}" for n in ("torch", "transformers", "peft") if n in packages)
+        versions = ", ".join(
+            f"{n} {packages[n]}" for n in ("torch", "transformers", "peft", "eigentune") if n in packages
+        )
         lines.append(
             f"- {f'launch {i + 1}: ' if len(results['launches']) > 1 else ''}{device['name']}, "
             f"{launch['threads']} threads, {flags}; {versions}; commit {commit}; {launch['time_utc']}; "

@@ -73,7 +73,7 @@ class LayerMasks:
         self._second = torch.zeros(L, K, dtype=torch.float64)  # the same, bias-corrected
         self._idle = torch.zeros(L, K, dtype=torch.int64)  # steps a block has been masked without a break
         self._probing = torch.zeros(L, K, dtype=torch.int64)  # probe steps left
-        self._published: tuple[list, list] | None = None  # what was written into the layers, and when
+        self._published: tuple[Tensor, list[Tensor], list[int]] | None = None  # what the layers were given
         self._publish()
 
     @property
@@ -143,15 +143,17 @@ class LayerMasks:
     def _publish(self) -> None:
         self.masks = torch.where(self._probing > 0, torch.ones_like(self._selected), self._selected)
         live = self.masks != 0
-        # Copying dozens of small masks would cost a good part of an optimizer step: only where somebody changed one.
-        if self._published == (live.tolist(), self._mask_versions()):
-            return
+        # Copying dozens of small masks would cost a good part of an optimizer step: only where something changed, here
+        # or in a layer. (A write past autograd's version counter, as through `.data`, is not seen.)
+        held = [layer.mask for layer in self.layers.values()]
+        if self._published is not None:
+            table, tensors, versions = self._published
+            same = all(a is b and a._version == n for a, b, n in zip(held, tensors, versions))
+            if same and torch.equal(live, table):
+                return
         for layer, row in zip(self.layers.values(), live):
             layer.mask.copy_(row)
-        self._published = (live.tolist(), self._mask_versions())
-
-    def _mask_versions(self) -> list[tuple[int, int]]:
-        return [(id(layer.mask), layer.mask._version) for layer in self.layers.values()]
+        self._published = (live, held, [mask._version for mask in held])
 
     _STATE = ("_selected", "_updates", "_bias2", "_grad2", "_second", "_idle", "_probing")
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Modules that are cheap to run again and give the same output: norms, and the activations of torch and transformers.
+# Modules that are cheap to run again, give the same output, and whose own backward pass keeps their input: norms, and
+# smooth activations of torch and transformers. (ReLU, Tanh and Sigmoid keep their output: nothing would be saved.)
 _NORMS = ("LayerNorm", "RMSNorm")
 _ACTIVATION_FILES = ("torch.nn.modules.activation", "transformers.activations")
-_NOT_AGAIN = (nn.MultiheadAttention, nn.RReLU)  # no activation; random
+_ACTIVATIONS = ("GELU", "SiLU", "Mish")
 
 
 @contextmanager
@@ -23,41 +24,55 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
 
     A frozen linear layer keeps nothing for the backward pass; a MASMLinear keeps its input x, for dv. Where x is the
     output of a norm or an activation, whose own input autograd keeps anyway, x is dropped and computed once more from
-    that input when dv is due. Gradients are the same bit for bit, as long as these modules are deterministic.
+    that input when dv is due. Gradients are the same bit for bit.
 
     Args:
-        model: its norms (classes named ...LayerNorm or ...RMSNorm) and activations (of ``torch.nn`` and
-            ``transformers.activations``) are the modules that may run again.
-        modules: these instead; each must map one tensor to one tensor, without randomness.
+        model: its norms (classes named ...LayerNorm or ...RMSNorm) and its GELU, SiLU and Mish activations (of
+            ``torch.nn`` and ``transformers.activations``) are the modules that may run again.
+        modules: these instead; each must map one tensor to a new one, without randomness, and its backward pass must
+            keep its input, or memory is lost instead of won.
 
-    Not for ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that are already in
-    the autocast dtype are dropped (a cast makes a new tensor). Raises RuntimeError in the backward pass if the input of
-    such a module was changed in place since.
+    Modules with an output in place of their input, with keyword arguments or with forward hooks of others keep their
+    output as ever. Not for ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that
+    are already in the autocast dtype are dropped (a cast makes a new tensor). Raises RuntimeError in the backward pass
+    if a tensor that it needs was changed in place since.
     """
     chosen = [m for m in model.modules() if _runs_again(m)] if modules is None else list(modules)
     outputs: dict[tuple, _Output] = {}
 
-    def remember(module: nn.Module, args: tuple, output: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].requires_grad:
-            key = (output.data_ptr(), output.shape, output.stride())
-            outputs[key] = _Output(weakref.ref(output), output._version, _Rebuilt(module, args[0]))
+    def remember(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if kwargs or len(args) != 1 or len(module._forward_hooks) != 1 or module._forward_pre_hooks:
+            return
+        (x,) = args
+        if not (isinstance(x, Tensor) and isinstance(output, Tensor) and x.requires_grad):
+            return
+        if output.data_ptr() != x.data_ptr():
+            outputs[_key(output)] = _Output(weakref.ref(output), output._version, _Rebuilt(module, x))
 
-    def pack(t: Tensor) -> Tensor | _Rebuilt:
-        found = outputs.get((t.data_ptr(), t.shape, t.stride()))
+    def pack(t: Tensor) -> _Kept | _Rebuilt:
+        found = outputs.get(_key(t))
         # the same memory may by now hold another tensor
         if found is None or found.tensor() is None or t._version != found.version:
-            return t
+            return _Kept(t, t._version)
         found.rebuilt.uses += 1
         return found.rebuilt
 
-    def unpack(saved: Tensor | _Rebuilt) -> Tensor:
-        return saved.tensor() if isinstance(saved, _Rebuilt) else saved
+    def unpack(saved: _Kept | _Rebuilt) -> Tensor:
+        if isinstance(saved, _Rebuilt):
+            return saved.tensor()
+        if saved.tensor._version != saved.version:  # autograd leaves this check to whoever packs
+            raise RuntimeError(
+                f"recompute_inputs: a tensor of shape {list(saved.tensor.shape)} that the backward pass needs was "
+                f"changed in place (version {saved.tensor._version}, expected {saved.version})"
+            )
+        return saved.tensor
 
-    hooks = [m.register_forward_hook(remember) for m in chosen]
+    hooks = [m.register_forward_hook(remember, with_kwargs=True) for m in chosen]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
     finally:
+        outputs.clear()
         for hook in hooks:
             hook.remove()
 
@@ -66,35 +81,49 @@ def _runs_again(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__name__.endswith(_NORMS):
         return True
-    return kind.__module__ in _ACTIVATION_FILES and not isinstance(module, _NOT_AGAIN)
+    return kind.__module__ in _ACTIVATION_FILES and any(name in kind.__name__ for name in _ACTIVATIONS)
+
+
+def _key(t: Tensor) -> tuple:
+    return (t.data_ptr(), t.dtype, t.shape, t.stride())
 
 
 class _Rebuilt:
     """The output of a module, to be computed again: once for all who saved it."""
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self.module, self.x, self.version = module, x, x._version
+        self.module, self.x = module, x
+        self.versions = self._versions()
         device = x.device.type
         self.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self.uses = 0  # how often it was saved
         self._left = 0
         self._tensor: Tensor | None = None
 
+    def _versions(self) -> list[tuple[int, int]]:
+        own = (*self.module.parameters(), *self.module.buffers())
+        return [(id(t), t._version) for t in (self.x, *own)]
+
     def tensor(self) -> Tensor:
-        if self._tensor is None:
-            if self.x._version != self.version:
+        result = self._tensor
+        if result is None:
+            if self._versions() != self.versions:
                 raise RuntimeError(
-                    f"recompute_inputs: the input of {type(self.module).__name__} was changed in place after the "
-                    f"forward pass (version {self.x._version}, expected {self.version}); leave that module out"
+                    f"recompute_inputs: the input or the weights of {type(self.module).__name__} were changed in place "
+                    "after the forward pass; leave that module out, or run backward first"
                 )
             device, dtype, enabled = self.autocast
             with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=enabled):
-                self._tensor, self._left = self.module.forward(self.x), self.uses
-        result = self._tensor
+                result, self._left = self.module.forward(self.x), self.uses
         self._left -= 1
-        if self._left <= 0:
-            self._tensor = None
+        self._tensor = result if self._left > 0 else None
         return result
+
+
+@dataclass
+class _Kept:
+    tensor: Tensor
+    version: int
 
 
 @dataclass

@@ -46,6 +46,7 @@ def measure(case: Case, options: Options) -> Outcome:
         return outcome
     progress = case.key if options.progress else ""
     samples = interleave(calls, device, options.seconds, progress=progress)
+    points = [point for point in points if all((point, name) in samples for name in ("frozen", "masm"))]
     medians: dict[str, list[float]] = {"frozen": [], "masm": []}
     for point in points:
         entries = statistics({name: samples[point, name] for name in medians}, case.floor)

@@ -116,8 +116,8 @@ struct Step<BF16> {
       for (int k = 0; k < 2; ++k) low[2 * i + k] = i + 32 * k, high[2 * i + k] = 16 + i + 32 * k;
     for (int64_t i = 0; i < n; i += 32) {
       const Halves a = load<Halves>(p + i), b = q ? load<Halves>(q + i) : Halves{};
-      store(out + i, __builtin_shuffle(a, b, low));
-      store(out + i + 16, __builtin_shuffle(a, b, high));
+      store(out + i, _mm512_permutex2var_epi16(__m512i(a), __m512i(low), __m512i(b)));
+      store(out + i + 16, _mm512_permutex2var_epi16(__m512i(a), __m512i(high), __m512i(b)));
     }
   }
 };
@@ -259,7 +259,10 @@ const Word<S>* coefficient_words(const Acc<S>* c, int64_t rows, int64_t R, bool 
     for (int64_t m = 0; m < rows; ++m, c += R) {
       for (int64_t r = 0; r < R; ++r) out[r] = to_bf16(c[r]);
       if (fine)
-        for (int64_t r = 0; r < R; ++r) out[2 * n + r] = to_bf16(c[r] - from_bf16(out[r]));
+        for (int64_t r = 0; r < R; ++r) {
+          const float rest = c[r] - from_bf16(out[r]);
+          out[2 * n + r] = rest - rest == 0 ? to_bf16(rest) : 0;  // 0 beside an infinite value
+        }
       for (int part = 0; part <= int(fine); ++part, out += 2 * n)
         if (R < 2 * n) out[R] = 0;
     }
@@ -361,9 +364,9 @@ void outer(const Acc<S>* c, int64_t rows, int64_t R, const S* y, int64_t L, Acc<
   Acc<S>* edge = scratch + (E == 1 ? 0 : n * R) + n * kColumns;  // the last columns of o, padded: [R, kColumns]
   if constexpr (E == 2)
     for (int64_t m = 0; m < n; ++m) {
-      const Acc<S>*first = c + 2 * m * R, *second = first + (2 * m + 1 < rows ? R : 0);
-      const Acc<S> whole = 2 * m + 1 < rows;
-      for (int64_t r = 0; r < R; ++r) words[m * R + r] = pair<S>(first[r], whole * second[r]);
+      const Acc<S>* first = c + 2 * m * R;
+      const bool whole = 2 * m + 1 < rows;
+      for (int64_t r = 0; r < R; ++r) words[m * R + r] = pair<S>(first[r], whole ? first[R + r] : 0);
     }
   const Word<S>* coefficients = E == 1 ? reinterpret_cast<const Word<S>*>(c) : words;
   for (int64_t l = 0; l < L; l += kColumns) {
@@ -456,10 +459,11 @@ constexpr const Skinny<BF16, float>* kBF16Pointer = nullptr;
 #define MASM_STRING(x) #x
 #define MASM_NAME(x) MASM_STRING(x)
 extern const Kernels MASM_ISA;
-const Kernels MASM_ISA = {MASM_NAME(MASM_ISA),
-                          skinny<float>(),
-                          skinny<double>(),
-                          kBF16Pointer,
-                          {widen_bf16, narrow_bf16, widen_fp16, narrow_fp16}};
+// constinit: nothing of this file may run before a CPU was found to have its instructions.
+constinit const Kernels MASM_ISA = {MASM_NAME(MASM_ISA),
+                                    skinny<float>(),
+                                    skinny<double>(),
+                                    kBF16Pointer,
+                                    {widen_bf16, narrow_bf16, widen_fp16, narrow_fp16}};
 
 }  // namespace masm::cpu

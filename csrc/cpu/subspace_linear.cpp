@@ -16,7 +16,8 @@ namespace masm::cpu {
 namespace {
 
 // Tasks of about 512 rows. The backward pass forms partial sums per task and adds them in task order, so that results
-// do not depend on the number of threads; those of all tasks, `sum_bytes` each, take 64 MiB at most.
+// do not depend on the number of threads; there are fewer tasks, but at least 8, where their sums, `sum_bytes` each,
+// would take more than 64 MiB.
 struct Tasks {
   int64_t M, count, rows;
 

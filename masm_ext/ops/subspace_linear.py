@@ -51,6 +51,7 @@ def _setup_context(ctx, inputs, output) -> None:
     live = not (type(mask) is Tensor and mask.is_cpu and not mask.any())
     keep_x, keep_p = live and ctx.needs_input_grad[4], live and any(ctx.needs_input_grad[2:4])
     ctx.save_for_backward(x if keep_x else None, weight, u, s, v, p if keep_p else None, mask)
+    ctx.dropped = not live
     ctx.x_shape = x.shape
     ctx.offsets = offsets
 
@@ -64,6 +65,11 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
         raise RuntimeError(
             "masm::subspace_linear: weight is the frozen principal subspace and has no gradient; "
             "call weight.requires_grad_(False)"
+        )
+    if ctx.dropped and mask.any():
+        raise RuntimeError(
+            "masm::subspace_linear: every subspace was masked in the forward pass, so x was not kept, but the mask has "
+            "changed since; change masks between steps"
         )
     M = dy.shape[:-1]
     if x is None:  # nobody reads it: a view of one element with the right shape
@@ -111,7 +117,8 @@ def subspace_linear(
         bias: [N] in the dtype of x, or None.
         offsets: K + 1 row bounds of the subspaces in u, s and v; one subspace by default.
         mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The
-            output and dX never depend on it. None: nothing is masked.
+            output and dX depend on it in rounding only (where all are masked, a CPU may fold the weight). None: nothing
+            is masked.
 
     Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype and u, s, v are left as they are.
 

@@ -39,6 +39,10 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
             "masm::subspace_penalty: weight is the frozen principal subspace and has no gradient; "
             "call weight.requires_grad_(False)"
         )
+    if torch.is_grad_enabled():  # create_graph
+        raise NotImplementedError(
+            "masm::subspace_penalty has no second derivative: differentiate once, without create_graph"
+        )
     if not ctx.has_gradients:
         raise RuntimeError("masm::subspace_penalty was called with need_gradients=False and cannot be differentiated")
     (gradients,) = ctx.saved_tensors

