@@ -31,6 +31,15 @@ def seed(request) -> int:
     return value
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A test that changes the number of threads leaves it as it was."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return Path(__file__).parents[1]
