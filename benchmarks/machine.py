@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from bench import Call, interleave, load_average, synchronize
 from cases import DTYPES
-from masm_detect.results import provenance
+from masm_detect.results import cpu_field, git_state, provenance
 
 from masm_ext import _library, build_info
 
@@ -28,13 +27,14 @@ def describe(device: torch.device) -> dict[str, Any]:
     the whole source tree and the SHA-256 of the compiled library. No path, no host name.
     """
     record = provenance(str(device))
-    record["git"] = _git()
+    # Results are written into the tree: they do not make a build another one.
+    record["git"] = git_state(ROOT, ".", ":!benchmarks/results")
     record["load_average"] = load_average()
     record["cpu"] = {
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in _FLAGS if flag in _cpu_field("flags", "Features").split()],
-        "cache": _cpu_field("cache size") or None,
+        "flags": [flag for flag in _FLAGS if flag in cpu_field("flags", "Features").split()],
+        "cache": cpu_field("cache size") or None,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
     }
@@ -53,29 +53,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         record["device"] |= {"memory_bytes": torch.cuda.get_device_properties(device).total_memory}
         record["device"]["driver"] = Meter(device).driver()
     return record
-
-
-def _cpu_field(*names: str) -> str:
-    """The first value of a field of /proc/cpuinfo, "" where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")
-
-
-def _git() -> dict[str, Any] | None:
-    def run(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = run("rev-parse", "HEAD")
-    # Results are written into the tree: they do not make a build another one.
-    changed = run("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return None if commit is None else {"commit": commit, "modified": bool(changed)}
 
 
 def ceilings(device: torch.device, dtypes: tuple[str, ...], seconds: float, small: bool = False) -> dict[str, Any]:

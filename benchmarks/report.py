@@ -9,16 +9,14 @@ NAME-scale.png beside the JSON file or into FOLDER.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cases import SUITES
+from masm_detect.report.plots import new_figure, save_figure
 from masm_detect.results import ResultError, write_text
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from store import load_results
 from suites.layer import BOTH
@@ -52,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, draw in (("bars", plot_bars), ("roofline", plot_roofline), ("scale", plot_scale)):
         figure = draw(results)
         if figure is not None:
-            _save(figure, folder / f"{asked.file.stem}-{name}.png")
+            save_figure(figure, folder / f"{asked.file.stem}-{name}.png", dpi=110)
     print(text)
     return 0
 
@@ -307,26 +305,11 @@ def _figure(count: int, size: tuple[float, float]) -> tuple[Figure, list[Any]]:
     """A figure of `count` panels of `size` inches, at most four a row."""
     columns = min(4, count)
     rows = -(-count // columns)
-    # Figure and canvas by hand: pyplot keeps global state and may look for a display.
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    figure, grid = new_figure(rows, columns, (size[0] * columns, size[1] * rows))
+    axes = grid.flatten().tolist()
     for ax in axes[count:]:
         ax.remove()
     return figure, axes[:count]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".png")
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=110, metadata={"Software": None})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 if __name__ == "__main__":

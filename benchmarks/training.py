@@ -23,6 +23,7 @@ from masm_ext import (
     recompute_inputs,
     regularization_loss,
 )
+from masm_ext.reference.subspace_penalty import SPECTRAL_FLOOR
 
 
 class Kind(NamedTuple):
@@ -46,8 +47,6 @@ PROGRAMS = {
 RANK, SUBSPACES = 16, 4
 #: So small that the weights stay where they are while a step is timed.
 LEARNING_RATE = 1e-6
-#: Of the spectral-consistency loss: singular values below this share of their root mean square count as this large.
-SPECTRAL_FLOOR = 1e-3
 #: As `providers.TOLERANCE`, after two blocks: layer norms and softmax between the products.
 MODEL_TOLERANCE = {torch.float32: (2e-5, 5e-5), torch.bfloat16: (3e-2, 5e-2)}
 

@@ -64,7 +64,7 @@ def measure(case: Case, options: Options) -> Outcome:
     if options.dry_run:
         return outcome
 
-    calls = {name: (_forward(layer, x), _both(layer, x, dy)) for name, layer in layers.items()}
+    calls = {name: (_forward(layer, x), forward_backward(layer, x, dy)) for name, layer in layers.items()}
     for index, measure_name in enumerate(("forward", BOTH)):
         samples = interleave(
             {name: Call(pair[index]) for name, pair in calls.items()},
@@ -111,7 +111,8 @@ def _forward(layer: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: layer(x)
 
 
-def _both(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], object]:
+def forward_backward(layer: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], object]:
+    """Both passes, the gradients made anew each time."""
     leaves = [x, *layer.parameters()]
 
     def run() -> None:

@@ -8,7 +8,9 @@ import torch
 from bench import Call, Outcome, fit_line, interleave, statistics
 from cases import DTYPES, STRAIGHT, Case, Options
 from providers import PROVIDERS, Setting, gate, stir
-from torch import Tensor, nn
+from torch import nn
+
+from suites.layer import forward_backward
 
 BASE = {"M": 2056, "N": 768, "D": 768, "R": 16, "K": 4, "layers": 1}
 SWEEPS = {
@@ -82,15 +84,4 @@ def _chain(
     provider.adapt(single, ["0"], Setting(values["R"], values["K"], options.cache))
     stir(provider.formula(single[0]))
     outcome.errors[point] = gate(provider, single[0], x, dy)
-    return Call(_both(model, x, dy))
-
-
-def _both(model: nn.Module, x: Tensor, dy: Tensor):
-    leaves = [x, *model.parameters()]
-
-    def run() -> None:
-        for leaf in leaves:
-            leaf.grad = None
-        model(x).backward(dy)
-
-    return run
+    return Call(forward_backward(model, x, dy))

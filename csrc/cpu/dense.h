@@ -1,11 +1,9 @@
-// The dense product and the type dispatch shared by the CPU ops.
+// The dense product and the layout of matrices, shared by the CPU ops.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <array>
 
@@ -40,20 +38,6 @@ inline Tensor as_rows(const Tensor& t) {
 // Contiguous, in the type the low-rank path is computed in.
 inline Tensor as_type(const Tensor& t, ScalarType type) {
   return torch::stable::contiguous(t.scalar_type() == type ? t : torch::stable::to(t, type));
-}
-
-template <class F>
-void dispatch(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::Double:
-      return f(double{}, double{});
-    case ScalarType::BFloat16:
-      return f(c10::BFloat16{}, float{});
-    default:
-      return f(c10::Half{}, float{});
-  }
 }
 
 }  // namespace masm::cpu

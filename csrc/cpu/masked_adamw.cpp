@@ -14,7 +14,15 @@
 #include "../math/adamw.h"
 #include "dense.h"
 #include "rows.h"
-#include "simd.h"
+
+// The compiler makes a version of a loop for each instruction set and picks one at run time; not for templates.
+// Sanitizers are not ready yet when the resolvers of target_clones run: their builds get the plain version.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define MASM_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MASM_SIMD
+#endif
 
 namespace masm::cpu {
 namespace {

@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights,
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     return weights[a].numel() * s[a].numel() > weights[b].numel() * s[b].numel();
   });
-  dispatch(acc, [&](auto, auto accumulate) {
+  const auto run = [&](auto accumulate) {
     using A = decltype(accumulate);
     std::vector<Layer<A>> layers(L);
     A* out[3];  // where the gradients of the next layer's u, v and s go
@@ -283,7 +283,8 @@ std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights,
     for (const Layer<A>& layer : layers) total[0] += layer.orthogonality, total[1] += layer.spectral;
     *static_cast<A*>(orthogonality.mutable_data_ptr()) = A(total[0]);
     *static_cast<A*>(spectral.mutable_data_ptr()) = A(total[1]);
-  });
+  };
+  acc == ScalarType::Double ? run(double{}) : run(float{});
   return {orthogonality, spectral, gradients};
 }
 

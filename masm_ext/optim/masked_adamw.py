@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain, pairwise
 from operator import is_
 from typing import Any
@@ -99,7 +99,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             grad = p.grad
             if grad is not None:
                 params.append(p)
-                grads.append(grad)
+                grads.append(grad if grad.is_contiguous() else _dense(grad))
         if not params:
             return loss
         plan = self._plan(params)
@@ -108,7 +108,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         hyper = [(float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"]) for g in self.param_groups]
         stats, found = masked_adamw_(
             params,
-            [g if g.is_contiguous() else _dense(g) for g in grads],
+            grads,
             [state["exp_avg"] for state in plan.states],
             [state["exp_avg_sq"] for state in plan.states],
             self._steps,
@@ -132,8 +132,6 @@ class MaskedAdamW(torch.optim.Optimizer):
         plan = self._last_plan
         if plan is None or not plan.fits(params, self.state, self.param_groups):
             for p in params:
-                if p.grad.is_sparse:
-                    raise RuntimeError("MaskedAdamW does not support sparse gradients")
                 self._init_state(p)
             plan = self._last_plan = _Plan(params, self.state, self.param_groups, self._blocks)
         return plan
@@ -245,16 +243,17 @@ class _Plan:
         self.with_segments[segments[:, 3]] = True
 
     def fits(self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> bool:
+        # by identity: a look-up by parameter would hash tensors, in Python code
         return (
-            len(params) == len(self.params)
-            and all(map(is_, params, self.params))
+            _same(params, self.params)
             and state is self.state
-            and len(state) == len(self.all_states)
-            and all(
-                map(is_, state.values(), self.all_states)
-            )  # no look-up by parameter: hashing a tensor is Python code
+            and _same(state.values(), self.all_states)
             and params[0].device == self.device
             and len(groups) == len(self.grouped)
-            and all(len(g["params"]) == len(own) for g, own in zip(groups, self.grouped))
-            and all(all(map(is_, g["params"], own)) for g, own in zip(groups, self.grouped))
+            and all(_same(g["params"], own) for g, own in zip(groups, self.grouped))
         )
+
+
+def _same(a: Collection[Any], b: Collection[Any]) -> bool:
+    """The same objects in the same order."""
+    return len(a) == len(b) and all(map(is_, a, b))

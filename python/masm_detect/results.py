@@ -97,32 +97,44 @@ def cpu_features() -> list[str]:
     return [name for name in _CPU_FEATURES if capabilities.get(name)]
 
 
-def _cpu_name() -> str:
+def cpu_field(*names: str) -> str:
+    """The first value of a field of /proc/cpuinfo that has one of these names, "" where there is none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or "unknown"
+        return ""
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in fields if name.strip() in names), "")
+
+
+def _cpu_name() -> str:
+    return cpu_field("model name") or platform.processor() or "unknown"
 
 
 def _git() -> dict[str, Any] | None:
     """Commit of the source tree this package runs from, and whether it was changed; None for an installed package."""
-    here = Path(__file__).resolve().parent
-
-    def run(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
+    here = Path(__file__).resolve()
     # An installed copy may lie inside an unrelated repository (a virtual environment in a checkout): only a tracked
     # file counts.
-    if run("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if run_git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
-    return {"commit": run("rev-parse", "HEAD"), "modified": bool(run("status", "--porcelain", "--", "."))}
+    return git_state(here.parent, ".")
+
+
+def git_state(folder: Path, *paths: str) -> dict[str, Any] | None:
+    """Commit of the repository around `folder`, and whether something under `paths` was changed; None without one."""
+    commit = run_git(folder, "rev-parse", "HEAD")
+    changed = run_git(folder, "status", "--porcelain", "--", *paths)
+    return None if commit is None else {"commit": commit, "modified": bool(changed)}
+
+
+def run_git(folder: Path, *arguments: str) -> str | None:
+    """What git prints, None if it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def finite(value: Any) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from masm_ext.files import write_atomically
 
-def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> tuple[Figure, np.ndarray]:
+
+def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> tuple[Figure, np.ndarray]:
+    """A figure of `size` inches and its axes [rows, columns]."""
     # Figure and canvas by hand: pyplot keeps global state and may look for a display.
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Figure, path: Path | str) -> Path:
+def save_figure(figure: Figure, path: Path | str, dpi: int = 120) -> Path:
+    """Write a figure as PNG, making the folder if needed; a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".png")
-    os.close(handle)
-    try:
-        # No software field: the bytes then depend on the numbers and the library only.
-        figure.savefig(temporary, dpi=120, metadata={"Software": None})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    image = io.BytesIO()
+    # No software field: the bytes then depend on the numbers and the library only.
+    figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
+    write_atomically(path, image.getvalue())
     return path
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """Losses and source-validation AUC by epoch, from the entries of `history.jsonl`."""
-    figure, ((losses, auc),) = _figure(1, 2, (9, 3.5))
+    figure, ((losses, auc),) = new_figure(1, 2, (9, 3.5))
     epochs = [entry["epoch"] + 1 for entry in history]
     losses.plot(epochs, [entry["train_loss"] for entry in history], marker="o", label="train")
     losses.plot(epochs, [entry["val_loss"] for entry in history], marker="o", label="source validation")
@@ -52,19 +49,19 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path
     auc.set(xlabel="epoch", ylabel="source validation AUC")
     for axes in (losses, auc):
         axes.set_xticks(epochs)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_drift(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """||dW||_F / ||W||_F of each adapted layer after each epoch, as a heatmap (layers by epochs)."""
     layers = list(history[-1]["drift"])
     values = np.array([[entry["drift"][layer] for entry in history] for layer in layers])  # [L, epochs]
-    figure, ((axes,),) = _figure(size=(4 + 0.4 * len(history), 2 + 0.13 * len(layers)))
+    figure, ((axes,),) = new_figure(size=(4 + 0.4 * len(history), 2 + 0.13 * len(layers)))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="||dW|| / ||W||")
     axes.set(xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] + 1 for entry in history])
     _label_layers(axes, layers)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str], path: Path | str) -> Path:
@@ -72,7 +69,7 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
     masks = np.array([entry["mask"] for entry in mask_history], dtype=float)  # [updates, L, K]
     steps = [entry["step"] for entry in mask_history]
     subspaces = masks.shape[2]
-    figure, (panels,) = _figure(1, subspaces, (2.5 + 2.6 * subspaces, 2 + 0.13 * len(layers)))
+    figure, (panels,) = new_figure(1, subspaces, (2.5 + 2.6 * subspaces, 2 + 0.13 * len(layers)))
     for k, axes in enumerate(panels):
         axes.imshow(masks[:, :, k].T, aspect="auto", cmap="Greens", vmin=0, vmax=1, interpolation="nearest")
         ticks = np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int))
@@ -86,7 +83,7 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
             _label_layers(axes, layers)
         else:
             axes.set_yticks([])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_auc_bars(
@@ -103,7 +100,7 @@ def plot_auc_bars(
     """
     series = list(table)
     categories = list(dict.fromkeys(category for values in table.values() for category in values))
-    figure, ((axes,),) = _figure(size=(max(6.0, 1.5 + 0.28 * len(series) * len(categories)), 4.2))
+    figure, ((axes,),) = new_figure(size=(max(6.0, 1.5 + 0.28 * len(series) * len(categories)), 4.2))
     width = 0.8 / max(1, len(series))
     for index, name in enumerate(series):
         for place, category in enumerate(categories):
@@ -120,7 +117,7 @@ def plot_auc_bars(
     axes.set_xticks(range(len(categories)), [f"{c}\n(unseen)" if c in unseen else c for c in categories])
     # Beside the bars, never over them.
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_auc(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
