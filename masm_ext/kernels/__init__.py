@@ -1,0 +1,1 @@
+"""Triton kernels and what launches them, imported on demand by ``masm_ext.ops.homes``. docs/kernels.md explains each."""

@@ -1,0 +1,78 @@
+"""What every launch needs: the machine it is for, the tile it runs with, and the one place where kernels are started."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Target(NamedTuple):
+    """The GPU that kernels are chosen for. capability: 10 * major + minor; processors: SMs."""
+
+    capability: int
+    processors: int
+    name: str = ""
+
+
+class Tile(NamedTuple):
+    """Sizes of a program's tile and how it is compiled. Letters: rows, columns and inner dimension of the product."""
+
+    BM: int
+    BN: int
+    BK: int
+    warps: int
+    stages: int
+
+
+@lru_cache
+def _properties(index: int) -> Target:
+    device = torch.cuda.get_device_properties(index)
+    return Target(10 * device.major + device.minor, device.multi_processor_count, device.name)
+
+
+def target_of(device: torch.device) -> Target:
+    """Raises RuntimeError for a GPU older than sm_80, whose tensor cores know neither bfloat16 nor tf32."""
+    target = _properties(torch.cuda.current_device() if device.index is None else device.index)
+    if target.capability < 80:
+        raise RuntimeError(
+            f"masm_ext: {target.name} has compute capability {target.capability / 10}; the Triton kernels need 8.0 "
+            "(Ampere) or newer. Pass strategy='reference' to run the plain formula."
+        )
+    return target
+
+
+def on_device(t: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device: make that of `t` the current one."""
+    if t.is_cuda and t.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(t.device)
+    return nullcontext()
+
+
+def run(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int, stages: int = 1, **constants):
+    """Start `kernel` on the current stream, unless the grid is empty.
+
+    Fused multiply-add is asked for by name: Triton 3.10 changes the default.
+    """
+    if all(grid):
+        kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def padded(R: int) -> int:
+    """R rounded up to a power of two that the tensor cores take, at least 16."""
+    return max(16, triton.next_power_of_2(R))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 products of the dense part and of skinny passes are taken: "tf32" where torch allows it."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and dtype == torch.float32 else "ieee"
+
+
+def low_rank_precision(dtype: torch.dtype) -> str:
+    """The same for (T * s) C, whose operands are float32 beside half precision too."""
+    return precision(dtype) if dtype == torch.float32 else "tf32"

@@ -1,0 +1,69 @@
+"""Which tiles each kernel may run with, by capability: a short list, the first of which serves until one was measured.
+
+Every entry is compiled by the tests for sm_80, sm_90 and sm_100 and must fit its shared memory without spilling
+(tests/compile/registers.json). Capabilities between are served by the list below them: 8.x, which have less shared
+memory than 8.0, and 12.x, whose tensor cores are programmed like those of 8.x, by the list of 80.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .launch import Target, Tile, padded
+
+GEMM, GEMM_TMA, SMALL, SKINNY, REDUCE, BOTH = "gemm", "gemm_tma", "small", "skinny", "reduce", "both"
+
+#: (kernel, family of capability, bytes of an element) -> tiles. `gemm` and `gemm_tma`: the K-extended product and, for
+#: R <= 64, its form that computes T itself; `small`: the latter for at most SMALL_ROWS rows of X.
+TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
+    (GEMM, 80, 2): (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+    (GEMM, 80, 4): (Tile(128, 128, 16, 8, 3), Tile(64, 128, 16, 4, 3)),
+    (GEMM, 90, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+    (GEMM, 90, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 3)),
+    (GEMM, 100, 2): (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3)),
+    (GEMM, 100, 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3)),
+    (GEMM_TMA, 90, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 256, 64, 4, 3)),
+    (GEMM_TMA, 90, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 3)),
+    (GEMM_TMA, 100, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+    (GEMM_TMA, 100, 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3)),
+    (SMALL, 80, 2): (Tile(16, 32, 128, 4, 3), Tile(16, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3)),
+    (SMALL, 80, 4): (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3)),
+    (SKINNY, 80, 2): (Tile(64, 0, 64, 4, 3), Tile(32, 0, 128, 4, 2)),
+    (SKINNY, 80, 4): (Tile(64, 0, 32, 4, 3), Tile(32, 0, 64, 4, 2)),
+    (SKINNY, 90, 2): (Tile(64, 0, 128, 4, 3), Tile(64, 0, 64, 4, 4), Tile(128, 0, 64, 8, 3)),
+    (REDUCE, 80, 2): (Tile(64, 128, 0, 4, 3), Tile(64, 64, 0, 4, 3)),
+    (REDUCE, 80, 4): (Tile(32, 64, 0, 4, 3),),
+    (BOTH, 80, 2): (Tile(64, 128, 0, 4, 2), Tile(32, 128, 0, 4, 3)),
+    (BOTH, 80, 4): (Tile(32, 64, 0, 4, 2),),
+    (BOTH, 90, 2): (Tile(64, 256, 0, 8, 2), Tile(64, 128, 0, 4, 3)),
+}
+#: float32 products that must not be tf32 run without tensor cores: one element of the result a thread and a register.
+IEEE = {
+    GEMM: (Tile(64, 64, 16, 8, 2),),
+    SMALL: (Tile(16, 64, 16, 4, 2),),
+    SKINNY: (Tile(64, 0, 32, 4, 2),),
+    REDUCE: (Tile(32, 64, 0, 4, 2),),
+    BOTH: (Tile(32, 64, 0, 4, 2),),
+}
+#: From here on the tiles of `gemm` serve.
+SMALL_ROWS = 64
+#: Widest T that `subspace_gemm` computes itself, and that one pass over dY serves: it is held in registers.
+COMPUTE_T_MAX_RANK = BOTH_MAX_RANK = 64
+
+
+def family(kernel: str, capability: int, itemsize: int) -> int:
+    """The column of TILES that serves a capability."""
+    served = 80 if capability >= 120 else capability
+    return max(f for (name, f, size) in TILES if name == kernel and size == itemsize and f <= served)
+
+
+def tiles(kernel: str, target: Target, dtype: torch.dtype, precision: str) -> tuple[Tile, ...]:
+    """The tiles that `kernel` may run with on `target`; the first is the default."""
+    if dtype == torch.float32 and precision == "ieee":
+        return IEEE[kernel]
+    return TILES[kernel, family(kernel, target.capability, dtype.itemsize), dtype.itemsize]
+
+
+def rank_tile(R: int, most: int) -> int:
+    """Columns of T that a program takes at once."""
+    return min(padded(R), most)

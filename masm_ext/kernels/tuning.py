@@ -1,0 +1,102 @@
+"""Chooses among a kernel's few tiles by timing them once on the GPU at hand; the choice is kept on disk.
+
+The key is the Triton version and GPU (the file), the kernel, its dtypes, N, D and R and the power of two above M.
+Nothing is timed while a CUDA graph is being captured, or after ``set_enabled(False)``: then the first tile of the list
+serves. Different tiles add in a different order, so results of two machines agree to rounding, not to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import triton
+from triton.runtime.errors import OutOfResources
+
+from ..files import write_atomically
+from .launch import Target, Tile
+
+_enabled = True
+_chosen: dict[Path, dict[str, Tile]] = {}
+
+
+def set_enabled(enabled: bool) -> None:
+    """Whether tiles that were never timed on this GPU are timed at their first use (the default)."""
+    global _enabled
+    _enabled = enabled
+
+
+def cache_file(target: Target, folder: Path | None = None) -> Path:
+    """Where the choices for a GPU are kept: ``$XDG_CACHE_HOME/masm_ext/triton`` (``~/.cache/...``) or `folder`."""
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "masm_ext" / "triton"
+    name = re.sub(r"[^a-z0-9]+", "-", f"{triton.__version__} {target.name} sm{target.capability}".lower())
+    return folder / f"{name.strip('-')}.json"
+
+
+def key_of(kernel: str, M: int, *rest: object) -> str:
+    """M counts as the power of two above it: a batch with one image more is not timed again."""
+    return " ".join(map(str, (kernel, triton.next_power_of_2(max(M, 1)), *rest)))
+
+
+def choose(
+    target: Target, key: str, candidates: Sequence[Tile], launch: Callable[[Tile], object], folder: Path | None = None
+) -> Tile:
+    """The fastest of `candidates`; `launch(tile)` runs the kernel. Synchronises the GPU when it has to time.
+
+    Raises what `launch` raises, if no candidate runs.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    path = cache_file(target, folder)
+    if path not in _chosen:
+        _chosen[path] = _read(path)
+    known = _chosen[path].get(key)
+    if known in candidates:
+        return known
+    if not _enabled or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+        return candidates[0]
+    best = measure(candidates, launch)
+    _chosen[path][key] = best
+    _write(path, key, best)
+    return best
+
+
+def measure(candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
+    times: dict[Tile, float] = {}
+    failure: OutOfResources | None = None
+    for tile in candidates:
+        try:
+            times[tile] = triton.testing.do_bench(lambda t=tile: launch(t), warmup=5, rep=25, return_mode="median")
+        except OutOfResources as error:  # a GPU with less shared memory than its family's first
+            failure = error
+    if not times:
+        assert failure is not None
+        raise failure
+    return min(times, key=times.__getitem__)
+
+
+def _read(path: Path) -> dict[str, Tile]:
+    try:
+        entries = json.loads(path.read_text())
+        return {key: Tile(*map(int, tile)) for key, tile in entries.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        warnings.warn(f"the tuning cache {path} cannot be read ({error}); tiles are timed again", stacklevel=3)
+        return {}
+
+
+def _write(path: Path, key: str, tile: Tile) -> None:
+    # what other processes have found meanwhile stays; of two that write at once the later wins, the other times again
+    entries = {**_read(path), key: tile}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(entries, indent=0, sort_keys=True).encode())
+    except OSError as error:
+        warnings.warn(f"the tuning cache {path} cannot be written ({error}); tiles are timed anew", stacklevel=3)
