@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -107,9 +108,15 @@ void dense(const Tensor& x, const Tensor& w, Tensor& y, bool accumulate) {
     torch::stable::zero_(y);
 }
 
+void check_strategy(const char* op, const std::string& strategy) {
+  STD_TORCH_CHECK(strategy.empty(), "masm::", op, ": strategy '", strategy,
+                  "' is one of CUDA's; on the CPU there is none to choose, leave it out");
+}
+
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
                                            const Tensor& v, std::optional<Tensor> bias, std::optional<Tensor> mask,
-                                           std::vector<int64_t> offsets) {
+                                           std::vector<int64_t> offsets, bool need_p, std::string strategy) {
+  check_strategy("subspace_linear", strategy);
   check_factors("subspace_linear", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear", "x", x, D, weight);
@@ -123,7 +130,7 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   }
   const auto acc = accumulate_type(weight.scalar_type());
   Tensor y = torch::stable::new_empty(x, shape_with_last(x, N));
-  Tensor p = torch::stable::new_empty(x, shape_with_last(x, R), acc);
+  Tensor p = torch::stable::new_empty(x, shape_with_last(x, need_p ? R : 0), acc);
   const Tensor x2 = as_rows(x);
   const int64_t M = x2.size(0);
   if (M == 0) return {y, p};
@@ -154,10 +161,10 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
     const int64_t step = block_rows(std::max(N, D) * int64_t(sizeof(S)));
     torch::stable::parallel_for(0, (M + step - 1) / step, 1, [&](int64_t b0, int64_t b1) {
       const Rows<T, S> x_rows(step, D), y_rows(step, N);
-      const Buffer<A> scaled(step * R), scratch(kernel.scratch_size(step, R));
+      const Buffer<A> scaled(step * R), scratch(kernel.scratch_size(step, R)), unkept(need_p ? 0 : step * R);
       for (int64_t m = b0 * step; m < std::min(M, b1 * step); m += step) {
         const int64_t rows = std::min(step, M - m);
-        A* p_block = mutable_data<A>(p) + m * R;
+        A* p_block = need_p ? mutable_data<A>(p) + m * R : unkept.get();
         kernel.dot(x_rows.read(data<T>(x2), m, rows), rows, D, v_packed.get(), R, p_block);
         scale_columns(p_block, rows, R, data<A>(sa), every, scaled.get());
         y_rows.add(kernel, scaled.get(), R, u_packed.get(), ba ? data<A>(*ba) : nullptr, dense_first, true,
@@ -193,7 +200,8 @@ Tensor reduce_tasks(const A* partial, int64_t count, const std::vector<int64_t>&
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
     const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor& v,
     const Tensor& p, std::optional<Tensor> mask, std::vector<int64_t> offsets, bool need_dx, bool need_du, bool need_ds,
-    bool need_dv, bool need_dbias) {
+    bool need_dv, bool need_dbias, std::string strategy) {
+  check_strategy("subspace_linear_backward", strategy);
   check_factors("subspace_linear_backward", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
   check_input("subspace_linear_backward", "dy", dy, N, weight);

@@ -7,6 +7,10 @@ T is either given (``COMPUTE_T`` false: a skinny pass has written it) or compute
 tiles of X (``COMPUTE_T``), which reads X once but repeats the skinny product in every column of tiles. T, T * s and
 every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range of
 float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
+
+Layers of one shape that read the same x are MEMBERS of one forward product: A lies side by side, Y, T, S, V, C and the
+bias one layer after another. In the gradient of x they are PARTS of one sum: X differs, the inner dimension is that of
+all, and no dX is added to another in memory.
 """
 
 from __future__ import annotations
@@ -26,31 +30,25 @@ def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
-def add_low_rank(acc, T, S, C, rows, columns, M, OUT, R, PRECISION: tl.constexpr, BR: tl.constexpr):
-    """acc [BM, BN] + (T * s) C for a tile; T [M, R] float32, s [R], C [R, OUT], all contiguous."""
+def add_low_rank(acc, T, S, C, rows, columns, M, OUT, R, t_row, PRECISION: tl.constexpr, BR: tl.constexpr):
+    """acc [BM, BN] + (T * s) C for a tile; T [M, R] float32 with row stride t_row, s [R], C [R, OUT]."""
     # not pipelined: its few loads would take the shared memory of the dense product's stages
     for begin in tl.range(0, R, BR, num_stages=1):
         rank = begin + tl.arange(0, BR)
         inside = rank < R
         t = tl.load(
-            T + rows[:, None].to(tl.int64) * R + rank[None, :],
+            T + rows[:, None].to(tl.int64) * t_row + rank[None, :],
             mask=(rows[:, None] < M) & inside[None, :],
             other=0.0,
         )
-        s = tl.load(S + rank, mask=inside, other=0.0).to(tl.float32)
-        c = tl.load(
-            C + rank[:, None].to(tl.int64) * OUT + columns[None, :],
-            mask=inside[:, None] & (columns[None, :] < OUT),
-            other=0.0,
-        ).to(tl.float32)
-        acc = tl.dot(t * s[None, :], c, acc, input_precision=PRECISION)
+        acc = add_low_rank_tile(acc, t, S, C, columns, OUT, R, begin, PRECISION, BR)
     return acc
 
 
 @triton.jit
-def add_low_rank_tile(acc, t, S, C, columns, OUT, R, PRECISION: tl.constexpr, BR: tl.constexpr):
-    """The same with T in registers, [BM, BR] with BR >= R."""
-    rank = tl.arange(0, BR)
+def add_low_rank_tile(acc, t, S, C, columns, OUT, R, begin, PRECISION: tl.constexpr, BR: tl.constexpr):
+    """The same for columns begin .. begin + BR of T, in registers."""
+    rank = begin + tl.arange(0, BR)
     inside = rank < R
     s = tl.load(S + rank, mask=inside, other=0.0).to(tl.float32)
     c = tl.load(
@@ -62,74 +60,105 @@ def add_low_rank_tile(acc, t, S, C, columns, OUT, R, PRECISION: tl.constexpr, BR
 
 
 @triton.jit
-def store_t(T, t, rows, M, R, BR: tl.constexpr):
+def store_t(T, t, rows, M, R, t_row, BR: tl.constexpr):
     rank = tl.arange(0, BR)
-    where = T + rows[:, None].to(tl.int64) * R + rank[None, :]
+    where = T + rows[:, None].to(tl.int64) * t_row + rank[None, :]
     tl.store(where, t, mask=(rows[:, None] < M) & (rank[None, :] < R))
 
 
 @triton.jit
+def store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS: tl.constexpr):
+    """Y [MEMBERS, M, OUT] = acc + bias [MEMBERS, OUT], one tile."""
+    if HAS_BIAS:
+        acc += tl.load(BIAS + member * OUT + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
+    row = member.to(tl.int64) * M + rows[:, None]
+    tl.store(
+        Y + row * OUT + columns[None, :],
+        acc.to(Y.dtype.element_ty),
+        mask=(rows[:, None] < M) & (columns[None, :] < OUT),
+    )
+
+
+@triton.jit
 def subspace_gemm(
-    X, A, T, S, V, C, BIAS, Y,
+    X0, X1, X2, X3, A, T, S, V, C, BIAS, Y,
     M, OUT, IN, R,
-    x_row, a_in, a_out,
+    x_row, a_in, a_out, t_row,
+    MEMBERS: tl.constexpr, PARTS: tl.constexpr,
     HAS_BIAS: tl.constexpr, COMPUTE_T: tl.constexpr, STORE_T: tl.constexpr,
     PRECISION: tl.constexpr, LOW_PRECISION: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """By pointers: any alignment, any strides of A.
 
-    X [M, IN] with row stride ``x_row``; A [IN, OUT] with strides ``a_in``, ``a_out``; T [M, R] float32; S [R], V [R, IN]
-    (read only if COMPUTE_T), C [R, OUT] of the factors' dtype, contiguous; BIAS [OUT]; Y [M, OUT] contiguous. BR: R
-    rounded up (COMPUTE_T) or a chunk of R. EVEN: IN is a multiple of BK. Grid: one program a tile of Y.
+    X0 .. X[PARTS - 1] [M, IN] with row stride ``x_row``; A [PARTS IN, MEMBERS OUT] with strides ``a_in``, ``a_out``; T
+    [M, PARTS MEMBERS R] float32, row stride t_row; S [PARTS MEMBERS R], V [.., IN] (read only if COMPUTE_T) and C
+    [.., OUT] contiguous, of the factors' dtype; BIAS [MEMBERS, OUT]; Y [MEMBERS, M, OUT] contiguous. BR: R rounded up
+    (COMPUTE_T) or a chunk of R. EVEN: IN is a multiple of BK. Grid: one program a tile of Y.
     """
-    pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(OUT, BN), GROUP)
+    tiles_out = tl.cdiv(OUT, BN)
+    pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), MEMBERS * tiles_out, GROUP)
+    member, tile = pid_n // tiles_out, pid_n % tiles_out
     rows = pid_m * BM + tl.arange(0, BM)
-    columns = pid_n * BN + tl.arange(0, BN)
-    inner = tl.arange(0, BK)
+    columns = tile * BN + tl.arange(0, BN)
+    inner, rank = tl.arange(0, BK), tl.arange(0, BR)
     in_m, in_n = rows[:, None] < M, columns[None, :] < OUT
-    x_at = X + rows[:, None].to(tl.int64) * x_row + inner[None, :]
-    a_at = A + inner[:, None].to(tl.int64) * a_in + columns[None, :].to(tl.int64) * a_out
+    x_offset = rows[:, None].to(tl.int64) * x_row + inner[None, :]
+    a_column = (member * OUT + columns[None, :]).to(tl.int64) * a_out
     acc = tl.zeros((BM, BN), tl.float32)
-    if COMPUTE_T:
-        rank = tl.arange(0, BR)
-        t = tl.zeros((BM, BR), tl.float32)
-        v_at = V + rank[None, :].to(tl.int64) * IN + inner[:, None]
-    for k in range(0, IN, BK):
-        if EVEN:
-            x = tl.load(x_at, mask=in_m, other=0.0)
-            a = tl.load(a_at, mask=in_n, other=0.0)
+    for part in tl.static_range(PARTS):
+        if part == 0:
+            x_at = X0 + x_offset
+        elif part == 1:
+            x_at = X1 + x_offset
+        elif part == 2:
+            x_at = X2 + x_offset
         else:
-            left = inner < IN - k
-            x = tl.load(x_at, mask=in_m & left[None, :], other=0.0)
-            a = tl.load(a_at, mask=in_n & left[:, None], other=0.0)
-        acc = tl.dot(x, a, acc, input_precision=PRECISION)
+            x_at = X3 + x_offset
+        a_at = A + (part * IN + inner[:, None]).to(tl.int64) * a_in + a_column
+        first = (part + member) * R  # row of the factors: of PARTS and MEMBERS one is 1
         if COMPUTE_T:
+            t = tl.zeros((BM, BR), tl.float32)
+            v_at = V + (first + rank[None, :]).to(tl.int64) * IN + inner[:, None]
+        for k in range(0, IN, BK):
             if EVEN:
-                v = tl.load(v_at, mask=rank[None, :] < R, other=0.0)
+                x = tl.load(x_at, mask=in_m, other=0.0)
+                a = tl.load(a_at, mask=in_n, other=0.0)
             else:
-                v = tl.load(v_at, mask=(rank[None, :] < R) & (inner < IN - k)[:, None], other=0.0)
-            t = tl.dot(x, v.to(x.dtype), t, input_precision=PRECISION)
-            v_at += BK
-        x_at += BK
-        a_at += BK * a_in
-    if COMPUTE_T:
-        if STORE_T:
-            if pid_n == 0:
-                store_t(T, t, rows, M, R, BR)
-        acc = add_low_rank_tile(acc, t, S, C, columns, OUT, R, LOW_PRECISION, BR)
-    else:
-        acc = add_low_rank(acc, T, S, C, rows, columns, M, OUT, R, LOW_PRECISION, BR)
-    if HAS_BIAS:
-        acc += tl.load(BIAS + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
-    y_at = Y + rows[:, None].to(tl.int64) * OUT + columns[None, :]
-    tl.store(y_at, acc.to(Y.dtype.element_ty), mask=in_m & in_n)
+                left = inner < IN - k
+                x = tl.load(x_at, mask=in_m & left[None, :], other=0.0)
+                a = tl.load(a_at, mask=in_n & left[:, None], other=0.0)
+            acc = tl.dot(x, a, acc, input_precision=PRECISION)
+            if COMPUTE_T:
+                if EVEN:
+                    v = tl.load(v_at, mask=rank[None, :] < R, other=0.0)
+                else:
+                    v = tl.load(v_at, mask=(rank[None, :] < R) & (inner < IN - k)[:, None], other=0.0)
+                t = tl.dot(x, v.to(x.dtype), t, input_precision=PRECISION)
+                v_at += BK
+            x_at += BK
+            a_at += BK * a_in
+        if COMPUTE_T:
+            if STORE_T:
+                if tile == 0:
+                    store_t(T + first, t, rows, M, R, t_row, BR)
+            c_first = C + first.to(tl.int64) * OUT
+            acc = add_low_rank_tile(acc, t, S + first, c_first, columns, OUT, R, 0, LOW_PRECISION, BR)
+    if not COMPUTE_T:
+        first = member * R
+        c_first = C + first.to(tl.int64) * OUT
+        acc = add_low_rank(
+            acc, T + first, S + first, c_first, rows, columns, M, OUT, PARTS * R, t_row, LOW_PRECISION, BR
+        )
+    store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS)
 
 
 @triton.jit
 def subspace_gemm_tma(
-    x_desc, a_desc, y_desc, T, S, V, C, BIAS,
+    x0_desc, x1_desc, x2_desc, x3_desc, a_desc, y_desc, T, S, V, C, BIAS, Y,
     M, OUT, IN, R,
+    t_row,
+    MEMBERS: tl.constexpr, PARTS: tl.constexpr,
     HAS_BIAS: tl.constexpr, COMPUTE_T: tl.constexpr, STORE_T: tl.constexpr, A_IS_OUT_IN: tl.constexpr,
     PRECISION: tl.constexpr, LOW_PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
@@ -137,35 +166,56 @@ def subspace_gemm_tma(
     """By tensor descriptors (the TMA of sm_90 and later): tiles of X, A and Y are moved by hardware, which needs rows
     that start at multiples of 16 bytes and pads what is outside with zeros.
 
-    x_desc: blocks [BM, BK] of X [M, IN]. a_desc: blocks [BN, BK] of the weight [OUT, IN] if A_IS_OUT_IN, else blocks
-    [BK, BN] of [IN, OUT]. y_desc: blocks [BM, BN] of Y. The rest as in :func:`subspace_gemm`.
+    x0_desc ..: blocks [BM, BK] of X. a_desc: blocks [BN, BK] of the weight [MEMBERS OUT, IN] if A_IS_OUT_IN, else
+    blocks [BK, BN] of [PARTS IN, OUT]. y_desc: blocks [BM, BN] of Y, used if MEMBERS is 1 (its tiles end at the last row
+    of the matrix, not of a member). PARTS > 1 needs IN to be a multiple of BK. The rest as in :func:`subspace_gemm`.
     """
-    pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(OUT, BN), GROUP)
-    row, column = pid_m * BM, pid_n * BN
+    tiles_out = tl.cdiv(OUT, BN)
+    pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), MEMBERS * tiles_out, GROUP)
+    member, tile = pid_n // tiles_out, pid_n % tiles_out
+    row, column = pid_m * BM, tile * BN
     rows = row + tl.arange(0, BM)
     columns = column + tl.arange(0, BN)
+    inner, rank = tl.arange(0, BK), tl.arange(0, BR)
+    a_column = member * OUT + column
     acc = tl.zeros((BM, BN), tl.float32)
-    if COMPUTE_T:
-        rank, inner = tl.arange(0, BR), tl.arange(0, BK)
-        t = tl.zeros((BM, BR), tl.float32)
-        v_at = V + rank[None, :].to(tl.int64) * IN + inner[:, None]
-    for k in range(0, IN, BK):
-        x = x_desc.load([row, k])
-        if A_IS_OUT_IN:
-            acc = tl.dot(x, a_desc.load([column, k]).T, acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(x, a_desc.load([k, column]), acc, input_precision=PRECISION)
+    for part in tl.static_range(PARTS):
+        first = (part + member) * R  # row of the factors: of PARTS and MEMBERS one is 1
         if COMPUTE_T:
-            v = tl.load(v_at, mask=(rank[None, :] < R) & (inner < IN - k)[:, None], other=0.0)
-            t = tl.dot(x, v.to(x.dtype), t, input_precision=PRECISION)
-            v_at += BK
-    if COMPUTE_T:
-        if STORE_T:
-            if pid_n == 0:
-                store_t(T, t, rows, M, R, BR)
-        acc = add_low_rank_tile(acc, t, S, C, columns, OUT, R, LOW_PRECISION, BR)
+            t = tl.zeros((BM, BR), tl.float32)
+            v_at = V + (first + rank[None, :]).to(tl.int64) * IN + inner[:, None]
+        for k in range(0, IN, BK):
+            if part == 0:
+                x = x0_desc.load([row, k])
+            elif part == 1:
+                x = x1_desc.load([row, k])
+            elif part == 2:
+                x = x2_desc.load([row, k])
+            else:
+                x = x3_desc.load([row, k])
+            if A_IS_OUT_IN:
+                acc = tl.dot(x, a_desc.load([a_column, k]).T, acc, input_precision=PRECISION)
+            else:
+                acc = tl.dot(x, a_desc.load([part * IN + k, a_column]), acc, input_precision=PRECISION)
+            if COMPUTE_T:
+                v = tl.load(v_at, mask=(rank[None, :] < R) & (inner < IN - k)[:, None], other=0.0)
+                t = tl.dot(x, v.to(x.dtype), t, input_precision=PRECISION)
+                v_at += BK
+        if COMPUTE_T:
+            if STORE_T:
+                if tile == 0:
+                    store_t(T + first, t, rows, M, R, t_row, BR)
+            c_first = C + first.to(tl.int64) * OUT
+            acc = add_low_rank_tile(acc, t, S + first, c_first, columns, OUT, R, 0, LOW_PRECISION, BR)
+    if not COMPUTE_T:
+        first = member * R
+        c_first = C + first.to(tl.int64) * OUT
+        acc = add_low_rank(
+            acc, T + first, S + first, c_first, rows, columns, M, OUT, PARTS * R, t_row, LOW_PRECISION, BR
+        )
+    if MEMBERS == 1:
+        if HAS_BIAS:
+            acc += tl.load(BIAS + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
+        y_desc.store([row, column], acc.to(y_desc.dtype))
     else:
-        acc = add_low_rank(acc, T, S, C, rows, columns, M, OUT, R, LOW_PRECISION, BR)
-    if HAS_BIAS:
-        acc += tl.load(BIAS + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
-    y_desc.store([row, column], acc.to(y_desc.dtype))
+        store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS)

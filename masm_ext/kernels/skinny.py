@@ -39,10 +39,10 @@ def live_rows(MASK, BLOCK, R, first, HAS_MASK: tl.constexpr, BR: tl.constexpr, R
 @triton.jit
 def skinny(
     Z, B, T,
-    M, W, R, z_row,
+    M, W, R, z_row, t_row,
     PRECISION: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """T [M, R] float32 = Z [M, W] B[R, W]^T. Z has row stride z_row; B is contiguous. Grid: (tiles of M, tiles of R)."""
+    """T [M, R] float32 = Z [M, W] B[R, W]^T. Row strides z_row, t_row; B is contiguous. Grid: (tiles of M, of R)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     rank = tl.program_id(1) * BR + tl.arange(0, BR)
     inner = tl.arange(0, BW)
@@ -61,20 +61,20 @@ def skinny(
         t = tl.dot(z, b.to(z.dtype), t, input_precision=PRECISION)
         z_at += BW
         b_at += BW
-    tl.store(T + rows[:, None].to(tl.int64) * R + rank[None, :], t, mask=in_m & in_r)
+    tl.store(T + rows[:, None].to(tl.int64) * t_row + rank[None, :], t, mask=in_m & in_r)
 
 
 @triton.jit
 def skinny_reduce(
     Z, T, P, G_PARTS, DS_PARTS, SUM_PARTS, MASK, BLOCK,
-    M, W, R, z_row, chunk_rows,
+    M, W, R, z_row, t_row, g_rows, sum_row, chunk_rows,
     HAS_MASK: tl.constexpr, HAS_DS: tl.constexpr, HAS_SUM: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
-    """Per chunk of rows: G_PARTS [chunks, R, W] = T^T Z, only the live rows, in the first slots of R.
+    """Per chunk of rows: G_PARTS [chunks, g_rows, W] = T^T Z, only the live rows, in the first slots of R.
 
-    Z [M, W], row stride z_row; T, P [M, R] float32. HAS_DS: DS_PARTS [chunks, R] = sum_m P * T. HAS_SUM: SUM_PARTS
-    [chunks, W] = sum_m Z. Grid: (tiles of W, chunks, tiles of R). A tile of R without live rows reads nothing.
+    Z [M, W], row stride z_row; T, P [M, R] float32, row stride t_row. HAS_DS: DS_PARTS [chunks, R] = sum_m P * T.
+    HAS_SUM: SUM_PARTS [chunks, W], row stride sum_row, = sum_m Z. Grid: (tiles of W, chunks, tiles of R). A tile of R without live rows reads nothing.
     """
     tile, chunk, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tile * BW + tl.arange(0, BW)
@@ -96,7 +96,7 @@ def skinny_reduce(
             mask=inside[:, None] & (columns[None, :] < W),
             other=0.0,
         )
-        t_at = rows[:, None].to(tl.int64) * R + rank[None, :]
+        t_at = rows[:, None].to(tl.int64) * t_row + rank[None, :]
         wanted = inside[:, None] & held[None, :]
         t = tl.load(T + t_at, mask=wanted, other=0.0)
         g = tl.dot(tl.trans(z), t.to(z.dtype), g, input_precision=PRECISION)
@@ -104,28 +104,28 @@ def skinny_reduce(
             ds += tl.sum(t * tl.load(P + t_at, mask=wanted, other=0.0), 0)
         if HAS_SUM:
             total += tl.sum(z.to(tl.float32), 0)
-    g_at = G_PARTS + (chunk.to(tl.int64) * R + slots[None, :]) * W + columns[:, None]
+    g_at = G_PARTS + (chunk.to(tl.int64) * g_rows + slots[None, :]) * W + columns[:, None]
     tl.store(g_at, g, mask=held[None, :] & (columns[:, None] < W))
     if HAS_DS:
         if tile == 0:
             tl.store(DS_PARTS + chunk * R + slots, ds, mask=held)
     if HAS_SUM:
         if part == 0:
-            tl.store(SUM_PARTS + chunk.to(tl.int64) * W + columns, total, mask=columns < W)
+            tl.store(SUM_PARTS + chunk.to(tl.int64) * sum_row + columns, total, mask=columns < W)
 
 
 @triton.jit
 def skinny_both(
     Z, B, T, T_OUT, G_PARTS, SUM_PARTS, MASK, BLOCK,
-    M, W, R, z_row, t_row, t_rank, chunk_rows,
+    M, W, R, z_row, t_row, t_rank, g_rows, sum_row, chunk_rows,
     TABLE: tl.constexpr, DTYPE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SUM: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Both products from one reading of Z: parts of Z B^T over tiles of columns, and of T^T Z over chunks of rows.
 
-    T_OUT [L, tiles, M, R] float32, G_PARTS [L, chunks, R, W] float32 (live rows in the first slots), SUM_PARTS
-    [chunks, W] = sum_m Z. R <= BR. L problems of one shape side by side: B [L, R, W], T [L, M, R] float32 with strides
-    (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses of matrices of type DTYPE, whose products are taken in
+    T_OUT [L, tiles, M, R] float32, G_PARTS [L, chunks, g_rows, W] float32 (live rows in the first slots), SUM_PARTS
+    [chunks, W], row stride sum_row, = sum_m Z. R <= BR. L problems of one shape: B [L, R, W], T [L, M, R] float32 with
+    strides (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses of matrices of type DTYPE, whose products are taken in
     float32, else L = 1 and Z is the matrix. Grid: (tiles of W, chunks, L).
     """
     tile, chunk, problem = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -166,18 +166,19 @@ def skinny_both(
         g = tl.dot(tl.trans(z), t.to(z.dtype), g, input_precision=PRECISION)
         if HAS_SUM:
             total += tl.sum(z.to(tl.float32), 0)
-    g_at = G_PARTS + ((problem * tl.num_programs(1) + chunk) * R + rank[None, :]) * W + columns[:, None]
+    g_at = G_PARTS + ((problem * tl.num_programs(1) + chunk) * g_rows + rank[None, :]) * W + columns[:, None]
     tl.store(g_at, g, mask=held[None, :] & in_w[:, None])
     if HAS_SUM:
-        tl.store(SUM_PARTS + chunk.to(tl.int64) * W + columns, total, mask=in_w)
+        tl.store(SUM_PARTS + chunk.to(tl.int64) * sum_row + columns, total, mask=in_w)
 
 
 @triton.jit
 def finish_rows(
-    PARTS, OUT, S, MASK, BLOCK, program, W, R, chunks,
+    PARTS, OUT, S, MASK, BLOCK, program, W, R, member_rows, chunks,
     HAS_MASK: tl.constexpr, BW: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
-    """OUT [R, W], one row and BW columns of it: s * the sum of PARTS [chunks, R, W] over the chunks, in order."""
+    """OUT [R, W], one row and BW columns of it: s * the sum of PARTS [chunks, R, W] over the chunks, in order. The slots
+    of live rows begin anew every member_rows rows."""
     tiles = tl.cdiv(W, BW)
     row = program // tiles
     columns = (program % tiles) * BW + tl.arange(0, BW)
@@ -186,7 +187,8 @@ def finish_rows(
         every = tl.arange(0, RP)
         block = tl.load(BLOCK + every, mask=every < R, other=0)
         bits = tl.load(MASK + block, mask=every < R, other=0).to(tl.int32)
-        slot = tl.sum(tl.where(every < row, bits, 0), 0)
+        first = row - row % member_rows
+        slot = first + tl.sum(tl.where((every >= first) & (every < row), bits, 0), 0)
         width = W * tl.sum(tl.where(every == row, bits, 0), 0)  # a masked row reads nothing
     total = tl.zeros((BW,), tl.float32)
     inside = columns < width
@@ -200,23 +202,24 @@ def finish_rows(
 @triton.jit
 def finish(
     DU_PARTS, DV_PARTS, DS_PARTS, DB_PARTS, DU, DV, DS, DB, S, MASK, BLOCK,
-    N, D, R, du_chunks, dv_chunks, ds_chunks, du_programs, dv_programs,
+    N, D, R, member_rows, db_columns, du_chunks, dv_chunks, ds_chunks, du_programs, dv_programs,
     HAS_DU: tl.constexpr, HAS_DV: tl.constexpr, HAS_DS: tl.constexpr, HAS_DB: tl.constexpr, HAS_MASK: tl.constexpr,
     BW: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
-    """du [R, N], dv [R, D], ds [R] and dbias [N] from the sums of their chunks.
+    """du [R, N], dv [R, D], ds [R] and dbias [db_columns] from the sums of their chunks. du's live rows lie member by
+    member, member_rows each, those of dv and ds one after another.
 
     Grid: du_programs = R * tiles of N (0 without du), dv_programs = R * tiles of D, one program for ds if it is
-    wanted, tiles of N for dbias.
+    wanted, tiles of db_columns for dbias.
     """
     program = tl.program_id(0)
     if HAS_DU:
         if program < du_programs:
-            finish_rows(DU_PARTS, DU, S, MASK, BLOCK, program, N, R, du_chunks, HAS_MASK, BW, RP)
+            finish_rows(DU_PARTS, DU, S, MASK, BLOCK, program, N, R, member_rows, du_chunks, HAS_MASK, BW, RP)
     program -= du_programs
     if HAS_DV:
         if (program >= 0) & (program < dv_programs):
-            finish_rows(DV_PARTS, DV, S, MASK, BLOCK, program, D, R, dv_chunks, HAS_MASK, BW, RP)
+            finish_rows(DV_PARTS, DV, S, MASK, BLOCK, program, D, R, R, dv_chunks, HAS_MASK, BW, RP)
     program -= dv_programs
     if HAS_DS:
         if program == 0:
@@ -237,5 +240,5 @@ def finish(
             columns = program * BW + tl.arange(0, BW)
             total = tl.zeros((BW,), tl.float32)
             for chunk in range(0, du_chunks):
-                total += tl.load(DB_PARTS + chunk * N + columns, mask=columns < N, other=0.0)
-            tl.store(DB + columns, total.to(DB.dtype.element_ty), mask=columns < N)
+                total += tl.load(DB_PARTS + chunk * db_columns + columns, mask=columns < db_columns, other=0.0)
+            tl.store(DB + columns, total.to(DB.dtype.element_ty), mask=columns < db_columns)

@@ -4,6 +4,7 @@ from . import homes  # registers the Python homes of the ops
 from .fold import fold
 from .masked_adamw import masked_adamw_
 from .subspace_linear import subspace_linear
+from .subspace_linear_group import subspace_linear_group
 from .subspace_penalty import subspace_penalty
 
-__all__ = ["fold", "homes", "masked_adamw_", "subspace_linear", "subspace_penalty"]
+__all__ = ["fold", "homes", "masked_adamw_", "subspace_linear", "subspace_linear_group", "subspace_penalty"]

@@ -1,10 +1,16 @@
-"""The one table (op, device) -> home. An op has exactly one home on a device; nothing falls back in silence.
+"""The one table (op, device) -> home, and the one table that chooses a strategy on CUDA.
 
-A home is the file that serves the op there. C++ and CUDA homes register themselves when their library is loaded;
-Python homes are registered here. A device that is not in the table is refused by PyTorch's dispatcher.
+An op has exactly one home on a device, the file that serves it there; nothing falls back in silence. C++ and CUDA homes
+register themselves when their library is loaded; Python homes are registered here. A device that is not in the table is
+refused by PyTorch's dispatcher. Triton is imported at the first call that needs it.
 """
 
 from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,24 +18,112 @@ from .. import _library, reference
 
 CPP = "C++"
 CUDA = "CUDA"
+TRITON = "Triton"
+LAYERS = "masm::subspace_linear, layer by layer"
 EAGER = "eager torch"  # the reference formulas: correct, not fast
 
 HOMES: dict[tuple[str, str], tuple[str, str]] = {
     ("subspace_linear", "cpu"): (CPP, "csrc/cpu/subspace_linear.cpp"),
     ("subspace_linear_backward", "cpu"): (CPP, "csrc/cpu/subspace_linear.cpp"),
+    # layer by layer: a CPU has little to gain from reading x once
+    ("subspace_linear_group", "cpu"): (LAYERS, "masm_ext/ops/subspace_linear_group.py"),
+    ("subspace_linear_group_backward", "cpu"): (LAYERS, "masm_ext/ops/subspace_linear_group.py"),
     ("subspace_penalty", "cpu"): (CPP, "csrc/cpu/subspace_penalty.cpp"),
     ("masked_adamw_", "cpu"): (CPP, "csrc/cpu/masked_adamw.cpp"),
     ("fold", "cpu"): (CPP, "csrc/cpu/fold.cpp"),
-    ("subspace_linear", "cuda"): (EAGER, "masm_ext/reference/subspace_linear.py"),
-    ("subspace_linear_backward", "cuda"): (EAGER, "masm_ext/reference/subspace_linear.py"),
-    ("subspace_penalty", "cuda"): (EAGER, "masm_ext/reference/subspace_penalty.py"),
+    ("subspace_linear", "cuda"): (TRITON, "masm_ext/kernels/subspace_linear.py"),
+    ("subspace_linear_backward", "cuda"): (TRITON, "masm_ext/kernels/subspace_linear.py"),
+    ("subspace_linear_group", "cuda"): (TRITON, "masm_ext/kernels/subspace_linear.py"),
+    ("subspace_linear_group_backward", "cuda"): (TRITON, "masm_ext/kernels/subspace_linear.py"),
+    ("subspace_penalty", "cuda"): (TRITON, "masm_ext/kernels/subspace_penalty.py"),
     ("masked_adamw_", "cuda"): (EAGER, "masm_ext/reference/masked_adamw.py"),
-    # Without the CUDA library (built only beside nvcc) fold too is served by its formula on CUDA tensors.
+    # Without the CUDA library (built only beside nvcc) fold too is served by Triton.
     ("fold", "cuda"): (CUDA, "csrc/cuda/fold.cu")
     if _library.CUDA_LIBRARY is not None
-    else (EAGER, "masm_ext/reference/fold.py"),
+    else (TRITON, "masm_ext/kernels/fold.py"),
 }
 
+#: How a CUDA call of subspace_linear can be computed; see masm_ext/kernels/subspace_linear.py and docs/kernels.md.
+KEXT, SINGLE, ADDMM, FOLDED, REFERENCE = "kext", "single", "addmm", "folded", "reference"
+STRATEGIES = (KEXT, SINGLE, ADDMM, FOLDED, REFERENCE)
+#: Most directions, of all layers of a call, that the kernels hold.
+MAX_RANK = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the choice of a strategy may depend on: X [M, IN] times A [IN, OUT] with R directions, for one layer of
+    `layers` that read the same x.
+
+    learning: will any gradient of u, s or v be asked for? (That a mask is all zeros is known on the GPU only, and the
+    host does not wait for it.) tf32: torch allows it for float32 products.
+    """
+
+    M: int
+    OUT: int
+    IN: int
+    R: int
+    layers: int
+    dtype: torch.dtype
+    capability: int
+    learning: bool = True
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`strategy` serves the calls for which `when` is true. `why`: the evidence."""
+
+    strategy: str
+    when: Callable[[Call], bool]
+    why: str
+
+
+#: The first rule that fits is taken. Modelled by benchmarks/model.py, not measured: no GPU has run it yet;
+#: benchmarks/tune.py measures, and prints this table anew.
+RULES: tuple[Rule, ...] = (
+    Rule(REFERENCE, lambda c: c.dtype == torch.float64, "no tensor cores for it, and no need of speed"),
+    Rule(REFERENCE, lambda c: c.R * c.layers > MAX_RANK, "more directions than the kernels hold"),
+    Rule(
+        FOLDED,
+        lambda c: c.dtype == torch.float32 and not c.learning and c.M * (c.IN + c.OUT) >= 2 * c.IN * c.OUT,
+        "inference in float32: the fold moves 8 IN OUT bytes, the low-rank path 4 M (IN + OUT); never in half "
+        "precision, whose rounding of the weight loses what was learned",
+    ),
+    Rule(ADDMM, lambda c: c.dtype == torch.float32, "cuBLAS is ahead of Triton in float32, with and without tf32"),
+    Rule(SINGLE, lambda c: c.M <= 64 and c.R <= 64, "bound by reading the weight: everything else in the same launch"),
+    Rule(
+        SINGLE,
+        lambda c: c.R <= 16 and c.OUT <= 1024,
+        "model, H100: 1.13 against 1.27 to 1.33 of the frozen layer: few columns of tiles repeat P, and x is read once",
+    ),
+    Rule(KEXT, lambda c: True, "model, H100: 1.10 against 1.14 of the frozen layer for OUT = 4096"),
+)
+
+
+def choose(call: Call) -> str:
+    """The strategy that serves a CUDA call, by the first of RULES that fits."""
+    return next(rule.strategy for rule in RULES if rule.when(call))
+
+
+def _home(op: str, kind: str, file: str) -> Callable[..., Any]:
+    """What serves an op whose home is a Python file. Triton is imported when the first call comes."""
+    if kind == EAGER:
+        return getattr(reference, op)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        except ImportError as error:
+            raise ImportError(
+                f"masm_ext: masm::{op} is served by Triton on CUDA, and Triton cannot be imported ({error}); "
+                "pip install triton, or install torch from a CUDA wheel, which brings it"
+            ) from error
+        return getattr(module, op)(*arguments)
+
+    return call
+
+
 for (_op, _device), (_kind, _file) in HOMES.items():
-    if _kind == EAGER:
-        torch.library.impl(f"masm::{_op}", _device, getattr(reference, _op))
+    if _kind in (TRITON, EAGER):
+        torch.library.impl(f"masm::{_op}", _device, _home(_op, _kind, _file))

@@ -10,7 +10,7 @@ from ..reference.precision import accumulate_dtype
 
 
 @torch.library.register_fake("masm::subspace_linear")
-def _fake(x, weight, u, s, v, bias, mask, offsets):
+def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
     N, D = weight.shape
     torch._check(
         x.dim() >= 1 and x.shape[-1] == D,
@@ -29,11 +29,13 @@ def _fake(x, weight, u, s, v, bias, mask, offsets):
         lambda: "masm::subspace_linear: bias must have the dtype and device of weight",
     )
     y = x.new_empty(*x.shape[:-1], N)
-    return y, x.new_empty(*x.shape[:-1], s.shape[0], dtype=accumulate_dtype(x.dtype))
+    return y, x.new_empty(*x.shape[:-1], s.shape[0] if need_p else 0, dtype=accumulate_dtype(x.dtype))
 
 
 @torch.library.register_fake("masm::subspace_linear_backward")
-def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias):
+def _fake_backward(
+    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy=""
+):
     def like(t: Tensor, needed: bool) -> Tensor:
         return t.new_empty(t.shape) if needed else weight.new_empty(0)
 
@@ -42,7 +44,7 @@ def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, n
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, u, s, v, _, mask, offsets = inputs
+    x, weight, u, s, v, _, mask, offsets, need_p, strategy = inputs
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
@@ -51,7 +53,10 @@ def _setup_context(ctx, inputs, output) -> None:
     live = not (type(mask) is Tensor and mask.is_cpu and not mask.any())
     keep_x, keep_p = live and ctx.needs_input_grad[4], live and any(ctx.needs_input_grad[2:4])
     ctx.save_for_backward(x if keep_x else None, weight, u, s, v, p if keep_p else None, mask)
+    if keep_p and not need_p:
+        raise RuntimeError("masm::subspace_linear: the gradients of u and s need p; call it with need_p=True")
     ctx.dropped = not live
+    ctx.strategy = strategy
     ctx.x_shape = x.shape
     ctx.offsets = offsets
 
@@ -59,7 +64,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
     x, weight, u, s, v, p, mask = ctx.saved_tensors
     if dy is None:
-        return (None,) * 8
+        return (None,) * 10
     need_x, need_weight, need_u, need_s, need_v, need_bias = ctx.needs_input_grad[:6]
     if need_weight:
         raise RuntimeError(
@@ -77,12 +82,12 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
     if p is None:
         p = dy.new_empty(1, dtype=accumulate_dtype(dy.dtype)).expand(*M, s.shape[0])
     grads = torch.ops.masm.subspace_linear_backward(
-        dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias
+        dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias, ctx.strategy
     )
     dx, du, ds, dv, db = (
         g if needed else None for g, needed in zip(grads, (need_x, need_u, need_s, need_v, need_bias))
     )
-    return dx, None, du, ds, dv, db, None, None
+    return dx, None, du, ds, dv, db, None, None, None, None
 
 
 def _no_double_backward(ctx, *grads):
@@ -105,6 +110,7 @@ def subspace_linear(
     *,
     offsets: Sequence[int] | None = None,
     mask: Tensor | None = None,
+    strategy: str = "",
 ) -> Tensor:
     """``y = x weight^T + ((x v^T) * s) u + bias``: a frozen dense product plus K artifact subspaces.
 
@@ -119,18 +125,29 @@ def subspace_linear(
         mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The
             output and dX depend on it in rounding only (where all are masked, a CPU may fold the weight). None: nothing
             is masked.
+        strategy: how a CUDA call is computed, one of ``masm_ext.ops.homes.STRATEGIES``, for tests and benchmarks; by
+            default the table there chooses. It never changes the result beyond rounding.
 
     Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype and u, s, v are left as they are.
 
     Returns y [..., N] in the dtype of x (or the autocast dtype).
     Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        if u.dtype not in (dtype, torch.float32):
-            u, s, v = u.float(), s.float(), v.float()
+    x, [weight], [u], [s], [v], bias_list = cast_for_autocast(
+        x, [weight], [u], [s], [v], [] if bias is None else [bias]
+    )
     if offsets is None:
         offsets = [0, s.shape[0]]
-    return torch.ops.masm.subspace_linear(x, weight, u, s, v, bias, mask, list(offsets))[0]
+    need_p = torch.is_grad_enabled() and (u.requires_grad or s.requires_grad)
+    bias = bias_list[0] if bias_list else None
+    return torch.ops.masm.subspace_linear(x, weight, u, s, v, bias, mask, list(offsets), need_p, strategy)[0]
+
+
+def cast_for_autocast(x, weight, u, s, v, bias):
+    """The arguments in the dtypes that autocast asks for, each but x a list over layers."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return x, weight, u, s, v, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    if u[0].dtype not in (dtype, torch.float32):
+        u, s, v = ([t.float() for t in ts] for ts in (u, s, v))
+    return x.to(dtype), [w.to(dtype) for w in weight], u, s, v, [b.to(dtype) for b in bias]

@@ -6,7 +6,20 @@ is rounded once.
 
 from .fold import fold
 from .masked_adamw import masked_adamw_
-from .subspace_linear import subspace_linear, subspace_linear_backward
+from .subspace_linear import (
+    subspace_linear,
+    subspace_linear_backward,
+    subspace_linear_group,
+    subspace_linear_group_backward,
+)
 from .subspace_penalty import subspace_penalty
 
-__all__ = ["fold", "masked_adamw_", "subspace_linear", "subspace_linear_backward", "subspace_penalty"]
+__all__ = [
+    "fold",
+    "masked_adamw_",
+    "subspace_linear",
+    "subspace_linear_backward",
+    "subspace_linear_group",
+    "subspace_linear_group_backward",
+    "subspace_penalty",
+]

@@ -53,3 +53,33 @@ def check_blocks(op: str, mask: Tensor | None, offsets: Sequence[int], R: int) -
         raise RuntimeError(
             f"masm::{op}: expected a bool mask of shape [K] = [{len(offsets) - 1}], got {mask.dtype} {list(mask.shape)}"
         )
+
+
+def check_bias(op: str, bias: Tensor, weight: Tensor) -> None:
+    """bias [N] in the dtype and on the device of weight."""
+    if bias.dtype != weight.dtype or bias.device != weight.device:
+        raise RuntimeError(f"masm::{op}: bias must have the dtype and device of weight")
+    if bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"masm::{op}: expected bias of shape [{weight.shape[0]}], got {list(bias.shape)}")
+
+
+def check_layers(
+    op: str,
+    weight: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    mask: Sequence[Tensor],
+) -> None:
+    """One layer or more, all of one shape, dtype and device; a bias and a mask for all or for none."""
+    J = len(weight)
+    if J == 0 or {len(u), len(s), len(v)} != {J} or not {len(bias), len(mask)} <= {0, J}:
+        raise RuntimeError(
+            f"masm::{op}: expected u, s and v for each of the {J} weights, and bias and mask for all or none; got "
+            f"{len(u)}, {len(s)}, {len(v)}, {len(bias)} and {len(mask)}"
+        )
+    for name, tensors in (("weight", weight), ("u", u), ("s", s), ("v", v), ("bias", bias), ("mask", mask)):
+        kinds = {(tuple(t.shape), t.dtype, t.device) for t in tensors}
+        if len(kinds) > 1:
+            raise RuntimeError(f"masm::{op}: the layers of a group must agree in {name}, got {sorted(map(str, kinds))}")

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .checks import check_blocks, check_factors, check_input
+from .checks import check_bias, check_blocks, check_factors, check_input
 from .precision import wide
 
 
@@ -19,11 +19,12 @@ def subspace_linear(
     bias: Tensor | None = None,
     mask: Tensor | None = None,
     offsets: Sequence[int] | None = None,
+    need_p: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """``P = x v^T``, ``y = x weight^T + (P * s) u + bias``.
 
-    x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R]. ``mask`` and ``offsets``
-    have no part in the forward pass.
+    x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R] (no columns if not need_p).
+    ``mask`` and ``offsets`` have no part in the forward pass.
     """
     check_factors("subspace_linear", weight, u, s, v)
     check_input("subspace_linear", "x", x, weight.shape[1], weight)
@@ -31,8 +32,9 @@ def subspace_linear(
     p = wide(x) @ wide(v).mT  # [..., R]
     y = wide(x) @ wide(weight).mT + (p * wide(s)) @ wide(u)
     if bias is not None:
+        check_bias("subspace_linear", bias, weight)
         y = y + wide(bias)
-    return y.to(x.dtype), p
+    return y.to(x.dtype), p if need_p else p.new_empty(*p.shape[:-1], 0)
 
 
 def subspace_linear_backward(
@@ -80,3 +82,55 @@ def subspace_linear_backward(
                 grad[masked] = 0
     dbias = g.sum(0).to(weight.dtype) if need_dbias else none
     return dx, du, ds, dv, dbias
+
+
+def subspace_linear_group(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    mask: Sequence[Tensor],
+    offsets: Sequence[int],
+    need_p: bool = True,
+    strategy: str = "",
+    layer: Callable[..., tuple[Tensor, Tensor]] = subspace_linear,
+) -> tuple[list[Tensor], Tensor]:
+    """J layers of one shape on the same x: y J x [..., N], P [..., J R]. Lists hold one tensor a layer; bias and mask may
+    be empty. ``layer`` serves each of them."""
+    outputs = [
+        layer(x, *parts, bias[j] if bias else None, mask[j] if mask else None, offsets, need_p)
+        for j, parts in enumerate(zip(weight, u, s, v))
+    ]
+    return [y for y, _ in outputs], torch.cat([p for _, p in outputs], -1)
+
+
+def subspace_linear_group_backward(
+    dy: Sequence[Tensor],
+    x: Tensor,
+    weight: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    p: Tensor,
+    mask: Sequence[Tensor],
+    offsets: Sequence[int],
+    need_dx: bool,
+    need_du: bool,
+    need_ds: bool,
+    need_dv: bool,
+    need_dbias: bool,
+    strategy: str = "",
+    layer: Callable[..., tuple[Tensor, ...]] = subspace_linear_backward,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dX, the sum over the layers, and du [J R, N], ds [J R], dv [J R, D], dbias [J N], one layer after another."""
+    grads = [
+        layer(
+            *(dy[j], x, *parts, p_j, mask[j] if mask else None, offsets),
+            *(need_dx, need_du, need_ds, need_dv, need_dbias),
+        )
+        for j, (*parts, p_j) in enumerate(zip(weight, u, s, v, p.split(s[0].shape[0], -1)))
+    ]
+    dx, du, ds, dv, db = zip(*grads)
+    return sum(dx[1:], start=dx[0]), *(torch.cat(g) for g in (du, ds, dv, db))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -23,6 +23,7 @@ def subspace_penalty(
     offsets: Sequence[int],
     subspaces: Sequence[int],
     need_gradients: bool = True,
+    products: Callable[[Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Orthogonality and spectral consistency, summed over L layers, and their gradients. The current weight
     What = weight + u^T diag(s) v is never formed.
@@ -41,7 +42,8 @@ def subspace_penalty(
 
     Returns orthogonality [] and spectral [] in the accumulate dtype, and gradients [2, P], row 0 of orthogonality, row
     1 of spectral, each every u, then every v, then every s, flat; [2, 0] if they are not needed. Layers of one shape
-    are stacked; their weights are not, since that would hold the frozen model twice.
+    are stacked; their weights are not, since that would hold the frozen model twice. ``products``: what serves
+    :func:`weight_products`, the only readings of the weights.
 
     Raises RuntimeError for lists, shapes, dtypes or devices that do not fit.
     """
@@ -54,7 +56,7 @@ def subspace_penalty(
     pieces: dict[str, list[Tensor]] = {name: [u[0].new_empty(0)] * len(weights) for name in ("u", "v", "s")}  # [2, n]
     for (_, _, bound), group in groups.items():
         of_group = ([x[i] for i in group] for x in (weights, u, s, v, s0, weight_norm2))
-        sums, gradients = _same_shape(*of_group, bound, dtype, need_gradients)
+        sums, gradients = _same_shape(*of_group, bound, dtype, need_gradients, products or weight_products)
         total = total + sums
         for name, gradient in gradients.items():  # [2, L, ...]
             for i, piece in zip(group, gradient.flatten(2).unbind(1)):
@@ -66,7 +68,13 @@ def subspace_penalty(
     return total[0].clone(), total[1].clone(), gradients
 
 
-def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradients):
+def weight_products(weights: Sequence[Tensor], a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a weight`` [L, R, D] and ``b weight^T`` [L, R, N] for L weights [N, D]; a [L, R, N], b [L, R, D]."""
+    wide = [w.to(a.dtype) for w in weights]
+    return torch.stack([x @ w for x, w in zip(a, wide)]), torch.stack([x @ w.mT for x, w in zip(b, wide)])
+
+
+def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradients, products):
     """Sums [2] and gradients {u, v, s: [2, L, ...]} over L layers of one shape."""
     u, s, v, s0 = (torch.stack(list(x)).to(dtype) for x in (u, s, v, s0))
     norm2 = torch.stack([x.reshape(()) for x in weight_norm2]).to(dtype)  # [L]
@@ -78,8 +86,7 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
     same, eye = member @ member.mT, torch.eye(R, dtype=dtype, device=s.device)  # [R, R]
 
     gram_u, gram_v = u @ u.mT, v @ v.mT  # [L, R, R]
-    uw = torch.stack([a @ w.to(dtype) for a, w in zip(u, weights)])  # [L, R, D]
-    vw = torch.stack([b @ w.to(dtype).mT for b, w in zip(v, weights)])  # [L, R, N]
+    uw, vw = products(weights, u, v)  # [L, R, D], [L, R, N]
     norm2_or_tiny = norm2.clamp_min(tiny)
     between = sum((g * (1 - same)).square().sum((-2, -1)) / 2 for g in (gram_u, gram_v))  # [L]
     inside = sum(((g - eye) * same).square().sum((-2, -1)) for g in (gram_u, gram_v))
@@ -102,8 +109,7 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
     scale = (2 / norm2_or_tiny)[:, None, None]
     slope = (2 * change / base_or_tiny)[:, None]  # [L, 1], d spectral / d (||What||^2 - ||W||^2)
     mix_u, mix_v = (2 * g * (1 - same) + 4 * (g - eye) * same for g in (gram_u, gram_v))
-    uww = torch.stack([y @ w.to(dtype).mT for y, w in zip(uw, weights)])  # [L, R, N]
-    vww = torch.stack([x @ w.to(dtype) for x, w in zip(vw, weights)])  # [L, R, D]
+    vww, uww = products(weights, vw, uw)  # [L, R, D], [L, R, N]
     du = mix_u @ u + scale * uww
     dv = mix_v @ v + scale * vww
     half = slope[:, :, None]

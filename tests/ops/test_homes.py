@@ -4,7 +4,10 @@ import torch
 import masm_ext
 from masm_ext.ops.homes import HOMES
 
-OPS = ("subspace_linear", "subspace_linear_backward", "subspace_penalty", "masked_adamw_", "fold")
+OPS = (
+    *("subspace_linear", "subspace_linear_backward", "subspace_linear_group", "subspace_linear_group_backward"),
+    *("subspace_penalty", "masked_adamw_", "fold"),
+)
 KEY = {"cpu": "CPU", "cuda": "CUDA"}
 
 

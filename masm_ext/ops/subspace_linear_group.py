@@ -1,0 +1,155 @@
+"""Layers of one shape that read the same x (query, key and value) as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _library, reference  # noqa: F401  (_library loads the schemas)
+from ..reference.checks import check_blocks, check_layers
+from ..reference.precision import accumulate_dtype
+from .subspace_linear import cast_for_autocast
+
+
+@torch.library.register_fake("masm::subspace_linear_group")
+def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
+    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
+    N, D = weight[0].shape
+    torch._check(
+        x.dim() >= 1 and x.shape[-1] == D,
+        lambda: f"masm::subspace_linear_group: expected x with last dimension {D}, got shape {list(x.shape)}",
+    )
+    torch._check(
+        x.dtype == weight[0].dtype,
+        lambda: (
+            f"masm::subspace_linear_group: x is {x.dtype}, weight {weight[0].dtype}; cast the input or use "
+            "torch.autocast"
+        ),
+    )
+    R = len(s) * s[0].shape[0] if need_p else 0
+    y = [x.new_empty(*x.shape[:-1], N) for _ in weight]
+    return y, x.new_empty(*x.shape[:-1], R, dtype=accumulate_dtype(x.dtype))
+
+
+@torch.library.register_fake("masm::subspace_linear_group_backward")
+def _fake_backward(
+    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy=""
+):
+    def of_all(t: Tensor, needed: bool) -> Tensor:
+        return t.new_empty(len(weight) * t.shape[0], *t.shape[1:]) if needed else weight[0].new_empty(0)
+
+    dx = x.new_empty(x.shape) if need_dx else weight[0].new_empty(0)
+    dbias = weight[0].new_empty(len(weight) * weight[0].shape[0] if need_dbias else 0)
+    return dx, of_all(u[0], need_du), of_all(s[0], need_ds), of_all(v[0], need_dv), dbias
+
+
+def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
+    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
+
+    def layer(*arguments):
+        return torch.ops.masm.subspace_linear(*arguments, strategy)
+
+    return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p, layer=layer)
+
+
+def _backward_on_cpu(dy, x, weight, u, s, v, p, mask, offsets, *needs_and_strategy):
+    check_layers("subspace_linear_group_backward", weight, u, s, v, [], mask)
+    *needs, strategy = needs_and_strategy
+
+    def layer(*arguments):
+        return torch.ops.masm.subspace_linear_backward(*arguments, strategy)
+
+    return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer)
+
+
+torch.library.impl("masm::subspace_linear_group", "cpu", _on_cpu)
+torch.library.impl("masm::subspace_linear_group_backward", "cpu", _backward_on_cpu)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, u, s, v, _, mask, offsets, need_p, strategy = inputs
+    _, p = output
+    ctx.mark_non_differentiable(p)
+    ctx.set_materialize_grads(False)
+    # the gradients of a list are asked for together
+    ctx.needs = [needed if isinstance(needed, bool) else any(needed) for needed in ctx.needs_input_grad[:6]]
+    keep_p = any(ctx.needs[2:4])
+    if keep_p and not need_p:
+        raise RuntimeError("masm::subspace_linear_group: the gradients of u and s need p; call it with need_p=True")
+    ctx.save_for_backward(x if ctx.needs[4] else None, p if keep_p else None, *weight, *u, *s, *v, *mask)
+    ctx.layers, ctx.x_shape, ctx.offsets, ctx.strategy = len(weight), x.shape, offsets, strategy
+    ctx.counts = [len(t) for t in inputs[1:7]]
+
+
+def _backward(ctx, dy: Sequence[Tensor | None], _dp: Tensor | None):
+    x, p, *rest = ctx.saved_tensors
+    J = ctx.layers
+    weight, u, s, v, mask = (rest[i * J : (i + 1) * J] for i in range(5))
+    nothing = [[None] * count for count in ctx.counts]
+    given = [d for d in dy if d is not None]
+    if not given:
+        return None, *nothing, None, None, None
+    need_x, need_weight, need_u, need_s, need_v, need_bias = ctx.needs
+    if need_weight:
+        raise RuntimeError(
+            "masm::subspace_linear_group: weight is the frozen principal subspace and has no gradient; "
+            "call weight.requires_grad_(False)"
+        )
+    dy = [given[0].new_zeros(given[0].shape) if d is None else d for d in dy]
+    R = s[0].shape[0]
+    if x is None:  # nobody reads it: a view of one element with the right shape
+        x = given[0].new_empty(1).expand(ctx.x_shape)
+    if p is None:
+        p = given[0].new_empty(1, dtype=accumulate_dtype(given[0].dtype)).expand(*ctx.x_shape[:-1], J * R)
+    dx, *grads = torch.ops.masm.subspace_linear_group_backward(
+        dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias, ctx.strategy
+    )
+    du, ds, dv, db = (
+        list(g.chunk(J)) if needed else [None] * J for g, needed in zip(grads, (need_u, need_s, need_v, need_bias))
+    )
+    db = db if ctx.counts[4] else []
+    return dx if need_x else None, nothing[0], du, ds, dv, db, nothing[5], None, None, None
+
+
+def _no_double_backward(ctx, *grads):
+    raise NotImplementedError(
+        "masm::subspace_linear_group has no second derivative: differentiate once, without create_graph"
+    )
+
+
+torch.library.register_autograd("masm::subspace_linear_group", _backward, setup_context=_setup_context)
+torch.library.register_autograd("masm::subspace_linear_group_backward", _no_double_backward)
+
+
+def subspace_linear_group(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    u: Sequence[Tensor],
+    s: Sequence[Tensor],
+    v: Sequence[Tensor],
+    bias: Sequence[Tensor] = (),
+    *,
+    offsets: Sequence[int] | None = None,
+    mask: Sequence[Tensor] = (),
+    strategy: str = "",
+) -> list[Tensor]:
+    """J layers on the same x in one call: what :func:`subspace_linear` gives for each, without reading x J times.
+
+    On CUDA the P of all come from one pass over x, the outputs from one product, and dX is summed over the layers before
+    it is rounded. The lists hold one tensor a layer, of one shape and dtype; ``bias`` and ``mask`` may be empty. Tensors
+    that lie one after another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it) are read in place, others
+    are copied. J <= 4 and J R <= 256, else the formula serves the call.
+
+    Returns J outputs [..., N]. Raises RuntimeError for what does not fit, naming what arrived.
+    """
+    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
+    x, weight, u, s, v, bias = cast_for_autocast(x, list(weight), list(u), list(s), list(v), list(bias))
+    if offsets is None:
+        offsets = [0, s[0].shape[0]]
+    check_blocks("subspace_linear_group", None, offsets, s[0].shape[0])
+    need_p = torch.is_grad_enabled() and any(t.requires_grad for t in (*u, *s))
+    return list(
+        torch.ops.masm.subspace_linear_group(x, weight, u, s, v, bias, list(mask), list(offsets), need_p, strategy)[0]
+    )
