@@ -17,13 +17,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
       "str strategy=\"\") -> (Tensor dx, Tensor du, Tensor ds, Tensor dv, Tensor dbias)");
   // J layers of one shape that read the same x, as one call: x [..., D], weight J x [N, D], u J x [R, N], s J x [R],
   // v J x [R, D], bias J x [N] or none, mask bool J x [K] or none, the same offsets for all
-  // -> y J x [..., N], p [..., J R].
+  // -> y J x [..., N], p [..., J R]. (No defaults: autograd would see fewer arguments where one is left at it.)
   m.def(
       "subspace_linear_group(Tensor x, Tensor[] weight, Tensor[] u, Tensor[] s, Tensor[] v, Tensor[] bias, "
-      "Tensor[] mask, int[] offsets, bool need_p=True, str strategy=\"\") -> (Tensor[] y, Tensor p)");
+      "Tensor[] mask, int[] offsets, bool need_p, str strategy) -> (Tensor[] y, Tensor p)");
   // dy J x [..., N]. -> dx [..., D], du [J R, N], ds [J R], dv [J R, D], dbias [J N].
   m.def(
       "subspace_linear_group_backward(Tensor[] dy, Tensor x, Tensor[] weight, Tensor[] u, Tensor[] s, Tensor[] v, "
       "Tensor p, Tensor[] mask, int[] offsets, bool need_dx, bool need_du, bool need_ds, bool need_dv, "
-      "bool need_dbias, str strategy=\"\") -> (Tensor dx, Tensor du, Tensor ds, Tensor dv, Tensor dbias)");
+      "bool need_dbias, str strategy) -> (Tensor dx, Tensor du, Tensor ds, Tensor dv, Tensor dbias)");
 }

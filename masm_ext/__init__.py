@@ -9,7 +9,7 @@ from .convert import ConversionReport, convert, merge, unmerge
 from .info import build_info
 from .losses import orthogonality_loss, regularization_loss, spectral_consistency_loss
 from .masking import LayerMasks, select_layers
-from .nn import MASMLinear
+from .nn import MASMLinear, group_projections
 from .optim import MaskedAdamW, param_groups
 from .recompute import recompute_inputs
 
@@ -23,6 +23,7 @@ __all__ = [
     "MaskedAdamW",
     "build_info",
     "convert",
+    "group_projections",
     "load_adapter",
     "merge",
     "orthogonality_loss",

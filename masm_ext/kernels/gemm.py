@@ -5,8 +5,8 @@ C = v, no bias. Letters of docs/method.md; IN and OUT are D and N, or N and D. d
 
 T is either given (``COMPUTE_T`` false: a skinny pass has written it) or computed beside the dense product from the same
 tiles of X (``COMPUTE_T``), which reads X once but repeats the skinny product in every column of tiles. T, T * s and
-every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range of
-float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
+every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range
+of float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
 
 Layers of one shape that read the same x are MEMBERS of one forward product: A lies side by side, Y, T, S, V, C and the
 bias one layer after another. In the gradient of x they are PARTS of one sum: X differs, the inner dimension is that of
@@ -167,8 +167,9 @@ def subspace_gemm_tma(
     that start at multiples of 16 bytes and pads what is outside with zeros.
 
     x0_desc ..: blocks [BM, BK] of X. a_desc: blocks [BN, BK] of the weight [MEMBERS OUT, IN] if A_IS_OUT_IN, else
-    blocks [BK, BN] of [PARTS IN, OUT]. y_desc: blocks [BM, BN] of Y, used if MEMBERS is 1 (its tiles end at the last row
-    of the matrix, not of a member). PARTS > 1 needs IN to be a multiple of BK. The rest as in :func:`subspace_gemm`.
+    blocks [BK, BN] of [PARTS IN, OUT]. y_desc: blocks [BM, BN] of Y, used if MEMBERS is 1 (its tiles end at the last
+    row of the matrix, not of a member). PARTS > 1 needs IN to be a multiple of BK. The rest as in
+    :func:`subspace_gemm`.
     """
     tiles_out = tl.cdiv(OUT, BN)
     pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), MEMBERS * tiles_out, GROUP)

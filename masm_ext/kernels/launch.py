@@ -1,4 +1,5 @@
-"""What every launch needs: the machine it is for, the tile it runs with, and the one place where kernels are started."""
+"""What every launch needs: the machine it is for, the tile it runs with, and the one place where kernels are
+started."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Launches the kernels: the dense product with its low-rank part, and the skinny products around it.
 
-Every function takes the GPU it is for (`target`) and, instead of the tile that tuning chooses, a `tile`. What a function
-returns is written by kernels queued on the current stream; the host waits for nothing.
+Every function takes the GPU it is for (`target`) and, instead of the tile that tuning chooses, a `tile`. What a
+function returns is written by kernels queued on the current stream; the host waits for nothing.
 
 J layers of one shape that read the same x go through one call. Their factors lie one layer after another; R below is
 that of one layer.
@@ -29,7 +29,8 @@ MAX_LAYERS = 4  # of a group: as many operands X has the kernel
 
 
 class Factor(NamedTuple):
-    """The artifact part of X A + (T * s) C, T = X V^T: forward (s, v, u), for dX (s, u, v). s [J R], v, c [J R, ...]."""
+    """The artifact part of X A + (T * s) C, T = X V^T: forward (s, v, u), for dX (s, u, v). s [J R], v, c [J R,
+    ...]."""
 
     s: Tensor
     v: Tensor
@@ -132,7 +133,7 @@ def input_gradient(
 ) -> Tensor:
     """dX [M, D], the sum over the layers. dys J x [M, N], weight [J N, D]; q [M, J R]: Q, which `single` writes and the
     others read (`folded` does not)."""
-    (M, N), D, layers = dys[0].shape, weight.shape[1], len(dys)
+    M, D, layers = dys[0].shape[0], weight.shape[1], len(dys)
     if strategy == "folded":
         dx = None
         for dy, w, u, s, v in zip(dys, *(_by_layer(t, layers) for t in (weight, factor.v, factor.s, factor.c))):
@@ -162,8 +163,8 @@ def subspace_gemm(
 ) -> None:
     """Write sum_j X_j A_j + (T * s) C + bias into y [members, M, OUT]: one X and J members, or J X and one member.
 
-    X_j [M, IN], all of one row stride; A [J IN, OUT] or [IN, J OUT]; T [M, J R] is read, or with `compute_t` computed and,
-    if there is one, written.
+    X_j [M, IN], all of one row stride; A [J IN, OUT] or [IN, J OUT]; T [M, J R] is read, or with `compute_t` computed
+    and, if there is one, written.
     """
     parts, members = len(xs), y.shape[0]
     (M, IN), OUT, R = xs[0].shape, y.shape[2], factor.s.shape[0] // (parts * members)
@@ -225,7 +226,8 @@ def fits_tma(target: Target, *matrices: Tensor) -> bool:
 
 
 def skinny_product(z: Tensor, b: Tensor, out: Tensor, target: Target, tile: Tile | None = None) -> None:
-    """out [M, R] float32 = Z B^T. Z [M, W] with contiguous rows, B [R, W] contiguous; out may be columns of a matrix."""
+    """out [M, R] float32 = Z B^T. Z [M, W] with contiguous rows, B [R, W] contiguous; out may be columns of a
+    matrix."""
     (M, W), R = z.shape, b.shape[0]
     rank = rank_tile(R, 64)
 
@@ -298,8 +300,8 @@ def both_products(
     target: Target,
     tile: Tile | None = None,
 ) -> Sums:
-    """For J matrices Z_j [M, W]: write Z_j B_j^T into the columns of q [M, J R], and return the parts of T_j^T Z_j and of
-    sum_m Z_j as :func:`reduce_rows` does, from one reading of each Z_j. b [J R, W], t [M, J R]."""
+    """For J matrices Z_j [M, W]: write Z_j B_j^T into the columns of q [M, J R], and return the parts of T_j^T Z_j and
+    of sum_m Z_j as :func:`reduce_rows` does, from one reading of each Z_j. b [J R, W], t [M, J R]."""
     (M, W), J, R = z[0].shape, len(z), t.shape[1] // len(z)
     sums: list[Sums] = []
 

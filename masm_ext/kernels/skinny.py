@@ -74,7 +74,8 @@ def skinny_reduce(
     """Per chunk of rows: G_PARTS [chunks, g_rows, W] = T^T Z, only the live rows, in the first slots of R.
 
     Z [M, W], row stride z_row; T, P [M, R] float32, row stride t_row. HAS_DS: DS_PARTS [chunks, R] = sum_m P * T.
-    HAS_SUM: SUM_PARTS [chunks, W], row stride sum_row, = sum_m Z. Grid: (tiles of W, chunks, tiles of R). A tile of R without live rows reads nothing.
+    HAS_SUM: SUM_PARTS [chunks, W], row stride sum_row, = sum_m Z. Grid: (tiles of W, chunks, tiles of R). A tile of R
+    without live rows reads nothing.
     """
     tile, chunk, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tile * BW + tl.arange(0, BW)
@@ -125,8 +126,8 @@ def skinny_both(
 
     T_OUT [L, tiles, M, R] float32, G_PARTS [L, chunks, g_rows, W] float32 (live rows in the first slots), SUM_PARTS
     [chunks, W], row stride sum_row, = sum_m Z. R <= BR. L problems of one shape: B [L, R, W], T [L, M, R] float32 with
-    strides (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses of matrices of type DTYPE, whose products are taken in
-    float32, else L = 1 and Z is the matrix. Grid: (tiles of W, chunks, L).
+    strides (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses of matrices of type DTYPE, whose products are
+    taken in float32, else L = 1 and Z is the matrix. Grid: (tiles of W, chunks, L).
     """
     tile, chunk, problem = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = tile * BW + tl.arange(0, BW)
@@ -177,8 +178,8 @@ def finish_rows(
     PARTS, OUT, S, MASK, BLOCK, program, W, R, member_rows, chunks,
     HAS_MASK: tl.constexpr, BW: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
-    """OUT [R, W], one row and BW columns of it: s * the sum of PARTS [chunks, R, W] over the chunks, in order. The slots
-    of live rows begin anew every member_rows rows."""
+    """OUT [R, W], one row and BW columns of it: s * the sum of PARTS [chunks, R, W] over the chunks, in order. The
+    slots of live rows begin anew every member_rows rows."""
     tiles = tl.cdiv(W, BW)
     row = program // tiles
     columns = (program % tiles) * BW + tl.arange(0, BW)

@@ -69,7 +69,8 @@ def subspace_linear_group(
     target: Target | None = None,
     tile: Tile | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """y J x [..., N] and p [..., J R] (no columns if not need_p). `target`, `tile`: as if for that GPU, with that tile."""
+    """y J x [..., N] and p [..., J R] (no columns if not need_p). `target`, `tile`: as if for that GPU, with that
+    tile."""
     op = "subspace_linear" if len(weight) == 1 else "subspace_linear_group"
     check_layers(op, weight, u, s, v, bias, mask)
     check_factors(op, weight[0], u[0], s[0], v[0])
@@ -133,7 +134,7 @@ def subspace_linear_group_backward(
 
 def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, strategy, target, tile):
     need_dx, need_du, need_ds, need_dv, need_db = needs
-    J, (N, D), R = len(weight), weight[0].shape, s[0].shape[0]
+    J, N, R = len(weight), weight[0].shape[0], s[0].shape[0]
     none = weight[0].new_empty(0)
     dys = [as_rows(d) for d in dy]
     M = dys[0].shape[0]

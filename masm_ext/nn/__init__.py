@@ -1,3 +1,4 @@
+from .layer_group import group_projections
 from .masm_linear import MASMLinear
 
-__all__ = ["MASMLinear"]
+__all__ = ["MASMLinear", "group_projections"]

@@ -17,6 +17,7 @@ from ..decomposition import (
 )
 from ..ops import fold, subspace_linear
 from ..reference.precision import HALF, accumulate_dtype
+from .layer_group import LayerGroup, check_group
 
 
 class MASMLinear(nn.Module):
@@ -35,6 +36,7 @@ class MASMLinear(nn.Module):
         mask: buffer bool [K]; False stops the gradients of a subspace. Set by :class:`masm_ext.LayerMasks`.
         u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
         base_hash, base_dtype: identity of the weight the layer was made from (SHA-256) and its dtype.
+        layer_group: the layers it runs together with, or None; see :meth:`group`.
 
     Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
     """
@@ -54,6 +56,7 @@ class MASMLinear(nn.Module):
         self.out_features, self.in_features = parts.weight.shape
         self.offsets = tuple(parts.offsets)
         self.base_dtype = parts.weight.dtype
+        self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
         self.register_buffer("weight", parts.weight.detach())
         self.u = nn.Parameter(parts.u.detach().clone())
@@ -107,7 +110,33 @@ class MASMLinear(nn.Module):
                 return t.to(out.device, accumulate_dtype(out.dtype))
             return out
 
-        return super()._apply(keep_wide, recurse)
+        super()._apply(keep_wide, recurse)
+        if self.layer_group is not None:
+            self.layer_group.lay_out()
+        return self
+
+    @staticmethod
+    def group(layers: Sequence[MASMLinear]) -> None:
+        """Run 2 to 4 layers that read the same x (query, key, value) as one call, whichever is called first.
+
+        Outputs and gradients are those of the single layers, to rounding. On CUDA x is read once for the P of all, dX
+        is summed before it is rounded, and there are fewer launches; on a CPU the layers run one after another as
+        before. The first call computes all outputs and holds them until the others are called, so group only layers
+        that are all called, with the very same tensor. Raises ValueError if they differ in shape, ranks, dtype or
+        device.
+        """
+        check_group(layers)
+        group = LayerGroup(layers)
+        group.lay_out()
+        for layer in layers:
+            layer.layer_group = group
+
+    @staticmethod
+    def ungroup(layers: Sequence[MASMLinear]) -> None:
+        """Undo :meth:`group` for the groups that these layers are in."""
+        for layer in layers:
+            if layer.layer_group is not None:
+                layer.layer_group.dissolve()
 
     @property
     def num_subspaces(self) -> int:
@@ -119,6 +148,8 @@ class MASMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., N]."""
+        if self.layer_group is not None:
+            return self.layer_group.output(self, x)
         return subspace_linear(x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
 
     @torch.no_grad()

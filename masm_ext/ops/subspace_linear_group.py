@@ -14,7 +14,7 @@ from .subspace_linear import cast_for_autocast
 
 
 @torch.library.register_fake("masm::subspace_linear_group")
-def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
+def _fake(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
     check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
     N, D = weight[0].shape
     torch._check(
@@ -34,9 +34,7 @@ def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
 
 
 @torch.library.register_fake("masm::subspace_linear_group_backward")
-def _fake_backward(
-    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy=""
-):
+def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy):
     def of_all(t: Tensor, needed: bool) -> Tensor:
         return t.new_empty(len(weight) * t.shape[0], *t.shape[1:]) if needed else weight[0].new_empty(0)
 
@@ -45,7 +43,7 @@ def _fake_backward(
     return dx, of_all(u[0], need_du), of_all(s[0], need_ds), of_all(v[0], need_dv), dbias
 
 
-def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
+def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
     check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
 
     def layer(*arguments):
@@ -54,13 +52,15 @@ def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
     return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p, layer=layer)
 
 
-def _backward_on_cpu(dy, x, weight, u, s, v, p, mask, offsets, *needs_and_strategy):
+def _backward_on_cpu(
+    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy
+):
     check_layers("subspace_linear_group_backward", weight, u, s, v, [], mask)
-    *needs, strategy = needs_and_strategy
 
     def layer(*arguments):
         return torch.ops.masm.subspace_linear_backward(*arguments, strategy)
 
+    needs = (need_dx, need_du, need_ds, need_dv, need_dbias)
     return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer)
 
 
@@ -73,8 +73,9 @@ def _setup_context(ctx, inputs, output) -> None:
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
-    # the gradients of a list are asked for together
-    ctx.needs = [needed if isinstance(needed, bool) else any(needed) for needed in ctx.needs_input_grad[:6]]
+    # by argument: the gradients of a list are asked for together
+    lists = [[t] if isinstance(t, Tensor) else t for t in inputs[:6]]
+    ctx.needs = [any(t.requires_grad for t in tensors) for tensors in lists]
     keep_p = any(ctx.needs[2:4])
     if keep_p and not need_p:
         raise RuntimeError("masm::subspace_linear_group: the gradients of u and s need p; call it with need_p=True")
@@ -137,10 +138,10 @@ def subspace_linear_group(
 ) -> list[Tensor]:
     """J layers on the same x in one call: what :func:`subspace_linear` gives for each, without reading x J times.
 
-    On CUDA the P of all come from one pass over x, the outputs from one product, and dX is summed over the layers before
-    it is rounded. The lists hold one tensor a layer, of one shape and dtype; ``bias`` and ``mask`` may be empty. Tensors
-    that lie one after another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it) are read in place, others
-    are copied. J <= 4 and J R <= 256, else the formula serves the call.
+    On CUDA the P of all come from one pass over x, the outputs from one product, and dX is summed over the layers
+    before it is rounded. The lists hold one tensor a layer, of one shape and dtype; ``bias`` and ``mask`` may be empty.
+    Tensors that lie one after another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it) are read in place,
+    others are copied. J <= 4 and J R <= 256, else the formula serves the call.
 
     Returns J outputs [..., N]. Raises RuntimeError for what does not fit, naming what arrived.
     """

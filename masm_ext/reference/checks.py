@@ -80,6 +80,7 @@ def check_layers(
             f"{len(u)}, {len(s)}, {len(v)}, {len(bias)} and {len(mask)}"
         )
     for name, tensors in (("weight", weight), ("u", u), ("s", s), ("v", v), ("bias", bias), ("mask", mask)):
-        kinds = {(tuple(t.shape), t.dtype, t.device) for t in tensors}
-        if len(kinds) > 1:
-            raise RuntimeError(f"masm::{op}: the layers of a group must agree in {name}, got {sorted(map(str, kinds))}")
+        # compared one by one: sizes that are still symbols cannot be put in a set
+        kinds = [(t.shape, t.dtype, t.device) for t in tensors]
+        if any(kind != kinds[0] for kind in kinds):
+            raise RuntimeError(f"masm::{op}: the layers of a group must agree in {name}, got {kinds}")

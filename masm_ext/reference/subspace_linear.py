@@ -97,8 +97,8 @@ def subspace_linear_group(
     strategy: str = "",
     layer: Callable[..., tuple[Tensor, Tensor]] = subspace_linear,
 ) -> tuple[list[Tensor], Tensor]:
-    """J layers of one shape on the same x: y J x [..., N], P [..., J R]. Lists hold one tensor a layer; bias and mask may
-    be empty. ``layer`` serves each of them."""
+    """J layers of one shape on the same x: y J x [..., N], P [..., J R]. Lists hold one tensor a layer; bias and mask
+    may be empty. ``layer`` serves each of them."""
     outputs = [
         layer(x, *parts, bias[j] if bias else None, mask[j] if mask else None, offsets, need_p)
         for j, parts in enumerate(zip(weight, u, s, v))

@@ -9,7 +9,7 @@ import masm_ext
 #: a file may import only from groups before its own
 ORDER = [
     ["_library", "reference", "files", "recompute"],
-    ["ops"],
+    ["ops", "kernels"],  # ops/homes.py imports kernels when they are called
     ["config", "selection", "decomposition"],
     ["nn"],
     ["masking", "losses"],

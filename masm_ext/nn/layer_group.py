@@ -1,0 +1,126 @@
+"""Layers that read the same x, run as one call while the model goes on calling them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import subspace_linear_group
+
+if TYPE_CHECKING:
+    from .masm_linear import MASMLinear
+
+#: Sibling modules that are the projections of one attention, by the names that libraries give them.
+PROJECTIONS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("to_q", "to_k", "to_v"),
+    ("wq", "wk", "wv"),
+    ("q", "k", "v"),
+)
+
+
+class LayerGroup:
+    """MASMLinears of one shape that are called with the same x, one after another: the first call runs all of them
+    (:func:`masm_ext.ops.subspace_linear_group`), the others fetch their outputs. A call with another x starts anew, and
+    so does one after x was changed in place (seen in eager mode only, not by torch.compile).
+
+    On CUDA their tensors are laid one after another in memory, so that the kernels read them as one; a parameter stays
+    the object it was. Made by :meth:`masm_ext.MASMLinear.group`.
+    """
+
+    def __init__(self, layers: Sequence[MASMLinear]) -> None:
+        self.layers = tuple(layers)
+        self._x: Tensor | None = None
+        self._key: tuple = ()
+        self._outputs: dict[int, Tensor] = {}
+
+    def output(self, layer: MASMLinear, x: Tensor) -> Tensor:
+        index = next(i for i, member in enumerate(self.layers) if member is layer)
+        key = _state_of(x)
+        if self._x is not x or self._key != key or index not in self._outputs:
+            outputs = self._run(x)
+            self._x, self._key, self._outputs = x, key, dict(enumerate(outputs))
+        y = self._outputs.pop(index)
+        if not self._outputs:
+            self._x = None
+        return y
+
+    def _run(self, x: Tensor) -> list[Tensor]:
+        layers = self.layers
+        return subspace_linear_group(
+            x,
+            [layer.weight for layer in layers],
+            [layer.u for layer in layers],
+            [layer.s for layer in layers],
+            [layer.v for layer in layers],
+            [] if layers[0].bias is None else [layer.bias for layer in layers],
+            offsets=layers[0].offsets,
+            mask=[layer.mask for layer in layers],
+        )
+
+    @torch.no_grad()
+    def lay_out(self) -> None:
+        """Put weights, factors, biases and masks one after another, once all are on one CUDA device in one dtype."""
+        for name in ("weight", "u", "s", "v", "bias", "mask"):
+            tensors = [getattr(layer, name) for layer in self.layers]
+            if tensors[0] is None or len({(t.dtype, t.device) for t in tensors}) > 1 or not tensors[0].is_cuda:
+                continue
+            for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
+                t.data = part
+
+    def dissolve(self) -> None:
+        for layer in self.layers:
+            layer.layer_group = None
+        self._x, self._outputs = None, {}
+
+
+def _state_of(x: Tensor) -> tuple:
+    """What else an output depends on: x as it was, and the modes it was computed under."""
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # an inference tensor keeps no version, and a compiler cannot compare them
+    tracked = not torch.compiler.is_compiling() and not x.is_inference()
+    return (x._version if tracked else None), torch.is_grad_enabled(), autocast
+
+
+def check_group(layers: Sequence[MASMLinear]) -> None:
+    """Raises ValueError if the layers cannot run as one call."""
+    if not 2 <= len(layers) <= 4 or len({id(layer) for layer in layers}) < len(layers):
+        raise ValueError(f"MASMLinear.group: expected 2 to 4 different layers, got {len(layers)}")
+    kinds = {
+        (tuple(m.weight.shape), m.offsets, m.weight.dtype, m.u.dtype, m.weight.device, m.bias is None) for m in layers
+    }
+    if len(kinds) > 1:
+        raise ValueError(
+            "MASMLinear.group: the layers must agree in shape, ranks, dtype, device and in having a bias, got "
+            + "; ".join(sorted(map(str, kinds)))
+        )
+    if any(layer.layer_group is not None for layer in layers):
+        raise ValueError("MASMLinear.group: a layer is in a group already; MASMLinear.ungroup(layers) first")
+
+
+def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
+    """Group the query, key and value projections of every self-attention of a converted model.
+
+    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape, become a group
+    (:meth:`masm_ext.MASMLinear.group`). For attentions that read one x only: where key and value read another input
+    (cross-attention), each call would compute projections nobody asks for.
+
+    Returns the number of groups. Layers that are grouped already are left as they are.
+    """
+    from .masm_linear import MASMLinear
+
+    count = 0
+    for parent in model.modules():
+        for siblings in names:
+            layers = [getattr(parent, name, None) for name in siblings]
+            if not all(isinstance(m, MASMLinear) and m.layer_group is None for m in layers):
+                continue
+            if len({(m.weight.shape, m.offsets) for m in layers}) == 1:
+                MASMLinear.group(layers)
+                count += 1
+    return count

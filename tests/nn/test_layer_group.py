@@ -1,0 +1,147 @@
+"""Layers that read the same x, run as one call."""
+
+import copy
+
+import pytest
+import torch
+from tolerances import relative_error
+from torch import nn
+
+from masm_ext import MASMConfig, MASMLinear, convert, group_projections, merge, unmerge
+from masm_ext.nn import layer_group
+
+
+class Attention(nn.Module):
+    def __init__(self, width=24, bias=True):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v)
+
+
+def converted(bias=True, dtype=torch.float32):
+    model = nn.Sequential(Attention(bias=bias), nn.LayerNorm(24), Attention(bias=bias)).to(dtype)
+    convert(model, MASMConfig(target_modules="re:.*proj", subspace_rank=2), use_cache=False, progress=False)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def gradients(model, x):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.square().mean().backward()
+    return [y, x.grad, *[p.grad for p in model.parameters() if p.grad is not None]]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a group ran."""
+    count = []
+    original = layer_group.subspace_linear_group
+    monkeypatch.setattr(layer_group, "subspace_linear_group", lambda *a, **k: count.append(1) or original(*a, **k))
+    return count
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_group_gives_what_its_layers_give(bias, dtype, calls):
+    model = converted(bias, dtype)
+    single = copy.deepcopy(model)
+    assert group_projections(model) == 2 and group_projections(model) == 0
+    model[0].q_proj.mask[0] = single[0].q_proj.mask[0] = False
+    x = torch.randn(2, 7, 24, dtype=dtype)
+    got, want = gradients(model, x), gradients(single, x)
+    assert len(calls) == 2 and len(got) == len(want)
+    for a, b in zip(got, want):
+        # dX of three layers is summed in another order
+        assert relative_error(a, b) <= (1e-5 if dtype == torch.float32 else 2e-2)
+    assert model[0].q_proj.u.grad[0].abs().max() == 0 and model[0].k_proj.u.grad[0].abs().max() > 0
+
+
+def test_another_x_or_mode_starts_anew(calls):
+    model = converted()
+    q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
+    MASMLinear.group([q, k, v])
+    x = torch.randn(3, 24)
+    want = copy.deepcopy(k)
+    MASMLinear.ungroup([want])
+    q(x)
+    assert torch.equal(k(2 * x), want(2 * x)) and len(calls) == 2
+    q(x)
+    x.mul_(3)  # the output that waits for k belongs to x as it was
+    assert torch.equal(k(x), want(x)) and len(calls) == 4
+    with torch.no_grad():
+        q(x)
+    assert k(x).requires_grad and len(calls) == 6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q(x)
+    assert k(x).dtype == torch.float32 and len(calls) == 8
+    with torch.inference_mode():
+        assert torch.equal(q(x + 0), q(x + 0))
+
+
+def test_nothing_is_held_once_all_were_called():
+    model = converted()
+    group_projections(model)
+    model(torch.randn(2, 5, 24))
+    group = model[0].q_proj.layer_group
+    assert group._x is None and not group._outputs
+
+
+def test_compile_export_checkpoint_and_copy():
+    model = converted()
+    x = torch.randn(2, 5, 24)
+    want = gradients(model, x)
+    group_projections(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(compiled, x), want):
+        assert relative_error(a, b) <= 1e-5
+    program = torch.export.export(model, (x,))
+    assert relative_error(program.module()(x), want[0]) <= 1e-5
+    for reentrant in (True, False):
+        model.zero_grad()
+        z = x.clone().requires_grad_()
+        y = torch.utils.checkpoint.checkpoint(model, z, use_reentrant=reentrant)
+        y.square().mean().backward()
+        for a, b in zip([y, z.grad, *[p.grad for p in model.parameters() if p.grad is not None]], want):
+            assert relative_error(a, b) <= 1e-5
+    twin = copy.deepcopy(model)
+    assert twin[0].q_proj.layer_group is not model[0].q_proj.layer_group
+    assert twin[0].q_proj.layer_group.layers[1] is twin[0].k_proj
+
+
+def test_merge_and_state_dict_are_untouched():
+    model = converted()
+    names = set(model.state_dict())
+    group_projections(model)
+    assert set(model.state_dict()) == names
+    x = torch.randn(2, 5, 24)
+    want = model(x)
+    merge(model)
+    assert relative_error(model(x), want) <= 1e-5
+    unmerge(model)
+    assert relative_error(model(x), want) <= 1e-6
+
+
+def test_what_cannot_be_a_group_is_refused():
+    model = converted()
+    q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
+    with pytest.raises(ValueError, match="2 to 4 different layers"):
+        MASMLinear.group([q])
+    with pytest.raises(ValueError, match="2 to 4 different layers"):
+        MASMLinear.group([q, q])
+    with pytest.raises(ValueError, match="agree in shape"):
+        MASMLinear.group([q, k, copy.deepcopy(v).double()])
+    MASMLinear.group([q, k])
+    with pytest.raises(ValueError, match="in a group already"):
+        MASMLinear.group([k, v])
+    MASMLinear.ungroup([q])
+    assert k.layer_group is None
+    MASMLinear.group([q, k, v])
