@@ -18,7 +18,7 @@ help:
 demo: $(BIN)/.installed
 	$(BIN)/masm demo --out demo-run $(DEMO_ARGS)
 
-test: $(BIN)/.installed
+test: $(BIN)/.installed $(VENV)/triton-3.6/.installed
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: $(BIN)/.installed
@@ -45,6 +45,12 @@ $(BIN)/.tools: $(BIN)/python constraints.txt
 $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	@echo "== building masm_ext and installing it with its extras"
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,peers,test]"
+	@touch $@
+
+# A second Triton, that of common GPU images: kernels are proved on both. It wants an older numpy of its own.
+$(VENV)/triton-3.6/.installed: $(BIN)/python
+	@echo "== installing Triton 3.6 beside the pinned one"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(@D) triton==3.6.0 numpy==2.3.5
 	@touch $@
 
 clean:

@@ -8,9 +8,9 @@ tiles of X (``COMPUTE_T``), which reads X once but repeats the skinny product in
 every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range
 of float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
 
-Layers of one shape that read the same x are MEMBERS of one forward product: A lies side by side, Y, T, S, V, C and the
-bias one layer after another. In the gradient of x they are PARTS of one sum: X differs, the inner dimension is that of
-all, and no dX is added to another in memory.
+Layers of one shape that read the same x are MEMBERS of one forward product: A lies side by side, T, S, V, C and the
+bias one layer after another, Y apart. In the gradient of x they are PARTS of one sum: X differs, the inner dimension is
+that of all, and no dX is added to another in memory.
 """
 
 from __future__ import annotations
@@ -67,21 +67,25 @@ def store_t(T, t, rows, M, R, t_row, BR: tl.constexpr):
 
 
 @triton.jit
-def store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS: tl.constexpr):
-    """Y [MEMBERS, M, OUT] = acc + bias [MEMBERS, OUT], one tile."""
+def store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Y of a member [M, OUT] = acc + its bias, one tile."""
     if HAS_BIAS:
         acc += tl.load(BIAS + member * OUT + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
-    row = member.to(tl.int64) * M + rows[:, None]
-    tl.store(
-        Y + row * OUT + columns[None, :],
-        acc.to(Y.dtype.element_ty),
-        mask=(rows[:, None] < M) & (columns[None, :] < OUT),
-    )
+    y = Y0
+    if MEMBERS > 1:
+        if member == 1:
+            y = Y1
+        if member == 2:
+            y = Y2
+        if member == 3:
+            y = Y3
+    where = y + rows[:, None].to(tl.int64) * OUT + columns[None, :]
+    tl.store(where, acc.to(Y0.dtype.element_ty), mask=(rows[:, None] < M) & (columns[None, :] < OUT))
 
 
 @triton.jit
 def subspace_gemm(
-    X0, X1, X2, X3, A, T, S, V, C, BIAS, Y,
+    X0, X1, X2, X3, A, T, S, V, C, BIAS, Y0, Y1, Y2, Y3,
     M, OUT, IN, R,
     x_row, a_in, a_out, t_row,
     MEMBERS: tl.constexpr, PARTS: tl.constexpr,
@@ -93,8 +97,8 @@ def subspace_gemm(
 
     X0 .. X[PARTS - 1] [M, IN] with row stride ``x_row``; A [PARTS IN, MEMBERS OUT] with strides ``a_in``, ``a_out``; T
     [M, PARTS MEMBERS R] float32, row stride t_row; S [PARTS MEMBERS R], V [.., IN] (read only if COMPUTE_T) and C
-    [.., OUT] contiguous, of the factors' dtype; BIAS [MEMBERS, OUT]; Y [MEMBERS, M, OUT] contiguous. BR: R rounded up
-    (COMPUTE_T) or a chunk of R. EVEN: IN is a multiple of BK. Grid: one program a tile of Y.
+    [.., OUT] contiguous, of the factors' dtype; BIAS [MEMBERS, OUT]; Y0 .. Y[MEMBERS - 1] [M, OUT] contiguous. BR: R
+    rounded up (COMPUTE_T) or a chunk of R. EVEN: IN is a multiple of BK. Grid: one program a tile of Y.
     """
     tiles_out = tl.cdiv(OUT, BN)
     pid_m, pid_n = tile_of(tl.program_id(0), tl.cdiv(M, BM), MEMBERS * tiles_out, GROUP)
@@ -150,12 +154,12 @@ def subspace_gemm(
         acc = add_low_rank(
             acc, T + first, S + first, c_first, rows, columns, M, OUT, PARTS * R, t_row, LOW_PRECISION, BR
         )
-    store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS)
+    store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS, HAS_BIAS)
 
 
 @triton.jit
 def subspace_gemm_tma(
-    x0_desc, x1_desc, x2_desc, x3_desc, a_desc, y_desc, T, S, V, C, BIAS, Y,
+    x0_desc, x1_desc, x2_desc, x3_desc, a_desc, y_desc, T, S, V, C, BIAS, Y0, Y1, Y2, Y3,
     M, OUT, IN, R,
     t_row,
     MEMBERS: tl.constexpr, PARTS: tl.constexpr,
@@ -219,4 +223,4 @@ def subspace_gemm_tma(
             acc += tl.load(BIAS + columns, mask=columns < OUT, other=0.0).to(tl.float32)[None, :]
         y_desc.store([row, column], acc.to(y_desc.dtype))
     else:
-        store_y(Y, BIAS, acc, rows, columns, member, M, OUT, HAS_BIAS)
+        store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS, HAS_BIAS)

@@ -9,6 +9,7 @@ that of one layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -20,12 +21,12 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..ops.homes import MAX_LAYERS
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, low_rank_precision, padded, precision, run
 from .tiles import BOTH, GEMM, GEMM_TMA, REDUCE, SKINNY, SMALL, SMALL_ROWS, rank_tile, tiles
 
 GROUP = 8  # rows of tiles that share the tiles of the weight in L2
-MAX_LAYERS = 4  # of a group: as many operands X has the kernel
 
 
 class Factor(NamedTuple):
@@ -67,7 +68,7 @@ _kept_blocks = lru_cache(maxsize=256)(_make_blocks)
 
 def as_rows(t: Tensor) -> Tensor:
     """[..., W] as a matrix whose rows are contiguous; copied only where they are not."""
-    rows = t.reshape(-1, t.shape[-1]) if t.dim() != 2 else t
+    rows = t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] <= 1 else rows.contiguous()
 
 
@@ -102,24 +103,25 @@ def forward_product(
     strategy: str,
     target: Target,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """y [J, M, N] and P [M, J R] (None if not needed). x [M, D], weight [J N, D], bias [J N]."""
-    (M, D), N, R = x.shape, weight.shape[0] // layers, factor.s.shape[0] // layers
-    p = x.new_empty(M, layers * R, dtype=torch.float32) if need_p or strategy in ("kext", "addmm") else None
+) -> tuple[list[Tensor], Tensor | None]:
+    """y J x [M, N] and P [M, J R] (None if not needed). x [M, D], weight [J N, D], bias [J N]."""
+    M, N = x.shape[0], weight.shape[0] // layers
+    p = x.new_empty(M, factor.s.shape[0], dtype=torch.float32) if need_p or strategy in ("kext", "addmm") else None
     if p is not None and strategy != "single":
         skinny_product(x, factor.v, p, target, tile)
     if strategy == "folded":
         operands = (_by_layer(t, layers) for t in (weight, factor.c, factor.s, factor.v))
         folded = [fold(w, u, s, v, target, tile) for w, u, s, v in zip(*operands)]
         biases = [None] * layers if bias is None else _by_layer(bias, layers)
-        return torch.stack([F.linear(x, w, b) for w, b in zip(folded, biases)]), p
-    y = x.new_empty(layers, M, N)
+        return [F.linear(x, w, b) for w, b in zip(folded, biases)], p
+    ys = [x.new_empty(M, N) for _ in range(layers)]
     if strategy == "addmm":
-        subspace_gemm([x[:, :0]], weight[:, :0].mT, p, factor, bias, y, False, target, tile)
-        y.baddbmm_(x.expand(layers, M, D), _by_layer(weight, layers).mT)
+        subspace_gemm([x[:, :0]], weight[:, :0].mT, p, factor, bias, ys, False, target, tile)
+        for y, w in zip(ys, _by_layer(weight, layers)):
+            y.addmm_(x, w.mT)
     else:
-        subspace_gemm([x], weight.mT, p, factor, bias, y, strategy == "single", target, tile)
-    return y, p
+        subspace_gemm([x], weight.mT, p, factor, bias, ys, strategy == "single", target, tile)
+    return ys, p
 
 
 def input_gradient(
@@ -140,14 +142,14 @@ def input_gradient(
             folded = fold(w, u, s, v, target, tile)
             dx = dy @ folded if dx is None else dx.addmm_(dy, folded)
         return dx
-    dx = dys[0].new_empty(1, M, D)
+    dx = dys[0].new_empty(M, D)
     if strategy == "addmm":
-        subspace_gemm([dy[:, :0] for dy in dys], weight[:0], q, factor, None, dx, False, target, tile)
+        subspace_gemm([dy[:, :0] for dy in dys], weight[:0], q, factor, None, [dx], False, target, tile)
         for dy, w in zip(dys, _by_layer(weight, layers)):
-            dx[0].addmm_(dy, w)
+            dx.addmm_(dy, w)
     else:
-        subspace_gemm(dys, weight, q, factor, None, dx, strategy == "single", target, tile)
-    return dx[0]
+        subspace_gemm(dys, weight, q, factor, None, [dx], strategy == "single", target, tile)
+    return dx
 
 
 def subspace_gemm(
@@ -156,24 +158,27 @@ def subspace_gemm(
     t: Tensor | None,
     factor: Factor,
     bias: Tensor | None,
-    y: Tensor,
+    ys: Sequence[Tensor],
     compute_t: bool,
     target: Target,
     tile: Tile | None = None,
 ) -> None:
-    """Write sum_j X_j A_j + (T * s) C + bias into y [members, M, OUT]: one X and J members, or J X and one member.
+    """Write sum_j X_j A_j + (T * s) C + bias into y [M, OUT]: one X and J y, or J X and one y.
 
     X_j [M, IN], all of one row stride; A [J IN, OUT] or [IN, J OUT]; T [M, J R] is read, or with `compute_t` computed
     and, if there is one, written.
     """
-    parts, members = len(xs), y.shape[0]
-    (M, IN), OUT, R = xs[0].shape, y.shape[2], factor.s.shape[0] // (parts * members)
+    parts, members, y = len(xs), len(ys), ys[0]
+    (M, IN), OUT, R = xs[0].shape, y.shape[1], factor.s.shape[0] // (parts * members)
     if M == 0 or OUT == 0:
+        if compute_t and t is not None:  # no tile of y computes it
+            for x, v, column in zip(xs, _by_layer(factor.v, parts), t.split(t.shape[1] // parts, 1)):
+                skinny_product(x, v, column, target, tile)
         return
     if len({x.stride(0) for x in xs}) > 1:
         xs = [x.contiguous() for x in xs]
     out_in = a.stride(0) == 1 and a.stride(1) >= a.shape[0]  # the weight lies as [OUT, IN]
-    use_tma = fits_tma(target, *xs, a.mT if out_in else a, y[0])
+    use_tma = fits_tma(target, *xs, a.mT if out_in else a, y)
     kernel = SMALL if compute_t and M <= SMALL_ROWS else GEMM_TMA if use_tma else GEMM
     constants = dict(
         MEMBERS=members,
@@ -191,14 +196,14 @@ def subspace_gemm(
     def launch(tile: Tile) -> None:
         grid = (triton.cdiv(M, tile.BM) * members * triton.cdiv(OUT, tile.BN),)
         options = dict(**constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, warps=tile.warps, stages=tile.stages)
-        low_rank = (t, factor.s, factor.v, factor.c, bias, y)
+        low_rank = (t, factor.s, factor.v, factor.c, bias, *_four(ys))
         if kernel == GEMM_TMA and (parts == 1 or IN % tile.BK == 0):
             x_desc = [TensorDescriptor.from_tensor(x, [tile.BM, tile.BK]) for x in _four(xs)]
             if out_in:
                 a_desc = TensorDescriptor.from_tensor(a.mT, [tile.BN, tile.BK])
             else:
                 a_desc = TensorDescriptor.from_tensor(a, [tile.BK, tile.BN])
-            y_desc = TensorDescriptor.from_tensor(y[0], [tile.BM, tile.BN])
+            y_desc = TensorDescriptor.from_tensor(y, [tile.BM, tile.BN])
             operands = (*x_desc, a_desc, y_desc, *low_rank, M, OUT, IN, R, t_row)
             run(gemm.subspace_gemm_tma, grid, *operands, A_IS_OUT_IN=out_in, **options)
         else:
@@ -209,8 +214,8 @@ def subspace_gemm(
     _launch(launch, kernel, target, a.dtype, tile, M, R, *form)
 
 
-def _four(xs: Sequence[Tensor]) -> list[Tensor]:
-    return [*xs, *[xs[0]] * (MAX_LAYERS - len(xs))]
+def _four(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [*tensors, *[tensors[0]] * (MAX_LAYERS - len(tensors))]
 
 
 def fits_tma(target: Target, *matrices: Tensor) -> bool:
@@ -272,7 +277,7 @@ def reduce_rows(
     sums: list[Sums] = []
 
     def launch(tile: Tile) -> None:
-        tiles_w, tiles_r = max(1, triton.cdiv(W, tile.BN)), triton.cdiv(R, rank)
+        tiles_w, tiles_r = max(1, triton.cdiv(W, tile.BN)), max(1, triton.cdiv(R, rank))
         rows = chunk_rows_of(M, tile.BM, tiles_w * tiles_r, target)
         chunks = triton.cdiv(M, rows)
         sums[:] = [_new_sums(t, chunks, W, J, p is not None, need_sum)]

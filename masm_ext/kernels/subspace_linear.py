@@ -13,17 +13,17 @@ The gradient of x uses the same, with Q for P. du, dv, ds and dbias do not depen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..ops.homes import ADDMM, KEXT, MAX_RANK, REFERENCE, SINGLE, STRATEGIES, Call, choose
+from ..ops.homes import ADDMM, KEXT, MAX_LAYERS, MAX_RANK, REFERENCE, SINGLE, STRATEGIES, Call, choose
 from ..reference.checks import check_bias, check_blocks, check_factors, check_input, check_layers
 from .launch import Target, Tile, on_device, precision, target_of
 from .products import (
-    MAX_LAYERS,
     Factor,
     Live,
     as_rows,
@@ -179,7 +179,7 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
 
 
 def _choose(x: Tensor, OUT: int, IN: int, R: int, layers: int, target: Target, learning: bool) -> str:
-    M = x.numel() // max(1, x.shape[-1])
+    M = math.prod(x.shape[:-1])
     return choose(Call(M, OUT, IN, R, layers, x.dtype, target.capability, learning, precision(x.dtype) == "tf32"))
 
 

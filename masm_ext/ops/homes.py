@@ -46,8 +46,8 @@ HOMES: dict[tuple[str, str], tuple[str, str]] = {
 #: How a CUDA call of subspace_linear can be computed; see masm_ext/kernels/subspace_linear.py and docs/kernels.md.
 KEXT, SINGLE, ADDMM, FOLDED, REFERENCE = "kext", "single", "addmm", "folded", "reference"
 STRATEGIES = (KEXT, SINGLE, ADDMM, FOLDED, REFERENCE)
-#: Most directions, of all layers of a call, that the kernels hold.
-MAX_RANK = 256
+#: Most directions, of all layers of a call together, and most layers that the kernels serve.
+MAX_RANK, MAX_LAYERS = 256, 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Rule:
 #: benchmarks/tune.py measures, and prints this table anew.
 RULES: tuple[Rule, ...] = (
     Rule(REFERENCE, lambda c: c.dtype == torch.float64, "no tensor cores for it, and no need of speed"),
-    Rule(REFERENCE, lambda c: c.R * c.layers > MAX_RANK, "more directions than the kernels hold"),
+    Rule(REFERENCE, lambda c: c.R * c.layers > MAX_RANK or c.layers > MAX_LAYERS, "more than the kernels serve"),
     Rule(
         FOLDED,
         lambda c: c.dtype == torch.float32 and not c.learning and c.M * (c.IN + c.OUT) >= 2 * c.IN * c.OUT,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -63,9 +64,10 @@ def subspace_linear_backward(
     check_input("subspace_linear_backward", "dy", dy, weight.shape[0], weight)
     check_blocks("subspace_linear_backward", mask, offsets, s.shape[0])
     none = weight.new_empty(0)
-    g = wide(dy).reshape(-1, weight.shape[0])  # [M, N]
-    rows = wide(x).reshape(-1, weight.shape[1])  # [M, D]
-    p = p.reshape(-1, s.shape[0])  # [M, R]
+    M = math.prod(dy.shape[:-1])
+    g = wide(dy).reshape(M, weight.shape[0])
+    rows = wide(x).reshape(M, weight.shape[1])
+    p = p.reshape(M, s.shape[0])
     sw = wide(s)
     q = g @ wide(u).mT  # [M, R]
     masked = None  # [R]: rows whose gradients are zero, whatever the numbers (a product would let NaN through)

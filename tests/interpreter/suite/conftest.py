@@ -1,0 +1,22 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# collected only in the process that ../test_interpreter.py starts
+collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+
+if not collect_ignore_glob:
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    import mend  # noqa: F401  (mends the interpreter)
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Memory that torch.empty returns is full of NaN: what a kernel leaves out is seen."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

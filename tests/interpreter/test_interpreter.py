@@ -1,0 +1,32 @@
+"""Runs the suite of this folder under Triton's interpreter, in a process of its own for each Triton.
+
+What interprets and what compiles cannot share a process, and a kernel that reads out of bounds ends it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = Path(__file__).parent / "suite"
+#: A second Triton, the one of common GPU images, installed beside the pinned one by `make test`.
+OTHER = Path(sys.prefix) / "triton-3.6"
+
+
+@pytest.mark.parametrize("triton", ["pinned", "3.6"])
+def test_kernels_in_the_interpreter(triton, seed):
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    if triton == "3.6":
+        if not (OTHER / "triton").is_dir():
+            pytest.skip(f"no {OTHER.name} in the environment: `make test` installs it")
+        environment["PYTHONPATH"] = os.pathsep.join([str(OTHER), os.environ.get("PYTHONPATH", "")])
+    else:
+        pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE), f"--seed={seed}"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    assert run.returncode == 0, (
+        f"exit {run.returncode} (negative: a signal)\n{run.stdout[-8000:]}\n{run.stderr[-4000:]}"
+    )
+    assert " passed" in run.stdout and " skipped" not in run.stdout, run.stdout[-2000:]
