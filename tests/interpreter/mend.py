@@ -1,8 +1,8 @@
 """Makes Triton's interpreter compute as a GPU does where it does not (Triton 3.6 to 3.9).
 
 - bfloat16 is kept as raw 16-bit integers: casts truncate, and dot products work on the integers (errors of 1e10). Here
-  casts round to nearest even and operands are widened to float32. (Arithmetic on bfloat16 stays wrong: no kernel of this
-  project does any, and one that did would fail its test.)
+  casts round to nearest even and operands are widened to float32. (Arithmetic on bfloat16 stays wrong: no kernel here
+  does any, and one that did would fail its test.)
 - tf32 products are computed in float32. Here their operands are rounded to tf32's 10 bits of mantissa.
 
 Import it after TRITON_INTERPRET=1 is set and before a kernel runs. The suite keeps a canary for both.

@@ -3,43 +3,23 @@
 In this process they serve CPU tensors in place of the C++ home, which is what PyTorch then sees of them on a GPU.
 """
 
-import copy
-
 import pytest
 import torch
-from inputs import POINTERS, TMA, draw, error
+from homes_on_cpu import triton_serves_the_cpu
+from inputs import POINTERS, draw, error
 from torch import nn
 
 import masm_ext
 from masm_ext import MASMConfig, convert, group_projections
-from masm_ext.kernels import fold as fold_home
-from masm_ext.kernels import launch, products
+from masm_ext.kernels import products
 from masm_ext.kernels import subspace_linear as linear_home
-from masm_ext.kernels import subspace_penalty as penalty_home
 from masm_ext.ops import fold, homes, subspace_linear
-
-HOMES = {
-    "subspace_linear": linear_home,
-    "subspace_linear_backward": linear_home,
-    "subspace_linear_group": linear_home,
-    "subspace_linear_group_backward": linear_home,
-    "subspace_penalty": penalty_home,
-    "fold": fold_home,
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def triton_serves_the_cpu():
-    cpp = copy.deepcopy(masm_ext.build_info()["ops"])
-    assert all("Triton" in cpp[f"masm::{op}"]["cuda"] for op in HOMES), cpp
-    library = torch.library.Library("masm", "IMPL")
-    for op, module in HOMES.items():
-        library.impl(op, getattr(module, op), "CPU", allow_override=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (linear_home, penalty_home, fold_home, launch):
-            patch.setattr(module, "target_of", lambda device: TMA)
+def homes_of_cuda():
+    with triton_serves_the_cpu():
         yield
-    library._destroy()
 
 
 @pytest.fixture(params=["", "kext", "single", "addmm", "folded", "reference"])
