@@ -75,8 +75,10 @@ def store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS: t
     if MEMBERS > 1:
         if member == 1:
             y = Y1
+    if MEMBERS > 2:
         if member == 2:
             y = Y2
+    if MEMBERS > 3:
         if member == 3:
             y = Y3
     where = y + rows[:, None].to(tl.int64) * OUT + columns[None, :]

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -196,26 +196,27 @@ def subspace_gemm(
     def launch(tile: Tile) -> None:
         grid = (triton.cdiv(M, tile.BM) * members * triton.cdiv(OUT, tile.BN),)
         options = dict(**constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, warps=tile.warps, stages=tile.stages)
-        low_rank = (t, factor.s, factor.v, factor.c, bias, *_four(ys))
+        low_rank = (t, factor.s, factor.v, factor.c, bias, *_padded_list(ys))
         if kernel == GEMM_TMA and (parts == 1 or IN % tile.BK == 0):
-            x_desc = [TensorDescriptor.from_tensor(x, [tile.BM, tile.BK]) for x in _four(xs)]
+            x_desc = _padded_list([TensorDescriptor.from_tensor(x, [tile.BM, tile.BK]) for x in xs])
             if out_in:
                 a_desc = TensorDescriptor.from_tensor(a.mT, [tile.BN, tile.BK])
             else:
                 a_desc = TensorDescriptor.from_tensor(a, [tile.BK, tile.BN])
-            y_desc = TensorDescriptor.from_tensor(y, [tile.BM, tile.BN])
+            y_desc = TensorDescriptor.from_tensor(y, [tile.BM, tile.BN]) if members == 1 else None
             operands = (*x_desc, a_desc, y_desc, *low_rank, M, OUT, IN, R, t_row)
             run(gemm.subspace_gemm_tma, grid, *operands, A_IS_OUT_IN=out_in, **options)
         else:
-            operands = (*_four(xs), a, *low_rank, M, OUT, IN, R, xs[0].stride(0), *a.stride(), t_row)
+            operands = (*_padded_list(xs), a, *low_rank, M, OUT, IN, R, xs[0].stride(0), *a.stride(), t_row)
             run(gemm.subspace_gemm, grid, *operands, EVEN=IN % tile.BK == 0, **options)
 
     form = (OUT, IN, compute_t, out_in, members, parts, factor.s.dtype)
     _launch(launch, kernel, target, a.dtype, tile, M, R, *form)
 
 
-def _four(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [*tensors, *[tensors[0]] * (MAX_LAYERS - len(tensors))]
+def _padded_list(items: Sequence[Any]) -> list[Any]:
+    """Operands for each layer that a kernel has room for, None where there is none."""
+    return [*items, *[None] * (MAX_LAYERS - len(items))]
 
 
 def fits_tma(target: Target, *matrices: Tensor) -> bool:

@@ -101,8 +101,9 @@ def skinny_reduce(
         wanted = inside[:, None] & held[None, :]
         t = tl.load(T + t_at, mask=wanted, other=0.0)
         g = tl.dot(tl.trans(z), t.to(z.dtype), g, input_precision=PRECISION)
-        if HAS_DS:
-            ds += tl.sum(t * tl.load(P + t_at, mask=wanted, other=0.0), 0)
+        if HAS_DS:  # by the programs of the first tile; the others read nothing
+            first = inside[:, None] & (rank[None, :] < tl.where(tile == 0, R, 0)) & held[None, :]
+            ds += tl.sum(t * tl.load(P + t_at, mask=first, other=0.0), 0)
         if HAS_SUM:
             total += tl.sum(z.to(tl.float32), 0)
     g_at = G_PARTS + (chunk.to(tl.int64) * g_rows + slots[None, :]) * W + columns[:, None]
