@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Tile]:
     try:
         entries = json.loads(path.read_text())
         return {key: Tile(*map(int, tile)) for key, tile in entries.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(f"the tuning cache {path} cannot be read ({error}); tiles are timed again", stacklevel=3)
