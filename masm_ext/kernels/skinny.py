@@ -127,15 +127,16 @@ def skinny_both(
 
     T_OUT [L, tiles, M, R] float32, G_PARTS [L, chunks, g_rows, W] float32 (live rows in the first slots), SUM_PARTS
     [chunks, W], row stride sum_row, = sum_m Z. R <= BR. L problems of one shape: B [L, R, W], T [L, M, R] float32 with
-    strides (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses of matrices of type DTYPE, whose products are
-    taken in float32, else L = 1 and Z is the matrix. Grid: (tiles of W, chunks, L).
+    strides (M * R, t_row, t_rank); TABLE: Z is an int64 [L] of addresses, multiples of 16, of matrices of type DTYPE,
+    whose products are taken in float32, else L = 1 and Z is the matrix. Grid: (tiles of W, chunks, L).
     """
     tile, chunk, problem = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     columns = tile * BW + tl.arange(0, BW)
     rank = tl.arange(0, BR)
     in_w, in_r = columns < W, rank < R
     if TABLE:
-        z_base = tl.load(Z + problem).to(tl.pointer_type(DTYPE))
+        # whoever makes the table sees to it; without the promise every element would be loaded on its own
+        z_base = tl.multiple_of(tl.load(Z + problem).to(tl.pointer_type(DTYPE)), 16)
     else:
         z_base = Z
     b = tl.load(

@@ -45,7 +45,10 @@ def weight_products(
     if a.dtype == torch.float64:
         return plain_products(weights, a, b)
     (L, R, D), (N, dtype) = b.shape, (weights[0].shape[0], weights[0].dtype)
-    weights = [w.contiguous() for w in weights]
+    weights = [
+        w if w.is_contiguous() and w.data_ptr() % 16 == 0 else w.clone(memory_format=torch.contiguous_format)
+        for w in weights
+    ]
     table = _table(weights)
     a_weight, b_weight = [], []
     for begin in range(0, R, BOTH_MAX_RANK):
