@@ -21,10 +21,13 @@ import torch
 from cases import Case
 from tqdm import tqdm
 
-#: A sample shorter than this is made of several calls.
+#: On a CPU a sample shorter than this is made of several calls.
 SHORTEST_SAMPLE = 1e-3
-#: Written before every timed call on CUDA: larger than any L2 cache, so that no provider finds its inputs there.
+#: Written before every timed call on CUDA: larger than any L2 cache, so that no provider finds its inputs there. It
+#: holds for one call, so a sample on CUDA is one call.
 FLUSH_BYTES = 256 << 20
+#: Cycles a second that no GPU exceeds, and the longest that a GPU is made to wait for the host: a first run compiles.
+FASTEST_CLOCK, LONGEST_WAIT = 2.5e9, 0.02
 
 
 @dataclass(frozen=True)
@@ -81,28 +84,40 @@ def synchronize(device: torch.device) -> None:
 
 
 class Clock:
-    """Seconds of a call: CUDA events on a GPU, the wall clock elsewhere."""
+    """Seconds of a call: CUDA events on a GPU, the wall clock elsewhere.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    `ahead`: the GPU waits until the host has launched the whole call, so that the time is that of the GPU alone. The
+    host's own time is in `host`, seconds of the fastest run of each call (on a CPU the time of the call).
+    """
+
+    def __init__(self, device: torch.device, ahead: bool = False) -> None:
+        self.ahead = ahead
+        self.host: dict[Call, float] = {}
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
 
     def seconds(self, call: Call, times: int = 1) -> float:
         if call.setup is not None:
             call.setup()
         if self._flush is None:
-            begin = time.perf_counter()
-            for _ in range(times):
-                call.run()
-            return (time.perf_counter() - begin) / times
-        self._flush.zero_()
+            return self._launch(call, times)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        if self.ahead:
+            wait = min(LONGEST_WAIT, 1.5 * times * self.host.get(call, 0.0))
+            torch.cuda._sleep(int(wait * FASTEST_CLOCK))
         begin.record()
-        for _ in range(times):
-            call.run()
+        self._launch(call, times)
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / times
+
+    def _launch(self, call: Call, times: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(times):
+            call.run()
+        took = (time.perf_counter() - begin) / times
+        self.host[call] = min(took, self.host.get(call, took))
+        return took
 
 
 def interleave(
@@ -116,16 +131,20 @@ def interleave(
     seed: int = 0,
     progress: str = "",
     on_failure: Callable[[str, Exception], None] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """Time every call once a round until `seconds` are spent, at least `least` and at most `most` rounds.
 
-    A call that raises while it warms up is handed to `on_failure` and left out; without `on_failure` it raises.
-    Returns seconds by name, one entry a round, in the order of the rounds. `progress`: label of a progress bar.
+    Kernels are compiled and their tiles timed while a call warms up, twice or more on CUDA, never in a sample. A call
+    that raises then is handed to `on_failure` and left out; without `on_failure` it raises. Returns seconds by name,
+    one entry a round, in the order of the rounds. `progress`: label of a progress bar; `clock`: another than
+    `Clock(device)`.
     """
-    clock, times, alive = Clock(device), {}, dict(calls)
+    clock, times, alive = clock or Clock(device), {}, dict(calls)
+    on_gpu = device.type == "cuda"
     for name, call in calls.items():
         try:
-            took = min(clock.seconds(call) for _ in range(max(1, warm_up)))
+            took = min(clock.seconds(call) for _ in range(max(2 if on_gpu else 1, warm_up)))
         except Exception as error:
             if on_failure is None:
                 raise
@@ -133,7 +152,9 @@ def interleave(
             del alive[name]
             continue
         # A call with a setup can run only once after it.
-        times[name] = 1 if call.setup is not None else min(1000, max(1, math.ceil(SHORTEST_SAMPLE / max(took, 1e-9))))
+        times[name] = (
+            1 if on_gpu or call.setup is not None else min(1000, max(1, math.ceil(SHORTEST_SAMPLE / max(took, 1e-9))))
+        )
     samples: dict[str, list[float]] = {name: [] for name in alive}
     order, shuffle = list(alive), random.Random(seed).shuffle
     begin, rounds = time.perf_counter(), 0
@@ -214,6 +235,10 @@ class GateError(Exception):
     """A provider whose numbers are wrong."""
 
 
+class Unavailable(Exception):
+    """A provider that cannot be had on this machine or for this case, and why."""
+
+
 @dataclass
 class Outcome:
     """What became of a case: numbers, and every provider that has none, with the reason."""
@@ -235,7 +260,7 @@ class Outcome:
             yield
         except GateError as error:
             self.refused[name] = str(error)
-        except ImportError as error:
+        except (ImportError, Unavailable) as error:
             self.unavailable[name] = str(error)
         except Exception as error:
             self.fail(name, error)

@@ -12,29 +12,82 @@ from typing import Any
 
 import torch
 
-SUITES = ("layer", "step", "optimizer", "losses", "decompose", "scale", "memory")
+SUITES = ("layer", "group", "step", "memory", "optimizer", "losses", "decompose", "scale")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-#: 8 images of 257 tokens.
-LAYER_TOKENS = 2056
 SUBSPACES = 4
+#: Measures of a layer, and of how much of another provider's time masm needs.
+FORWARD, BOTH = "forward", "forward+backward"
+
+
+def over(measure: str, provider: str) -> str:
+    return f"{measure} over {provider}"
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a run measures unless it is told otherwise. `tokens` of a layer: 8 images of 257 on a CPU, 32 on a GPU.
+    `model_dtypes` and `converted` are those of a whole model; `left_out`: its programs that run only where they are
+    named: on a CPU a group is no different from its layers, on a GPU a compiler, or an SVD of each layer, would take
+    longer than all measurements together. `minutes`: a run starts no case that would, by its estimate, end later.
+    """
+
+    tokens: int
+    model: str
+    batch: int
+    seconds: float
+    model_dtypes: tuple[str, ...]
+    converted: str
+    left_out: tuple[str, ...]
+    minutes: float | None = None
+
+
+DEFAULTS = {
+    "cpu": Defaults(2056, "vit-s", 16, 12.0, ("float32", "bfloat16"), "all linears", ("masm-group",)),
+    "cuda": Defaults(
+        *(8224, "vit-l", 32, 1.5, ("bfloat16",), "attention"),
+        left_out=("masm-half", "compiled", "peft-pissa", "peft-osf", "eigentune"),
+        minutes=8.0,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run was asked for. `seconds`: time budget of one comparison; `cache`: a folder for the SVDs of the run."""
+    """What a run was asked for; `DEFAULTS` of the device for what is not given. `model_dtypes`: of the suites that take
+    a whole model; `seconds`: time budget of one comparison; `cache`: a folder for the SVDs of the run.
+    """
 
     device: str = "cpu"
     threads: int | None = None
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = tuple(DTYPES)
+    model_dtypes: tuple[str, ...] = ()
     providers: tuple[str, ...] | None = None
-    model: str = "vit-s"
-    batch: int = 16
-    seconds: float = 12.0
+    model: str = ""
+    batch: int = 0
+    seconds: float = 0.0
     quick: bool = False
     dry_run: bool = False
     progress: bool = False
     cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        defaults = self.defaults
+        for name in ("model", "batch", "seconds", "model_dtypes"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(defaults, name))
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.partition(":")[0] == "cuda"
+
+    @property
+    def defaults(self) -> Defaults:
+        return DEFAULTS["cuda" if self.on_gpu else "cpu"]
+
+    @property
+    def compile_seconds(self) -> float:
+        """A guess: until the kernels of one dtype and R are compiled, and their tiles timed, for all strategies."""
+        return 30.0 if self.on_gpu else 0.0
 
     def chosen(self, available: tuple[str, ...], floor: str | None = None) -> list[str]:
         """Those of `available` that the run asks for, the floor always among them and first."""
@@ -44,7 +97,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `goals`: {(measure, provider): largest ratio over the floor}."""
+    """One comparison. `goals`: {(measure, provider): largest ratio over the floor}. `estimate`: seconds that it takes,
+    roughly, kernels compiled anew."""
 
     suite: str
     name: str
@@ -52,6 +106,7 @@ class Case:
     floor: str
     values: dict[str, Any]
     goals: dict[tuple[str, str], float] = field(default_factory=dict)
+    estimate: float = 0.0
 
     @property
     def key(self) -> str:
@@ -82,6 +137,10 @@ class VisionSize:
         """(N, D) of the attention projections."""
         return [(self.width, self.width)] * (4 * self.depth)
 
+    def converted(self, which: str) -> list[tuple[int, int]]:
+        """(N, D) of what is converted: "all linears" or "attention"."""
+        return self.linears if which == "all linears" else self.attention
+
 
 MODELS = {
     "tiny": VisionSize(64, 2, 2, 28),
@@ -91,19 +150,54 @@ MODELS = {
     "vit-h": VisionSize(1280, 32, 16),
 }
 
-#: (dtype, N, D, R, goal of masm for forward and backward); masm-masked has one goal for all.
-LAYERS = (
-    ("float32", 1024, 1024, 16, 1.08),
-    ("float32", 4096, 1024, 16, 1.08),
-    ("float32", 1024, 4096, 16, None),
-    ("float32", 1024, 1024, 64, 1.18),
-    ("bfloat16", 1024, 1024, 16, 1.25),
-    ("bfloat16", 4096, 1024, 16, 1.20),
-    ("bfloat16", 1024, 1024, 64, None),
-)
-MASKED_GOAL = 1.03
-STEP_GOALS = {"float32": 1.10, "bfloat16": 1.12}
+
+@dataclass(frozen=True)
+class LayerCase:
+    """M = 0: the tokens of the device."""
+
+    dtype: str
+    N: int
+    D: int
+    R: int
+    goals: dict[tuple[str, str], float] = field(default_factory=dict)
+    M: int = 0
+
+
+def _cpu_goals(both: float | None) -> dict[tuple[str, str], float]:
+    masked = {(BOTH, "masm-masked"): 1.03}
+    return masked if both is None else {(BOTH, "masm"): both, **masked}
+
+
+def _gpu_goals(forward: float, both: float) -> dict[tuple[str, str], float]:
+    faster = {(over(BOTH, name), "masm"): 1 / gain for name, gain in (("effort", 1.4), ("peft-lora", 1.2))}
+    return {(FORWARD, "masm"): forward, (BOTH, "masm"): both, **faster}
+
+
+LAYERS = {
+    "cpu": (
+        LayerCase("float32", 1024, 1024, 16, _cpu_goals(1.08)),
+        LayerCase("float32", 4096, 1024, 16, _cpu_goals(1.08)),
+        LayerCase("float32", 1024, 4096, 16, _cpu_goals(None)),
+        LayerCase("float32", 1024, 1024, 64, _cpu_goals(1.18)),
+        LayerCase("bfloat16", 1024, 1024, 16, _cpu_goals(1.25)),
+        LayerCase("bfloat16", 4096, 1024, 16, _cpu_goals(1.20)),
+        LayerCase("bfloat16", 1024, 1024, 64, _cpu_goals(None)),
+    ),
+    "cuda": (
+        LayerCase("bfloat16", 1024, 1024, 16, _gpu_goals(1.12, 1.50)),
+        LayerCase("bfloat16", 4096, 1024, 16, _gpu_goals(1.06, 1.27)),
+        LayerCase("bfloat16", 1024, 4096, 16, _gpu_goals(1.10, 1.30)),
+        LayerCase("bfloat16", 1024, 1024, 64),
+        *(LayerCase("bfloat16", 1024, 1024, 16, M=M) for M in (64, 16, 1)),
+    ),
+}
+#: (dtype, N, D, R) of three layers on one x.
+GROUPS = (("float32", 1024, 1024, 16), ("bfloat16", 1024, 1024, 16))
+#: masm over the frozen step, by device and dtype; on a GPU also over the step of Effort, in time and in memory.
+STEP_GOALS = {("cpu", "float32"): 1.10, ("cpu", "bfloat16"): 1.12, ("cuda", "bfloat16"): 1.10}
+STEP_OVER_EFFORT = 1 / 1.3
 MEMORY_GOAL = 1.05
+MEMORY_OVER_EFFORT = 0.8
 #: masked AdamW over torch's fused AdamW; and how many times faster than the loop a user would write it must be.
 OPTIMIZER_GOAL = 1.2
 OPTIMIZER_GAIN = 3.0

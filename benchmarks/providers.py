@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench import GateError
+from bench import GateError, Unavailable
 from masm_detect.effort import EffortLinear
 from masm_detect.layers import replace_module
 from torch import Tensor, nn
 
 from masm_ext import MASMConfig, MASMLinear, convert
+from masm_ext.ops import subspace_linear
+from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, SINGLE
 
 #: Largest relative error against float64 by dtype: (output and dX, gradients of the trained tensors). float32: sums of
 #: up to 4096 products. bfloat16: roundings of 2^-9 of the output, of a rebuilt weight and of its gradient.
@@ -97,6 +99,41 @@ class MasmMasked(Masm):
         super().adapt(model, names, setting)
         for name in names:
             model.get_submodule(name).mask.fill_(False)
+
+
+class ForcedLinear(nn.Module):
+    """A MASMLinear whose calls are all computed by one strategy of `masm_ext.ops.homes`."""
+
+    def __init__(self, layer: MASMLinear, strategy: str) -> None:
+        super().__init__()
+        self.layer, self.strategy = layer, strategy
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        factors = (layer.weight, layer.u, layer.s, layer.v, layer.bias)
+        try:
+            return subspace_linear(x, *factors, offsets=layer.offsets, mask=layer.mask, strategy=self.strategy)
+        except RuntimeError as error:
+            if f"strategy '{self.strategy}'" not in str(error):
+                raise
+            raise Unavailable(str(error)) from error
+
+
+class MasmForced(Masm):
+    """masm with one strategy for every call, whatever the table would choose; on CUDA only."""
+
+    def __init__(self, strategy: str) -> None:
+        self.name, self.strategy = f"masm-{strategy}", strategy
+
+    def adapt(self, model: nn.Module, names: list[str], setting: Setting) -> None:
+        if not all(model.get_submodule(name).weight.is_cuda for name in names):
+            raise Unavailable("needs an NVIDIA GPU: a strategy is a way to compute the call on CUDA")
+        super().adapt(model, names, setting)
+        for name in names:
+            replace_module(model, name, ForcedLinear(model.get_submodule(name), self.strategy))
+
+    def formula(self, layer: nn.Module) -> Formula:
+        return _split(layer.layer)
 
 
 class ReferenceLinear(nn.Module):
@@ -245,7 +282,9 @@ class EigenTune(Provider):
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
-        *(Frozen(), Masm(), MasmMasked(), Reference(), Compiled()),
+        *(Frozen(), Masm(), MasmMasked()),
+        *(MasmForced(strategy) for strategy in (KEXT, SINGLE, ADDMM, FOLDED)),
+        *(Reference(), Compiled()),
         *(Effort(), PeftLora(), PeftPissa(), PeftOsf(), EigenTune()),
     )
 }

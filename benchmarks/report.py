@@ -14,16 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cases import SUITES
+from cases import BOTH, SUITES
 from masm_detect.report.plots import new_figure, save_figure
 from masm_detect.results import ResultError, write_text
 from matplotlib.figure import Figure
 from store import load_results
-from suites.layer import BOTH
 
 Results = dict[str, Any]
 _TITLES = {
     "layer": "One layer",
+    "group": "Three layers on one x",
     "step": "Training step",
     "memory": "Memory of a training step",
     "optimizer": "Optimizer step",
@@ -114,7 +114,7 @@ def left_out(results: Results) -> str:
     """Providers without numbers, and why."""
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for key, case in results["cases"].items():
-        for kind, word in (("refused", "wrong"), ("failed", "failed"), ("unavailable", "not installed")):
+        for kind, word in (("refused", "wrong"), ("failed", "failed"), ("unavailable", "not here")):
             for provider, reason in case[kind].items():
                 reasons.setdefault((provider, word, reason), []).append(key)
     if not reasons:
@@ -152,8 +152,28 @@ def _suite_tables(suite: str, cases: dict[str, Any], results: Results) -> Iterab
         yield f"{measure}, itself\n\n" + _table(["case", *providers], absolutes)
     if suite in ("layer", "optimizer"):
         yield _share_of_ceiling(cases, results, BOTH if suite == "layer" else "step")
+    if any("host_seconds" in case["extra"] for case in cases.values()):
+        yield _on_the_gpu(cases)
     if suite == "step":
         yield _images(cases)
+
+
+def _on_the_gpu(cases: dict[str, Any]) -> str:
+    """What else is known of a call on a GPU: the time of the host, which the tables above leave out, memory, energy."""
+    rows = []
+    for key, case in cases.items():
+        extra = case["extra"]
+        for provider, host in extra.get("host_seconds", {}).items():
+            peak, joules = (extra.get(name, {}).get(provider) for name in ("peak_bytes", "joules"))
+            rows.append(
+                [
+                    *(_short(key), provider, f"{host * 1e6:.0f} us"),
+                    "-" if peak is None else f"{peak / 2**20:.1f} MiB",
+                    "-" if joules is None else f"{joules * 1e3:.2f} mJ",
+                ]
+            )
+    text = f"{BOTH}: the host's time to launch it (not in the tables above), peak memory over what was there, energy"
+    return f"{text}\n\n" + _table(["case", "provider", "host", "memory", "energy"], rows)
 
 
 def _share_of_ceiling(cases: dict[str, Any], results: Results, measure: str) -> str:
@@ -227,11 +247,11 @@ def _quick(results: Results) -> bool:
 
 
 def plot_bars(results: Results) -> Figure | None:
-    """Ratio over the floor of each provider: one panel a case of the suites layer and step; bars p20-p80. None if there
+    """Ratio over the floor of each provider: one panel a case of layer, group and step; bars p20-p80. None if there
     is none."""
     panels = [
         (key, case["measures"][measure]["providers"], case)
-        for suite, measure in (("layer", BOTH), ("step", "step"))
+        for suite, measure in (("layer", BOTH), ("group", BOTH), ("step", "step"))
         for key, case in _of(results, suite).items()
         if measure in case["measures"]
     ]

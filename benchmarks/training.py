@@ -19,6 +19,7 @@ from masm_ext import (
     MaskedAdamW,
     MASMConfig,
     MASMLinear,
+    group_projections,
     param_groups,
     recompute_inputs,
     regularization_loss,
@@ -27,23 +28,26 @@ from masm_ext.reference.subspace_penalty import SPECTRAL_FLOOR
 
 
 class Kind(NamedTuple):
-    """What a program does: its provider, the share of the blocks that is masked, whether inputs are recomputed."""
+    """What a program does: its provider, the share of the blocks that is masked, whether inputs are recomputed, whether
+    query, key and value are one call."""
 
     provider: str
     masked: float = 0.0
     recompute: bool = False
+    group: bool = False
 
 
 #: Programs in the order of the tables.
 PROGRAMS = {
     "frozen": Kind("frozen"),
     "masm": Kind("masm"),
+    "masm-group": Kind("masm", group=True),
     "masm-half": Kind("masm", masked=0.5),
     "masm-recompute": Kind("masm", recompute=True),
     **{name: Kind(name) for name in ("reference", "compiled", "effort", "peft-lora", "peft-pissa", "peft-osf")},
     "eigentune": Kind("eigentune"),
 }
-#: 4 subspaces of rank 4 in every linear of the attention and the MLP.
+#: 4 subspaces of rank 4 in every converted linear.
 RANK, SUBSPACES = 16, 4
 #: So small that the weights stay where they are while a step is timed.
 LEARNING_RATE = 1e-6
@@ -79,9 +83,10 @@ class Classifier(nn.Module):
         hidden = self.vit.encoder(embeddings)
         return self.vit.layernorm(hidden[0] if isinstance(hidden, tuple) else hidden.last_hidden_state)[:, 0]
 
-    def targets(self) -> list[str]:
-        """Names of the linears of attention and MLP."""
-        return [name for name, m in self.named_modules() if isinstance(m, nn.Linear) and name != "head"]
+    def targets(self, which: str = "all linears") -> list[str]:
+        """Names of the linears of attention and MLP, or of "attention" only."""
+        linears = [name for name, m in self.named_modules() if isinstance(m, nn.Linear) and name != "head"]
+        return linears if which == "all linears" else [name for name in linears if ".attention." in name]
 
 
 def build(size: VisionSize, dtype: torch.dtype, device: torch.device, depth: int | None = None) -> Classifier:
@@ -111,12 +116,15 @@ class Program:
         cache: Path | None = None,
         depth: int | None = None,
         losses: bool = True,
+        which: str = "all linears",
     ) -> None:
         self.kind = PROGRAMS[name]
         self.provider = PROVIDERS[self.kind.provider]
         self.model = build(size, dtype, device, depth)
-        self.names = self.model.targets()
+        self.names = self.model.targets(which)
         self.provider.adapt(self.model, self.names, Setting(RANK, SUBSPACES, cache))
+        if self.kind.group:
+            group_projections(self.model)
         self.model.head.requires_grad_(True)
         self.config = MASMConfig(num_subspaces=SUBSPACES, subspace_rank=RANK // SUBSPACES, mask_policy="none")
         self.penalty: Callable[[], Tensor] | None = None
@@ -239,14 +247,20 @@ class ExactLinear(nn.Module):
 
 
 def gate_step(
-    name: str, size: VisionSize, dtype: torch.dtype, device: torch.device, batch: int, cache: Path | None = None
+    name: str,
+    size: VisionSize,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    cache: Path | None = None,
+    which: str = "all linears",
 ) -> dict[str, float]:
     """The first two blocks of the model of a program after one step of its own, against the same in float64: relative
     errors of the class token (y), of the gradient at the embeddings (dX) and of all trained tensors together.
 
     Raises GateError if one is above MODEL_TOLERANCE.
     """
-    program = Program(name, size, dtype, device, batch, cache, depth=2)
+    program = Program(name, size, dtype, device, batch, cache, depth=2, which=which)
     formulas = {n: program.provider.formula(program.model.get_submodule(n)) for n in program.names}
     for formula in formulas.values():
         stir(formula)

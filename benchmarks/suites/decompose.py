@@ -23,14 +23,21 @@ def cases(options: Options) -> list[Case]:
     sets = [("vit-b", "all linears"), ("vit-l", "attention"), ("vit-h", "attention")]
     if options.quick:
         sets = [("vit-s", "all linears")]
+    elif options.on_gpu:
+        sets = [("vit-l", "attention")]
     out = []
     for model, which in sets:
         size = MODELS[model]
-        shapes = size.linears if which == "all linears" else size.attention
+        shapes = size.converted(which)
         values = {"model": model, "which": which, "linears": len(shapes), "R": RANK, "K": SUBSPACES}
         goals = {("seconds", "load_adapter"): LOAD_GOAL} if (model, which) == ("vit-l", "attention") else {}
-        out.append(Case("decompose", f"{model}/{which}", "float32", "copy", values, goals))
+        estimate = options.seconds + 20 + 0.4 * len(shapes)  # of an SVD on two cores
+        out.append(Case("decompose", f"{model}/{which}", "float32", "copy", values, goals, estimate))
     return out
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    return ["copy", "convert, cold", "convert, cached", "load_adapter", "save_adapter", "merge"]
 
 
 def _base(weights: list[torch.Tensor]) -> nn.Sequential:
@@ -49,7 +56,7 @@ def measure(case: Case, options: Options) -> Outcome:
     """
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
     size, R = MODELS["tiny" if options.dry_run else values["model"]], SUBSPACES if options.dry_run else values["R"]
-    shapes = size.linears if values["which"] == "all linears" else size.attention
+    shapes = size.converted(values["which"])
     torch.manual_seed(0)
     weights = [torch.randn(N, D, device=device) / D**0.5 for N, D in shapes]
     config = MASMConfig(

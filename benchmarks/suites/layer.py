@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from bench import Call, Outcome, interleave, saved_bytes, statistics
-from cases import DTYPES, LAYER_TOKENS, LAYERS, MASKED_GOAL, SUBSPACES, Case, Options
+from bench import Call, Clock, Outcome, interleave, saved_bytes, statistics
+from cases import BOTH, DTYPES, FORWARD, LAYERS, SUBSPACES, Case, Options, over
 from machine import Meter
 from providers import PROVIDERS, Setting, gate, stir
 from torch import Tensor, nn
 
-BOTH = "forward+backward"
-
 
 def cases(options: Options) -> list[Case]:
-    out = []
-    for dtype, N, D, R, goal in LAYERS:
-        if dtype not in options.dtypes or (options.quick and (N, D, R) != (1024, 1024, 16)):
+    out, compiled = [], set()
+    for row in LAYERS["cuda" if options.on_gpu else "cpu"]:
+        N, D, R, M = row.N, row.D, row.R, row.M or options.defaults.tokens
+        if row.dtype not in options.dtypes or (options.quick and (N, D, R, row.M) != (1024, 1024, 16, 0)):
             continue
-        values = {"M": LAYER_TOKENS, "N": N, "D": D, "R": R, "K": SUBSPACES}
-        goals = {(BOTH, "masm-masked"): MASKED_GOAL}
-        if goal is not None:
-            goals[BOTH, "masm"] = goal
-        goals = {key: limit for key, limit in goals.items() if key[1] in options.chosen(tuple(PROVIDERS))}
-        out.append(Case("layer", f"{N}x{D}/R{R}", dtype, "frozen", values, goals))
+        values = {"M": M, "N": N, "D": D, "R": R, "K": SUBSPACES}
+        goals = {key: limit for key, limit in row.goals.items() if key[1] in names(options)}
+        name = f"{N}x{D}/R{R}" + (f"/M{M}" if row.M else "")
+        case = Case("layer", name, row.dtype, "frozen", values, goals)
+        # kernels for one token are compiled apart
+        kernels = (row.dtype, R, min(M, 2))
+        estimate = 2 * options.seconds + len(names(options, case)) * (1.0 if options.on_gpu else 2.0)
+        estimate += options.compile_seconds * (kernels not in compiled)
+        compiled.add(kernels)
+        out.append(replace(case, estimate=estimate))
     return out
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    """A case of few tokens leaves out what the device leaves out, for its set-up would take longer than the case."""
+    chosen = options.chosen(tuple(PROVIDERS), "frozen")
+    if case is None or options.providers is not None or case.values["M"] == options.defaults.tokens:
+        return chosen
+    return [name for name in chosen if name not in options.defaults.left_out]
 
 
 class OneLayer(nn.Module):
@@ -51,7 +63,7 @@ def measure(case: Case, options: Options) -> Outcome:
     weight, bias = (torch.randn(N, D, device=device) / D**0.5).to(dtype), torch.randn(N, device=device).to(dtype)
 
     layers: dict[str, nn.Module] = {}
-    for name in options.chosen(tuple(PROVIDERS), case.floor):
+    for name in names(options, case):
         with outcome.provider(name):
             provider, model = PROVIDERS[name], OneLayer(weight, bias)
             provider.adapt(model, ["linear"], Setting(R, K, options.cache))
@@ -64,30 +76,38 @@ def measure(case: Case, options: Options) -> Outcome:
     if options.dry_run:
         return outcome
 
-    calls = {name: (_forward(layer, x), forward_backward(layer, x, dy)) for name, layer in layers.items()}
-    for index, measure_name in enumerate(("forward", BOTH)):
+    calls = {name: (Call(_forward(layer, x)), Call(forward_backward(layer, x, dy))) for name, layer in layers.items()}
+    clock = Clock(device, ahead=True)
+    for index, measure_name in enumerate((FORWARD, BOTH)):
         samples = interleave(
-            {name: Call(pair[index]) for name, pair in calls.items()},
+            {name: pair[index] for name, pair in calls.items()},
             device,
             options.seconds,
             progress=f"{case.key} {measure_name}" if options.progress else "",
             on_failure=outcome.fail,
+            clock=clock,
         )
         entries = statistics(samples, case.floor)
         for name, entry in entries.items():
             work = useful_work(measure_name, name, M, N, D, R, dtype.itemsize)
             entry |= {"flops": work[0] / entry["median"], "bytes": work[1] / entry["median"]}
         outcome.add(measure_name, entries)
+    for peer in PROVIDERS:
+        if any(measure_name == over(BOTH, peer) for measure_name, _ in case.goals) and {peer, "masm"} <= set(samples):
+            pair = {name: samples[name] for name in (peer, "masm")}
+            outcome.add(over(BOTH, peer), statistics(pair, peer), floor=peer)
     kept = {n: saved_bytes(lambda f=f: f(x), [x, *f.parameters(), *f.buffers()]) for n, f in layers.items()}
     outcome.extra["saved_bytes"] = kept
     outcome.extra["flop_per_byte"] = {
-        m: (lambda work: work[0] / work[1])(useful_work(m, "masm", M, N, D, R, dtype.itemsize))
-        for m in ("forward", BOTH)
+        m: (lambda work: work[0] / work[1])(useful_work(m, "masm", M, N, D, R, dtype.itemsize)) for m in (FORWARD, BOTH)
     }
     if device.type == "cuda":
         meter = Meter(device)
-        outcome.extra["peak_bytes"] = {name: _peak(pair[1], device) for name, pair in calls.items()}
-        outcome.extra["joules"] = {name: meter.joules(pair[1], device) for name, pair in calls.items()}
+        outcome.extra["host_seconds"] = {
+            name: clock.host[pair[1]] for name, pair in calls.items() if pair[1] in clock.host
+        }
+        outcome.extra["peak_bytes"] = {name: _peak(pair[1].run, device) for name, pair in calls.items()}
+        outcome.extra["joules"] = {name: meter.joules(pair[1].run, device, 0.3) for name, pair in calls.items()}
         outcome.extra["clocks"] = meter.clocks()
     return outcome
 

@@ -21,16 +21,24 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
 def cases(options: Options) -> list[Case]:
-    models = ("vit-s",) if options.quick else ("vit-s", "vit-l")
+    models = ("vit-s",) if options.quick else ("vit-l",) if options.on_gpu else ("vit-s", "vit-l")
     out = []
-    for dtype in options.dtypes:
+    for dtype in options.model_dtypes:
         for model in models:
             values = {"model": model, "R": RANK, "K": SUBSPACES, "linears": len(MODELS[model].linears)}
             goals = {("losses", "masm"): 1.0} if options.providers is None or "masm" in options.providers else {}
-            out.append(Case("losses", model, dtype, "stacked", values, goals))
+            out.append(Case("losses", model, dtype, "stacked", values, goals, options.seconds + 8))
         values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES}
-        out.append(Case("losses", f"share of the step/{options.model}", dtype, "step without losses", values))
+        values["converted"] = options.defaults.converted
+        name, estimate = f"share of the step/{options.model}", options.seconds + 20
+        out.append(Case("losses", name, dtype, "step without losses", values, estimate=estimate))
     return out
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    if case is not None and case.floor != "stacked":
+        return [case.floor, "step with losses"]
+    return options.chosen(("stacked", "masm", "formula"), "stacked")
 
 
 def layers_of(
@@ -77,7 +85,7 @@ def measure(case: Case, options: Options) -> Outcome:
     config = MASMConfig(num_subspaces=values["K"], subspace_rank=R // values["K"])
     losses = {"stacked": stacked_loss, "masm": regularization_loss, "formula": plain_loss}
     calls: dict[str, Call] = {}
-    for name in options.chosen(tuple(losses), case.floor):
+    for name in names(options, case):
         with outcome.provider(name):
             outcome.errors[name] = gate(layers[:12], losses[name], config, TOLERANCE[case.dtype])
             calls[name] = Call(lambda loss=losses[name]: _step(layers, loss, config))
@@ -102,9 +110,10 @@ def _share(case: Case, options: Options) -> Outcome:
     size = MODELS["tiny" if options.dry_run else values["model"]]
     batch = 2 if options.dry_run else values["batch"]
     calls: dict[str, Call] = {}
-    for name, on in (("step without losses", False), ("step with losses", True)):
+    for name, on in zip(names(options, case), (False, True)):
         with outcome.provider(name):
-            program = Program("masm", size, DTYPES[case.dtype], device, batch, options.cache, losses=on)
+            which = case.values["converted"]
+            program = Program("masm", size, DTYPES[case.dtype], device, batch, options.cache, losses=on, which=which)
             if options.dry_run:
                 program()
             calls[name] = Call(program)

@@ -1,9 +1,10 @@
-"""Peak memory of a training step over the frozen model, each provider in a process of its own."""
+"""Peak memory of a training step over the frozen model; on a CPU each provider in a process of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import resource
 from concurrent.futures import ProcessPoolExecutor
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 from bench import Outcome, saved_bytes, single
-from cases import DTYPES, MEMORY_GOAL, MODELS, SUBSPACES, Case, Options
+from cases import DTYPES, MEMORY_GOAL, MEMORY_OVER_EFFORT, MODELS, SUBSPACES, Case, Options, over
 from tqdm import tqdm
-from training import PROGRAMS, RANK, Program, gate_step
+from training import RANK, Program, gate_step
 
 from suites import step
 
@@ -24,11 +25,22 @@ STEPS = 1
 
 
 def cases(options: Options) -> list[Case]:
+    which = options.defaults.converted
     values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES, "steps": STEPS}
-    chosen = options.chosen(tuple(PROGRAMS))
-    goals = {("step memory", name): MEMORY_GOAL for name in ("masm", "masm-recompute") if name in chosen}
-    dtypes = options.dtypes[:1] if options.quick else options.dtypes
-    return [Case("memory", options.model, dtype, "frozen", values, goals) for dtype in dtypes]
+    values["converted"] = which
+    chosen = names(options)
+    limit, measure_name = MEMORY_GOAL, "step memory"
+    if options.on_gpu:
+        limit, measure_name = MEMORY_OVER_EFFORT, over("step memory", "effort")
+    goals = {(measure_name, name): limit for name in ("masm", "masm-recompute") if name in chosen}
+    dtypes = options.model_dtypes[:1] if options.quick else options.model_dtypes
+    estimate = len(chosen) * (6.0 if options.on_gpu else 15.0)
+    return [Case("memory", options.model, dtype, "frozen", values, goals, estimate) for dtype in dtypes]
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    """As for a step, but a compiler takes longer than all others together, and saves what it likes: only if named."""
+    return [n for n in step.names(options) if n != "compiled" or options.providers is not None]
 
 
 def measure(case: Case, options: Options) -> Outcome:
@@ -39,26 +51,36 @@ def measure(case: Case, options: Options) -> Outcome:
     size = MODELS["tiny" if options.dry_run else case.values["model"]]
     device, dtype = torch.device(options.device), DTYPES[case.dtype]
     rows: dict[str, dict[str, Any]] = {}
-    # A compiler takes longer than all others together, and saves what it likes: only where it is named.
-    names = [n for n in step.names(options) if n != "compiled" or options.providers is not None]
-    for name in tqdm(names, desc=case.key, unit="process", leave=False, disable=not options.progress):
+    which = case.values["converted"]
+    for name in tqdm(names(options), desc=case.key, unit="program", leave=False, disable=not options.progress):
         with outcome.provider(name):
-            outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache)
-            if not options.dry_run:
-                # A new process for each: what one leaves in the heap must not be the other's peak.
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                    rows[name] = pool.submit(child, name, case.values, case.dtype, asdict(options)).result()
+            outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache, which)
+            if options.dry_run:
+                continue
+            if device.type == "cuda":
+                gc.collect()  # the counter starts from what is allocated: nothing of the last program may be
+                rows[name] = child(name, case.values, case.dtype, asdict(options))
+                continue
+            # A new process for each: what one leaves in the heap must not be the other's peak.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                rows[name] = pool.submit(child, name, case.values, case.dtype, asdict(options)).result()
     if rows:
         for measure_name in ("step memory", "process peak", "saved"):
             floor = rows.get(case.floor, {}).get(measure_name)
             known = {n: row[measure_name] for n, row in rows.items() if row[measure_name] is not None}
             outcome.add(measure_name, {n: single(value, floor) for n, value in known.items()}, "bytes")
+        if options.on_gpu and "effort" in rows:
+            floor = rows["effort"]["step memory"]
+            shown = {
+                n: single(row["step memory"], floor) for n, row in rows.items() if n.startswith(("masm", "effort"))
+            }
+            outcome.add(over("step memory", "effort"), shown, "bytes", floor="effort")
         outcome.extra["method"] = {name: row["method"] for name, row in rows.items()}
     return outcome
 
 
 def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs in its own process: bytes of each measure, and how the peak was read."""
+    """Bytes of each measure, and how the peak was read; on a CPU in a process of its own."""
     options = Options(**settings)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -70,7 +92,8 @@ def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any
     if device.type == "cuda":
         torch.zeros(1, device=device)
     before = _resident(device)
-    program = Program(name, MODELS[values["model"]], DTYPES[dtype], device, values["batch"], options.cache)
+    size = MODELS[values["model"]]
+    program = Program(name, size, DTYPES[dtype], device, values["batch"], options.cache, which=values["converted"])
     program()  # the first step makes the gradients' and the optimizer's memory
     method = _reset_peak(device)
     for _ in range(values["steps"]):

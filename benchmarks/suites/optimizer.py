@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 def cases(options: Options) -> list[Case]:
     """Factors and moments are float32 whatever the dtype of the model, so there is one dtype."""
-    models = ("vit-s",) if options.quick else ("vit-s", "vit-l")
+    models = ("vit-s",) if options.quick else ("vit-l",) if options.on_gpu else ("vit-s", "vit-l")
     out = []
     for model in models:
         for share in MASKED:
@@ -33,8 +33,13 @@ def cases(options: Options) -> list[Case]:
             if share < 1:  # with everything masked the loop does nothing at all
                 goals["step over eager-loop", "masm"] = 1 / OPTIMIZER_GAIN
             goals = goals if "masm" in options.chosen(CONTENDERS) else {}
-            out.append(Case("optimizer", f"{model}/{share:.0%} masked", "float32", "torch-fused", values, goals))
+            name, estimate = f"{model}/{share:.0%} masked", options.seconds / 2 + 4
+            out.append(Case("optimizer", name, "float32", "torch-fused", values, goals, estimate))
     return out
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    return options.chosen(CONTENDERS, "torch-fused")
 
 
 def layers_of(shapes: list[tuple[int, int]], rank: int, subspaces: int, device: torch.device) -> nn.ModuleList:
@@ -167,7 +172,7 @@ def measure(case: Case, options: Options) -> Outcome:
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
     shapes = MODELS[values["model"]].linears
     calls: dict[str, Call] = {}
-    for name in options.chosen(CONTENDERS, case.floor):
+    for name in names(options):
         with outcome.provider(name):
             small = MODELS["tiny"].linears if options.dry_run else shapes[:6]
             outcome.errors[name] = gate(name, small, values, SUBSPACES if options.dry_run else values["R"], device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
-from bench import Call, Outcome, fit_line, interleave, statistics
+from bench import Call, Clock, Outcome, fit_line, interleave, statistics
 from cases import DTYPES, STRAIGHT, Case, Options
 from providers import PROVIDERS, Setting, gate, stir
 from torch import nn
@@ -22,12 +22,19 @@ SWEEPS = {
 
 
 def cases(options: Options) -> list[Case]:
-    dtypes = options.dtypes[:1] if options.quick else options.dtypes
+    dtypes = options.model_dtypes[:1] if options.quick else options.model_dtypes
+    # on a GPU without R, each of which has kernels of its own to compile
+    sweeps = {letter: SWEEPS[letter] for letter in (("M", "layers") if options.on_gpu else SWEEPS)}
+    estimate = options.seconds + 15
     return [
-        Case("scale", letter, dtype, "frozen", {**BASE, letter: list(points)})
+        Case("scale", letter, dtype, "frozen", {**BASE, letter: list(points)}, estimate=estimate)
         for dtype in dtypes
-        for letter, points in SWEEPS.items()
+        for letter, points in sweeps.items()
     ]
+
+
+def names(options: Options, case: Case | None = None) -> list[str]:
+    return ["frozen", "masm"]
 
 
 def measure(case: Case, options: Options) -> Outcome:
@@ -41,14 +48,14 @@ def measure(case: Case, options: Options) -> Outcome:
         values = {**case.values, letter: point}
         if options.dry_run:
             values |= {"M": min(values["M"], 33), "N": 160, "D": 160}
-        for name in ("frozen", "masm"):
+        for name in names(options):
             with outcome.provider(name):
                 calls[point, name] = _chain(name, values, device, dtype, options, outcome)
     if options.dry_run:
         return outcome
     progress = case.key if options.progress else ""
-    samples = interleave(calls, device, options.seconds, progress=progress)
-    points = [point for point in points if all((point, name) in samples for name in ("frozen", "masm"))]
+    samples = interleave(calls, device, options.seconds, progress=progress, clock=Clock(device, ahead=True))
+    points = [point for point in points if all((point, name) in samples for name in names(options))]
     medians: dict[str, list[float]] = {"frozen": [], "masm": []}
     for point in points:
         entries = statistics({name: samples[point, name] for name in medians}, case.floor)

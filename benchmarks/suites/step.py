@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import torch
 from bench import Call, Outcome, interleave, statistics
-from cases import DTYPES, MODELS, STEP_GOALS, SUBSPACES, Case, Options
+from cases import DTYPES, MODELS, STEP_GOALS, STEP_OVER_EFFORT, SUBSPACES, Case, Options, over
 from machine import Meter
 from training import PROGRAMS, RANK, Program, gate_step
 
 
 def cases(options: Options) -> list[Case]:
-    values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES}
-    values |= {"tokens": MODELS[options.model].tokens, "linears": len(MODELS[options.model].linears)}
-    chosen = options.chosen(tuple(PROGRAMS))
-    return [
-        Case(
-            "step",
-            options.model,
-            dtype,
-            "frozen",
-            values,
-            {("step", "masm"): STEP_GOALS[dtype]} if "masm" in chosen else {},
-        )
-        for dtype in options.dtypes
-    ]
+    size, which = MODELS[options.model], options.defaults.converted
+    values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES, "converted": which}
+    values |= {"tokens": size.tokens, "linears": len(size.converted(which))}
+    programs, device = names(options), "cuda" if options.on_gpu else "cpu"
+    # every program is built twice, and on a GPU 96 weights are decomposed; on a CPU a step takes seconds
+    set_up = 40.0 + 5.0 * len(programs) if options.on_gpu else 20.0 * len(programs)
+    out = []
+    for dtype in options.model_dtypes:
+        goals = {("step", name): limit for name in ("masm", "masm-group") if (limit := STEP_GOALS.get((device, dtype)))}
+        if options.on_gpu:
+            goals |= {(over("step", "effort"), name): STEP_OVER_EFFORT for name in ("masm", "masm-group")}
+        goals = {key: limit for key, limit in goals.items() if key[1] in programs}
+        out.append(Case("step", options.model, dtype, "frozen", values, goals, 4 * options.seconds + set_up))
+    return out
 
 
-def names(options: Options) -> list[str]:
-    """The programs of a run. A compiler works for minutes on a whole model: not in a quick run, unless named."""
+def names(options: Options, case: Case | None = None) -> list[str]:
+    """The programs of a run. Those that the device leaves out, and in a quick run the compiler, which works for minutes
+    on a whole model, run where they are named."""
     chosen = options.chosen(tuple(PROGRAMS), "frozen")
-    return [n for n in chosen if n != "compiled" or not options.quick or options.providers is not None]
+    if options.providers is not None:
+        return chosen
+    return [n for n in chosen if n not in options.defaults.left_out and not (options.quick and n == "compiled")]
 
 
 def measure(case: Case, options: Options) -> Outcome:
     outcome, device, dtype = Outcome(case), torch.device(options.device), DTYPES[case.dtype]
-    size = MODELS["tiny" if options.dry_run else case.values["model"]]
+    size, which = MODELS["tiny" if options.dry_run else case.values["model"]], case.values["converted"]
     programs: dict[str, Program] = {}
     for name in names(options):
         with outcome.provider(name):
-            outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache)
+            outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache, which)
             if not options.dry_run:
-                programs[name] = Program(name, size, dtype, device, case.values["batch"], options.cache)
+                programs[name] = Program(name, size, dtype, device, case.values["batch"], options.cache, which=which)
     if options.dry_run:
         return outcome
     samples = interleave(
@@ -59,6 +62,10 @@ def measure(case: Case, options: Options) -> Outcome:
         trained = [p for p in programs[name].model.parameters() if p.requires_grad]
         entry["trained_parameters"] = sum(p.numel() for p in trained)
     outcome.add("step", entries)
+    ours = [name for name in ("masm", "masm-group") if name in samples]
+    if options.on_gpu and ours and "effort" in samples:
+        shown = {name: samples[name] for name in ("effort", *ours)}
+        outcome.add(over("step", "effort"), statistics(shown, "effort"), floor="effort")
     if device.type == "cuda":
         meter = Meter(device)
         outcome.extra["joules"] = {name: meter.joules(programs[name], device, 2.0) for name in entries}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import subspace_linear_group
+from ..ops.homes import MAX_LAYERS, MAX_RANK
 
 if TYPE_CHECKING:
     from .masm_linear import MASMLinear
@@ -89,8 +90,8 @@ def _state_of(x: Tensor) -> tuple:
 
 def check_group(layers: Sequence[MASMLinear]) -> None:
     """Raises ValueError if the layers cannot run as one call."""
-    if not 2 <= len(layers) <= 4 or len({id(layer) for layer in layers}) < len(layers):
-        raise ValueError(f"MASMLinear.group: expected 2 to 4 different layers, got {len(layers)}")
+    if not 2 <= len(layers) <= MAX_LAYERS or len({id(layer) for layer in layers}) < len(layers):
+        raise ValueError(f"MASMLinear.group: expected 2 to {MAX_LAYERS} different layers, got {len(layers)}")
     kinds = {
         (tuple(m.weight.shape), m.offsets, m.weight.dtype, m.u.dtype, m.weight.device, m.bias is None) for m in layers
     }
@@ -99,6 +100,12 @@ def check_group(layers: Sequence[MASMLinear]) -> None:
             "MASMLinear.group: the layers must agree in shape, ranks, dtype, device and in having a bias, got "
             + "; ".join(sorted(map(str, kinds)))
         )
+    together = len(layers) * layers[0].offsets[-1]
+    if together > MAX_RANK:
+        raise ValueError(
+            f"MASMLinear.group: {len(layers)} layers of R = {layers[0].offsets[-1]} have {together} directions "
+            f"together; a group serves {MAX_RANK}"
+        )
     if any(layer.layer_group is not None for layer in layers):
         raise ValueError("MASMLinear.group: a layer is in a group already; MASMLinear.ungroup(layers) first")
 
@@ -106,9 +113,9 @@ def check_group(layers: Sequence[MASMLinear]) -> None:
 def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
     """Group the query, key and value projections of every self-attention of a converted model.
 
-    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape, become a group
-    (:meth:`masm_ext.MASMLinear.group`). For attentions that read one x only: where key and value read another input
-    (cross-attention), each call would compute projections nobody asks for.
+    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape and with at most
+    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`). For attentions that read one x only:
+    where key and value read another input (cross-attention), each call would compute projections nobody asks for.
 
     Returns the number of groups. Layers that are grouped already are left as they are.
     """
@@ -120,7 +127,8 @@ def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECT
             layers = [getattr(parent, name, None) for name in siblings]
             if not all(isinstance(m, MASMLinear) and m.layer_group is None for m in layers):
                 continue
-            if len({(m.weight.shape, m.offsets) for m in layers}) == 1:
+            same = len({(m.weight.shape, m.offsets) for m in layers}) == 1
+            if same and len(layers) * layers[0].offsets[-1] <= MAX_RANK:
                 MASMLinear.group(layers)
                 count += 1
     return count

@@ -252,7 +252,7 @@ def test_a_refused_provider_is_listed_and_the_case_goes_on():
     assert outcome.failed == {"c": "RuntimeError: broke"} and not outcome.sound
 
 
-@pytest.mark.parametrize("suite", ["layer", "step", "optimizer", "losses", "decompose", "scale", "memory"])
+@pytest.mark.parametrize("suite", ["layer", "group", "step", "optimizer", "losses", "decompose", "scale", "memory"])
 def test_dry_run(suite, capsys):
     import run
 
@@ -281,7 +281,8 @@ def test_without_a_gpu_cuda_is_listed_only(capsys):
         pytest.skip("there is a GPU")
     assert run.main(["--suite", "all", "--device", "cuda", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "layer/float32/1024x1024/R16" in out and "not built" in out
+    assert "layer/bfloat16/1024x1024/R16: about" in out and "masm-kext, masm-single, masm-addmm, masm-folded" in out
+    assert "18 cases, about 8 minutes on cuda, a guess" in out and "no GPU: nothing was built" in out
     assert run.main(["--suite", "layer", "--device", "cuda"]) == 2
     assert "sees no CUDA device" in capsys.readouterr().err
 
@@ -382,8 +383,181 @@ def test_joules_of_a_call_are_its_share_of_the_counter(monkeypatch):
     assert machine.Meter(CPU).joules(lambda: None, CPU) is None and machine.Meter(CPU).clocks() is None
 
 
+def test_on_a_gpu_the_defaults_and_goals_are_those_of_a_gpu():
+    from cases import SUITES, Options
+    from run import importlib
+
+    options = Options(device="cuda:1")
+    assert (options.model, options.batch, options.defaults.tokens) == ("vit-l", 32, 8224)
+    cases = {case.key: case for name in SUITES for case in importlib.import_module(f"suites.{name}").cases(options)}
+    both, forward = "forward+backward", "forward"
+    for shape, limits in (("1024x1024", (1.12, 1.50)), ("4096x1024", (1.06, 1.27)), ("1024x4096", (1.10, 1.30))):
+        case = cases[f"layer/bfloat16/{shape}/R16"]
+        assert case.values["M"] == 8224 and (case.goals[forward, "masm"], case.goals[both, "masm"]) == limits
+        assert case.goals[f"{both} over effort", "masm"] == 1 / 1.4
+        assert case.goals[f"{both} over peft-lora", "masm"] == 1 / 1.2
+    step, memory = cases["step/bfloat16/vit-l"], cases["memory/bfloat16/vit-l"]
+    assert step.values["converted"] == "attention" and step.values["linears"] == 96
+    assert step.goals["step", "masm"] == 1.10 and step.goals["step over effort", "masm"] == 1 / 1.3
+    assert memory.goals["step memory over effort", "masm"] == 0.8
+    assert {case.values["M"] for key, case in cases.items() if key.startswith("layer")} == {1, 16, 64, 8224}
+    # asked for, any dtype runs; on a CPU everything is as it was
+    named = importlib.import_module("suites.step").cases(Options(device="cuda", model_dtypes=("float32",)))
+    assert [case.dtype for case in named] == ["float32"]
+    assert Options().defaults.tokens == 2056 and Options().model == "vit-s" and Options().batch == 16
+
+
+def test_a_strategy_cannot_be_forced_on_a_cpu(capsys):
+    import run
+
+    line = ["--suite", "layer", "--dry-run", "--quick", "--dtypes", "float32", "--providers", "masm,masm-kext"]
+    assert run.main(line) == 0
+    assert "not here: masm-kext: needs an NVIDIA GPU" in capsys.readouterr().out
+
+
+def test_a_strategy_that_cannot_serve_is_left_out_with_the_words_of_the_op(monkeypatch):
+    import bench
+    import providers
+
+    _, layer = layer_of("masm")
+    x = torch.randn(5, 32)
+    with pytest.raises(bench.Unavailable, match="strategy 'single'"):  # what the op says on a CPU
+        providers.ForcedLinear(layer, "single")(x)
+    assert torch.equal(providers.ForcedLinear(layer, "")(x), layer(x))
+    formula = providers.MasmForced("single").formula(providers.ForcedLinear(layer, "single"))
+    assert set(formula.trained) == {"u", "s", "v"} and formula.trained["u"] is layer.u
+
+    def broken(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(providers, "subspace_linear", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        providers.ForcedLinear(layer, "single")(x)
+    outcome = bench.Outcome(layer_case())
+    with outcome.provider("masm-single"):
+        raise bench.Unavailable("strategy 'single' serves R <= 64")
+    assert outcome.unavailable == {"masm-single": "strategy 'single' serves R <= 64"} and outcome.sound
+
+
+def layer_case(**goals):
+    from cases import Case
+
+    return Case("layer", "24x32/R4", "float32", "frozen", {"M": 20, "N": 24, "D": 32, "R": 4, "K": 2}, goals)
+
+
+def test_goals_over_a_peer_are_measured_in_the_same_rounds():
+    from cases import BOTH, Case, Options, over
+    from suites import layer
+
+    case = Case(**{**vars(layer_case()), "goals": {(over(BOTH, "effort"), "masm"): 100.0, (BOTH, "masm"): 100.0}})
+    outcome = layer.measure(case, Options(threads=1, seconds=0.01, providers=("masm", "effort")))
+    assert outcome.sound and set(outcome.measures) == {"forward", BOTH, over(BOTH, "effort")}
+    table = outcome.measures[over(BOTH, "effort")]
+    assert table["floor"] == "effort" and set(table["providers"]) == {"effort", "masm"}
+    rows = {name: outcome.measures[BOTH]["providers"][name]["median"] for name in ("effort", "masm")}
+    assert table["providers"]["masm"]["median"] == rows["masm"]
+    assert [goal["met"] for goal in outcome.to_dict()["goals"]] == [True, True]
+
+
+def test_the_group_suite_runs_and_its_gate_sees_swapped_layers(monkeypatch):
+    import bench
+    import providers
+    from cases import Case, Options
+    from suites import group
+
+    values = {"M": 20, "N": 24, "D": 32, "R": 4, "K": 2, "layers": 3}
+    case = Case("group", "3 x 24x32/R4", "float32", "frozen", values)
+    outcome = group.measure(case, Options(threads=1, seconds=0.01))
+    assert outcome.sound and set(outcome.measures["forward"]["providers"]) == {"frozen", "masm", "masm-group"}
+    assert set(outcome.errors["masm-group"]) == {"y", "dX", "du", "ds", "dv"}
+
+    weights, biases = [torch.randn(24, 32) / 6 for _ in range(3)], [torch.randn(24) for _ in range(3)]
+    model = group.Projections(weights, biases)
+    providers.PROVIDERS["masm"].adapt(model, list(group.NAMES), providers.Setting(4, 2))
+    assert group.group_projections(model) == 1
+    formulas = [providers.PROVIDERS["masm"].formula(getattr(model, name)) for name in group.NAMES]
+    x, dys = torch.randn(20, 32), [torch.randn(20, 24) for _ in range(3)]
+    group.gate(model, formulas, x, dys)
+    with pytest.raises(bench.GateError, match="differs from the float64 reference"):
+        group.gate(model, formulas[::-1], x, dys)
+
+
+def test_a_slow_first_call_is_in_no_sample(monkeypatch):
+    """Kernels are compiled, and tiles timed, by the first call."""
+    import time
+
+    import bench
+
+    monkeypatch.setattr(bench.Clock, "__init__", lambda self, device, ahead=False: vars(self).update(
+        ahead=ahead, host={}, _flush=None))  # fmt: skip
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) == 1:
+            time.sleep(0.05)
+
+    samples = bench.interleave({"a": bench.Call(call)}, torch.device("cuda"), 0.0, least=6, warm_up=1)
+    assert len(calls) == 2 + 6 and max(samples["a"]) < 0.05  # on CUDA two warm-ups, and one call a sample
+
+
+def test_the_host_is_ahead_of_the_gpu(monkeypatch):
+    import time
+
+    import bench
+
+    seen = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            seen.append("record")
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: seen.append(cycles))
+    clock, call = bench.Clock(CPU, ahead=True), bench.Call(lambda: (seen.append("run"), time.sleep(0.01)))
+    clock._flush = torch.ones(4)
+    assert clock.seconds(call) == 2e-3 and seen == [0, "record", "run", "record"] and not clock._flush.any()
+    seen.clear()
+    host = clock.host[call]
+    clock.seconds(call)
+    # the GPU sleeps longer than the host needs to launch the call, as far as it is known
+    assert host >= 0.01 and seen[0] >= host * 2e9 and seen[1:] == ["record", "run", "record"]
+    clock.host[call] = 30.0  # a first run that compiled: the GPU does not wait for another
+    seen.clear()
+    clock.seconds(call)
+    assert seen[0] <= bench.LONGEST_WAIT * bench.FASTEST_CLOCK and clock.host[call] < 1
+    seen.clear()
+    plain = bench.Clock(CPU)
+    plain._flush = torch.ones(4)
+    plain.seconds(call)
+    assert seen == ["record", "run", "record"]
+
+
+def test_a_run_stops_in_time(tmp_path, capsys):
+    import run
+
+    out = tmp_path / "o.json"
+    line = ["--suite", "optimizer", "--quick", "--seconds", "0.01", "--providers", "masm", "--threads", "1"]
+    line += ["--out", str(out)]
+    assert run.main([*line, "--minutes", "0.001"]) == 0
+    captured = capsys.readouterr()
+    assert "not measured within 0.001 minutes; --resume goes on with optimizer/float32/vit-s/50% masked" in captured.err
+    assert len(json.loads(out.read_text())["cases"]) == 1  # one is always measured, or a run would get nowhere
+    assert run.main([*line, "--resume"]) == 0
+    assert len(json.loads(out.read_text())["cases"]) == 3
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("suite", ["layer", "step", "optimizer", "losses", "scale"])
+@pytest.mark.parametrize("suite", ["layer", "group", "step", "optimizer", "losses", "scale"])
 def test_dry_run_on_a_gpu(suite, capsys):
     import run
 
@@ -410,7 +584,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
     from suites import memory
 
     settings = asdict(Options(threads=1))
-    values = {"model": "tiny", "batch": 2, "steps": 1}
+    values = {"model": "tiny", "batch": 2, "steps": 1, "converted": "all linears"}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert pool.submit(os.getpid).result() != os.getpid()
         rows = {n: pool.submit(memory.child, n, values, "float32", settings).result() for n in ("frozen", "masm")}

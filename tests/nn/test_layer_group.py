@@ -139,6 +139,9 @@ def test_what_cannot_be_a_group_is_refused():
         MASMLinear.group([q, q])
     with pytest.raises(ValueError, match="agree in shape"):
         MASMLinear.group([q, k, copy.deepcopy(v).double()])
+    wide = MASMLinear.from_linear(nn.Linear(200, 200), MASMConfig(target_modules="x", subspace_rank=43))
+    with pytest.raises(ValueError, match="258 directions together; a group serves 256"):
+        MASMLinear.group([wide, copy.deepcopy(wide)])
     MASMLinear.group([q, k])
     with pytest.raises(ValueError, match="in a group already"):
         MASMLinear.group([k, v])

@@ -1,0 +1,297 @@
+"""What one launch costs on a GPU: a roofline with tiles and waves. `model.py` puts the launches of a call together.
+
+Seconds of a launch:
+
+    gap + latency * waits + max(waves * max(flop / rate, operands / port), traffic / memory, scratch / L2)
+
+- waves: programs over multiprocessors, rounded up. cuBLAS splits the inner dimension of a product of less than a wave.
+- flop: of one program, padding included. rate: of one multiprocessor by the data sheet, times the share that cuBLAS
+  reaches, times Triton's share of cuBLAS. Beside half precision the low-rank part is tf32: half the rate.
+- operands: bytes that a program takes in, through a port of 64 bytes a cycle.
+- traffic: bytes from and to memory, each matrix once. scratch: T and partial sums, in L2 if they fit, else traffic.
+- waits: loads one after another that nothing hides.
+
+Every kernel runs with that tile of masm_ext/kernels/tiles.py that is fastest here, as tuning would choose it. K is
+missing because it costs nothing: subspaces are rows of one factor. Letters as in docs/method.md; a product is [M, IN]
+times [IN, OUT]: D and N forward, N and D for dX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+
+from masm_ext.ops.homes import FOLDED, MAX_LAYERS, MAX_RANK, REFERENCE, SINGLE, Call
+
+try:
+    from masm_ext.kernels import tiles
+    from masm_ext.kernels.launch import Target, Tile, padded
+    from masm_ext.kernels.products import chunk_rows_of
+except ImportError as error:
+    raise ImportError(
+        f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
+    ) from error
+
+#: Tiles that cuBLAS may choose from, and the fewest rows of the inner dimension that it splits off.
+CUBLAS_TILES = ((128, 256), (128, 128), (64, 64), (128, 32), (32, 128))
+SPLIT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """From the data sheet of the SXM board, without sparsity: Hz, FLOP/s by kind of product, bytes/s, bytes of L2.
+    `l2_speed`, bytes/s, is an estimate: no data sheet has it."""
+
+    name: str
+    capability: int
+    processors: int
+    clock: float
+    half: float
+    tf32: float
+    ieee: float
+    memory: float
+    l2: float
+    l2_speed: float
+
+    @property
+    def target(self) -> Target:
+        return Target(self.capability, self.processors, self.name)
+
+    @property
+    def narrow(self) -> int:
+        """Columns below which a product gets no faster: its other operand comes from shared memory at 128 bytes a
+        cycle, as long as the tensor cores work on so many."""
+        return round(self.half / (self.processors * self.clock * 128))
+
+
+GPUS = {
+    "a100": Gpu("A100", 80, 108, 1.41e9, 312e12, 156e12, 19.5e12, 2.04e12, 40e6, 4.5e12),
+    "h100": Gpu("H100", 90, 132, 1.83e9, 989e12, 494e12, 67e12, 3.35e12, 50e6, 5.5e12),
+    "h200": Gpu("H200", 90, 132, 1.83e9, 989e12, 494e12, 67e12, 4.8e12, 50e6, 5.5e12),
+    "b200": Gpu("B200", 100, 148, 1.85e9, 2250e12, 1125e12, 75e12, 8.0e12, 126e6, 10e12),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """J `layers` of one shape on one x. `live`: directions of a layer that are not masked, all by default. `learning`:
+    gradients of u, s and v are wanted."""
+
+    M: int
+    N: int
+    D: int
+    R: int
+    layers: int = 1
+    dtype: torch.dtype = torch.bfloat16
+    tf32: bool = False
+    learning: bool = True
+    live: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def kind(self) -> str:
+        return "half" if self.size == 2 else "tf32" if self.tf32 else "ieee"
+
+    def calls(self, capability: int) -> tuple[Call, Call]:
+        """What the forward product and that of dX ask of `masm_ext.ops.homes.choose`."""
+        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
+        return Call(self.M, self.N, self.D, *rest), Call(self.M, self.D, self.N, *rest)
+
+    def serves(self, strategy: str) -> bool:
+        """Can the kernels, and does it keep what was learned? Folding into a rounded weight does not."""
+        if strategy == REFERENCE:
+            return True
+        held = self.R * self.layers <= MAX_RANK and self.layers <= MAX_LAYERS and self.size < 8
+        exact = self.kind == "ieee" or strategy != FOLDED
+        return held and exact and (strategy != SINGLE or self.R <= tiles.COMPUTE_T_MAX_RANK)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`kernel`: our function's name; "cublas" and "torch" are products and all else of torch. `chunks`: partial sums
+    that it leaves."""
+
+    kernel: str
+    programs: int
+    seconds: float
+    flops: float
+    traffic: float
+    chunks: int = 0
+
+
+def seconds(launches: Iterable[Launch]) -> float:
+    return sum(launch.seconds for launch in launches)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A GPU and what is assumed: the shares of the data sheet that cuBLAS and a pass over memory reach, Triton's share
+    of cuBLAS by kind of product, seconds between two launches and of a load that nothing hides."""
+
+    gpu: Gpu = GPUS["h100"]
+    cublas_share: float = 0.8
+    memory_share: float = 0.9
+    triton: float = 1.0
+    triton_tf32: float = 0.8
+    triton_ieee: float = 0.5
+    gap: float = 2e-6
+    latency: float = 0.25e-6
+
+    def slower(self, share: float):
+        """The same with Triton's products at `share` of their rate."""
+        names = ("triton", "triton_tf32", "triton_ieee")
+        return replace(self, **{name: share * getattr(self, name) for name in names})
+
+    def waves(self, programs: int) -> int:
+        return ceil(programs / self.gpu.processors)
+
+    def launch(
+        self, kernel: str, programs: int, rate: float, flop: float, operands: float, traffic: float,
+        scratch: float = 0.0, waits: float = 0.0, chunks: int = 0,
+    ) -> Launch:  # fmt: skip
+        """The formula of this file: flop and operands of one program, traffic and scratch of all."""
+        gpu = self.gpu
+        if scratch > gpu.l2:
+            traffic, scratch = traffic + scratch, 0.0
+        inside = self.waves(programs) * max(flop * gpu.processors / rate, operands / (64 * gpu.clock))
+        busy = max(inside, traffic / (gpu.memory * self.memory_share), scratch / gpu.l2_speed)
+        return Launch(kernel, programs, self.gap + self.latency * waits + busy, flop * programs, traffic, chunks)
+
+    def torch(self, traffic: float) -> Launch:
+        """A pass of plain torch, element by element."""
+        return self.launch("torch", 0, 1.0, 0.0, 0.0, traffic)
+
+    def cublas(self, kind: str, M: int, IN: int, OUT: int, beta: bool = False) -> Launch:
+        """[M, IN] times [IN, OUT], with `beta` added to what is there."""
+        size, rate = 2 if kind == "half" else 4, getattr(self.gpu, kind) * self.cublas_share
+        traffic = (M * IN + IN * OUT + (1 + beta) * M * OUT) * size
+        choices = []
+        for BM, BN in CUBLAS_TILES:
+            programs = ceil(M / BM) * ceil(OUT / BN)
+            split = max(1, min(self.gpu.processors // programs, IN // SPLIT_ROWS))
+            work = (2 * BM * BN * IN / split, (BM + BN) * IN * size / split, traffic, (split > 1) * 8 * split * M * OUT)
+            choices.append(self.launch("cublas", programs * split, rate, *work))
+        return min(choices, key=lambda choice: choice.seconds)
+
+    def rate(self, s: Shape) -> float:
+        """FLOP/s of Triton's products."""
+        share = {"half": self.triton, "tf32": self.triton_tf32, "ieee": self.triton_ieee}[s.kind]
+        return getattr(self.gpu, s.kind) * self.cublas_share * share
+
+    def columns(self, s: Shape, rank: int) -> int:
+        """How many columns `rank` of them cost. Without tensor cores there is nothing to feed them with."""
+        return rank if s.kind == "ieee" else max(rank, self.gpu.narrow)
+
+    def fastest(self, s: Shape, kernel: str, build: Callable[[Tile], list[Launch]]) -> list[Launch]:
+        candidates = tiles.tiles(kernel, self.gpu.target, s.dtype, "tf32" if s.kind == "tf32" else "ieee")
+        return min((build(tile) for tile in candidates), key=seconds)
+
+    def gemm(
+        self,
+        s: Shape,
+        IN: int,
+        OUT: int,
+        parts: int = 1,
+        members: int = 1,
+        compute_t: bool = False,
+        store_t: bool = False,
+    ) -> list[Launch]:
+        """subspace_gemm; IN = 0 is the low-rank part alone. T is read, or (compute_t) computed by each column of tiles:
+        `extra` more columns. After the dense product a program waits for every chunk of T and C."""
+        aligned = IN > 0 and IN * s.size % 16 == OUT * s.size % 16 == 0
+        use_tma = aligned and 90 <= self.gpu.capability < 120 and s.kind != "ieee"
+        kernel = tiles.SMALL if compute_t and s.M <= tiles.SMALL_ROWS else tiles.GEMM_TMA if use_tma else tiles.GEMM
+        BR = padded(s.R) if compute_t else tiles.rank_tile(parts * s.R, 32)
+        chunks = parts if compute_t else ceil(parts * s.R / BR)
+        extra = self.columns(s, BR) if compute_t else 0
+        dearer = self.gpu.half / self.gpu.tf32 if s.kind == "half" else 1.0
+        inner, factor = parts * IN, 4 * parts * members * s.R
+        traffic = (s.M * inner + inner * members * OUT + members * s.M * OUT) * s.size + factor * (OUT + IN * compute_t)
+        scratch = factor * s.M * (store_t or not compute_t)
+
+        def build(tile: Tile) -> list[Launch]:
+            tma = kernel == tiles.GEMM_TMA and (parts == 1 or IN % tile.BK == 0)
+            programs = ceil(s.M / tile.BM) * members * ceil(OUT / tile.BN)
+            flop = 2 * tile.BM * (inner * (tile.BN + extra) + tile.BN * BR * chunks * dearer)
+            operands = inner * ((tile.BM + tile.BN) * s.size + 4 * BR * compute_t)
+            operands += 4 * BR * chunks * (tile.BN + tile.BM * (not compute_t))
+            name, waits = "subspace_gemm_tma" if tma else "subspace_gemm", chunks * self.waves(programs)
+            return [self.launch(name, programs, self.rate(s), flop, operands, traffic, scratch, waits)]
+
+        return self.fastest(s, kernel, build)
+
+    def reads(self, s: Shape, W: int, times: int) -> float:
+        """Bytes that [M, W] costs when it is read so often: once if L2 can hold it."""
+        matrix = s.M * W * s.size
+        return matrix if matrix < self.gpu.l2 / 2 else matrix * times
+
+    def skinny(self, s: Shape, W: int, R: int) -> list[Launch]:
+        """T [M, R] = Z [M, W] B^T, 64 columns at a time."""
+        BR = tiles.rank_tile(R, 64)
+        parts = ceil(R / BR)
+        traffic = self.reads(s, W, parts) + 4 * R * W
+
+        def build(tile: Tile) -> list[Launch]:
+            flop, operands = 2 * tile.BM * W * self.columns(s, BR), W * (tile.BM * s.size + 4 * BR)
+            programs = ceil(s.M / tile.BM) * parts
+            return [self.launch("skinny", programs, self.rate(s), flop, operands, traffic, 4 * s.M * R)]
+
+        return self.fastest(s, tiles.SKINNY, build)
+
+    def reduce(self, s: Shape, W: int, R: int, live: int, times: int, need_ds: bool) -> list[Launch]:
+        """`times` G [R, W] = T^T Z, in chunks of rows. T is read by every column of tiles, P for ds by the first;
+        without a live direction nothing is."""
+        BR = tiles.rank_tile(R, 64)
+        parts, some = ceil(R / BR), live > 0
+
+        def build(tile: Tile) -> list[Launch]:
+            columns = max(1, ceil(W / tile.BN))
+            rows = chunk_rows_of(s.M, tile.BM, columns * parts, self.gpu.target)
+            chunks = ceil(s.M / rows)
+            flop = some * 2 * rows * tile.BN * self.columns(s, BR)
+            operands = some * rows * (tile.BN * s.size + 4 * BR)
+            scratch = some * 4 * ((columns + need_ds) * s.M * R + chunks * live * W)
+            work = (flop, operands, some * self.reads(s, W, parts), scratch)
+            return times * [self.launch("skinny_reduce", columns * chunks * parts, self.rate(s), *work, chunks=chunks)]
+
+        return self.fastest(s, tiles.REDUCE, build)
+
+    def both(self, s: Shape, W: int) -> list[Launch]:
+        """Q and du of each layer from one reading of its dY. Q comes in parts, one a column of tiles; torch sums."""
+        live, BR = s.R if s.live is None else s.live, padded(s.R)
+
+        def build(tile: Tile) -> list[Launch]:
+            columns = ceil(W / tile.BN)
+            rows = chunk_rows_of(s.M, tile.BM, columns, self.gpu.target)
+            chunks = ceil(s.M / rows)
+            flop, operands = 4 * rows * tile.BN * self.columns(s, BR), rows * (tile.BN * s.size + 4 * BR)
+            parts = 4 * columns * s.M * s.R
+            work = (flop, operands, self.reads(s, W, 1) + 4 * s.R * W, 2 * parts + 4 * chunks * live * W)
+            product = self.launch("skinny_both", columns * chunks, self.rate(s), *work, chunks=chunks)
+            total = self.launch("torch", 0, 1.0, 0.0, 0.0, 0.0, parts + 4 * s.M * s.R)
+            return s.layers * [product, total]
+
+        return self.fastest(s, tiles.BOTH, build)
+
+    def finish(self, s: Shape, du: list[Launch], dv: list[Launch]) -> list[Launch]:
+        """Adds the chunks, four loads at a time; the mask is two loads before. 16 programs share a multiprocessor."""
+        rows, live = s.layers * s.R, s.layers * (s.R if s.live is None else s.live)
+        programs = rows * (ceil(s.N / 256) + ceil(s.D / 256)) + 1
+        chunks = max(launch.chunks for launch in du), dv[0].chunks
+        waits = (2 + ceil(max(chunks) / 4)) * ceil(programs / (16 * self.gpu.processors))
+        scratch = 4 * live * (chunks[0] * s.N + chunks[1] * s.D)
+        return [self.launch("finish", programs, 1.0, 0.0, 0.0, 4 * rows * (s.N + s.D), scratch, waits)]
+
+    def fold(self, s: Shape) -> list[Launch]:
+        """The weight read and written, its low-rank part in exact float32."""
+        chunks = ceil(s.R / 16)
+        work = (2 * 64 * 64 * 16 * chunks, 64 * (64 * s.size + 8 * s.R), 2 * s.N * s.D * s.size)
+        rate = self.gpu.ieee * self.cublas_share * self.triton_ieee
+        programs = ceil(s.N / 64) * ceil(s.D / 64)
+        return s.layers * [self.launch("fold_weight", programs, rate, *work, waits=chunks)]
