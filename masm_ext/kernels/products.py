@@ -49,21 +49,24 @@ class Live:
 
 
 def _blocks(offsets: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
-    # a tensor made while a graph is captured lives in the graph's memory: it must not be kept for other calls
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return (_make_blocks if capturing else _kept_blocks)(offsets, layers, device)
-
-
-def _make_blocks(offsets: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return _kept_blocks(offsets, layers, device)
+    # a graph takes no copy from the host, and what is made in its memory must not be kept for other calls: fills
     R, K = offsets[-1], len(offsets) - 1
     block = torch.empty(layers * R, dtype=torch.int32, device=device)
     for layer in range(layers):
         for k, (begin, end) in enumerate(pairwise(offsets)):
-            block[layer * R + begin : layer * R + end] = layer * K + k  # fills, not a copy from the host
+            block[layer * R + begin : layer * R + end] = layer * K + k
     return block
 
 
-_kept_blocks = lru_cache(maxsize=256)(_make_blocks)
+@lru_cache(maxsize=256)
+def _kept_blocks(offsets: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
+    # copied, not filled: the copy has ended when it returns, and any stream may read it
+    K = len(offsets) - 1
+    one = [k for k, (begin, end) in enumerate(pairwise(offsets)) for _ in range(begin, end)]
+    rows = [layer * K + k for layer in range(layers) for k in one]
+    return torch.tensor(rows, dtype=torch.int32).to(device)
 
 
 def as_rows(t: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import mmap
 import pytest
 import torch
 from guarded import guarded, untouchable
-from inputs import POINTERS, TILE, TMA, TOLERANCE, check, draw, error
+from inputs import POINTERS, TILE, TMA, TOLERANCE, Call, check, draw, error
 
 from masm_ext import reference
 from masm_ext.kernels import products
@@ -82,6 +82,30 @@ def test_ranks_of_several_tiles(ranks, strategy):
 def test_groups(layers, strategy, target):
     masks = [[True, False], [True, True], [False, False], [False, True]][:layers]
     check(draw(37, 40, 64, (3, 5), torch.float16, layers=layers, masks=masks), strategy, target)
+
+
+def test_layers_are_read_in_place_only_where_they_lie_side_by_side():
+    whole = torch.randn(3, 4, 5)
+    for tensors in (whole.unbind(0), whole.flip(0).unbind(0), whole[[0, 1, 2]].unbind(0)):
+        assert products.side_by_side(tensors).data_ptr() == tensors[0].data_ptr()
+    for tensors in (
+        whole.unbind(0)[::-1],
+        [whole[0], whole[2]],
+        [whole[0], whole[1].clone()],
+        [whole[0], whole[0]],
+        whole.mT.unbind(0),
+        list(torch.randn(3, 4, 10)[..., :5]),
+    ):
+        together = products.side_by_side(tensors)
+        assert together.data_ptr() != tensors[0].data_ptr()
+        assert torch.equal(together, torch.cat(list(tensors)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_group_that_lies_side_by_side(strategy):
+    call = draw(37, 40, 64, (3, 5), torch.float16, layers=3, masks=[[True, False]] * 3)
+    lists = [list(torch.stack(ts).unbind(0)) for ts in (*call.factors, call.bias, call.mask)]
+    check(Call(call.x, *lists, call.offsets, call.dy), strategy, TMA)
 
 
 @pytest.mark.parametrize("strategy", ["kext", "single"])
