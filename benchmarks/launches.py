@@ -204,9 +204,13 @@ class Costs:
     ) -> list[Launch]:
         """subspace_gemm; IN = 0 is the low-rank part alone. T is read, or (compute_t) computed by each column of tiles:
         `extra` more columns. After the dense product a program waits for every chunk of T and C."""
-        aligned = IN > 0 and IN * s.size % 16 == OUT * s.size % 16 == 0
-        use_tma = aligned and 90 <= self.gpu.capability < 120 and s.kind != "ieee"
-        kernel = tiles.SMALL if compute_t and s.M <= tiles.SMALL_ROWS else tiles.GEMM_TMA if use_tma else tiles.GEMM
+        tma = 90 <= self.gpu.capability < 120 and s.kind != "ieee" and IN > 0
+        if compute_t and s.M <= tiles.SMALL_ROWS:
+            kernel = tiles.SMALL
+        elif IN * s.size % 16 or OUT * s.size % 16:
+            kernel = tiles.UNALIGNED
+        else:
+            kernel = tiles.GEMM_TMA if tma and (parts == 1 or IN % tiles.TMA_INNER == 0) else tiles.GEMM
         BR = padded(s.R) if compute_t else tiles.rank_tile(parts * s.R, 32)
         chunks = parts if compute_t else ceil(parts * s.R / BR)
         extra = self.columns(s, BR) if compute_t else 0
@@ -216,12 +220,12 @@ class Costs:
         scratch = factor * s.M * (store_t or not compute_t)
 
         def build(tile: Tile) -> list[Launch]:
-            tma = kernel == tiles.GEMM_TMA and (parts == 1 or IN % tile.BK == 0)
             programs = ceil(s.M / tile.BM) * members * ceil(OUT / tile.BN)
             flop = 2 * tile.BM * (inner * (tile.BN + extra) + tile.BN * BR * chunks * dearer)
             operands = inner * ((tile.BM + tile.BN) * s.size + 4 * BR * compute_t)
             operands += 4 * BR * chunks * (tile.BN + tile.BM * (not compute_t))
-            name, waits = "subspace_gemm_tma" if tma else "subspace_gemm", chunks * self.waves(programs)
+            name = "subspace_gemm_tma" if kernel == tiles.GEMM_TMA else "subspace_gemm"
+            waits = chunks * self.waves(programs)
             return [self.launch(name, programs, self.rate(s), flop, operands, traffic, scratch, waits)]
 
         return self.fastest(s, kernel, build)

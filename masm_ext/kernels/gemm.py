@@ -85,7 +85,7 @@ def store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS: t
     tl.store(where, acc.to(Y0.dtype.element_ty), mask=(rows[:, None] < M) & (columns[None, :] < OUT))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def subspace_gemm(
     X0, X1, X2, X3, A, T, S, V, C, BIAS, Y0, Y1, Y2, Y3,
     M, OUT, IN, R,
@@ -159,7 +159,7 @@ def subspace_gemm(
     store_y(Y0, Y1, Y2, Y3, BIAS, acc, rows, columns, member, M, OUT, MEMBERS, HAS_BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def subspace_gemm_tma(
     x0_desc, x1_desc, x2_desc, x3_desc, a_desc, y_desc, T, S, V, C, BIAS, Y0, Y1, Y2, Y3,
     M, OUT, IN, R,

@@ -54,6 +54,13 @@ def on_device(t: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
+def autocast_off(t: Tensor) -> AbstractContextManager:
+    """The ops have cast what autocast wants cast; inside, it would cast sums and factors again."""
+    if torch.is_autocast_enabled(t.device.type):
+        return torch.autocast(t.device.type, enabled=False)
+    return nullcontext()
+
+
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int, stages: int = 1, **constants):
     """Start `kernel` on the current stream, unless the grid is empty.
 

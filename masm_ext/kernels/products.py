@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +20,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..ops.homes import MAX_LAYERS
+from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, low_rank_precision, padded, precision, run
-from .tiles import BOTH, GEMM, GEMM_TMA, REDUCE, SKINNY, SMALL, SMALL_ROWS, rank_tile, tiles
+from .tiles import BOTH, GEMM, GEMM_TMA, REDUCE, SKINNY, SMALL, SMALL_ROWS, TMA_INNER, UNALIGNED, rank_tile, tiles
 
 GROUP = 8  # rows of tiles that share the tiles of the weight in L2
 
@@ -38,35 +37,20 @@ class Factor(NamedTuple):
     c: Tensor
 
 
-class Live:
-    """Masks as kernels read them: `bits` uint8 [J K] and `block` int32 [J R], the subspace of each row. Never on the
-    host. `masks`: bool [K] of each layer, or nothing."""
+class Live(NamedTuple):
+    """Masks as kernels read them, on the GPU: uint8 [J K], or None; `offsets` are the K + 1 row bounds of one layer."""
 
-    def __init__(self, masks: Sequence[Tensor], offsets: Sequence[int], device: torch.device) -> None:
-        self.given = bool(masks)
-        self.bits = side_by_side(masks).view(torch.uint8) if masks else None
-        self.block = _blocks(tuple(offsets), len(masks), device) if masks else None
+    mask: Tensor | None
+    offsets: tuple[int, ...]
 
+    @classmethod
+    def of(cls, masks: Sequence[Tensor], offsets: Sequence[int]) -> Live:
+        return cls(side_by_side(masks).view(torch.uint8) if masks else None, tuple(offsets))
 
-def _blocks(offsets: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
-        return _kept_blocks(offsets, layers, device)
-    # a graph takes no copy from the host, and what is made in its memory must not be kept for other calls: fills
-    R, K = offsets[-1], len(offsets) - 1
-    block = torch.empty(layers * R, dtype=torch.int32, device=device)
-    for layer in range(layers):
-        for k, (begin, end) in enumerate(pairwise(offsets)):
-            block[layer * R + begin : layer * R + end] = layer * K + k
-    return block
-
-
-@lru_cache(maxsize=256)
-def _kept_blocks(offsets: tuple[int, ...], layers: int, device: torch.device) -> Tensor:
-    # copied, not filled: the copy has ended when it returns, and any stream may read it
-    K = len(offsets) - 1
-    one = [k for k, (begin, end) in enumerate(pairwise(offsets)) for _ in range(begin, end)]
-    rows = [layer * K + k for layer in range(layers) for k in one]
-    return torch.tensor(rows, dtype=torch.int32).to(device)
+    @property
+    def constants(self) -> dict[str, Any]:
+        given = self.mask is not None and self.offsets[-1] > 0
+        return dict(HAS_MASK=given, OFFSETS=self.offsets if given else None)
 
 
 def as_rows(t: Tensor) -> Tensor:
@@ -80,13 +64,7 @@ def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if len(tensors) == 1:
         return first.contiguous()
-    storage = first.untyped_storage().data_ptr()
-    if all(
-        t.is_contiguous()
-        and t.untyped_storage().data_ptr() == storage
-        and t.storage_offset() == first.storage_offset() + i * first.numel()
-        for i, t in enumerate(tensors)
-    ):
+    if lie_side_by_side(tensors):
         return first.as_strided((len(tensors) * first.shape[0], *first.shape[1:]), first.stride())
     return torch.cat([t.contiguous() for t in tensors])
 
@@ -181,8 +159,15 @@ def subspace_gemm(
     if len({x.stride(0) for x in xs}) > 1:
         xs = [x.contiguous() for x in xs]
     out_in = a.stride(0) == 1 and a.stride(1) >= a.shape[0]  # the weight lies as [OUT, IN]
-    use_tma = fits_tma(target, *xs, a.mT if out_in else a, y)
-    kernel = SMALL if compute_t and M <= SMALL_ROWS else GEMM_TMA if use_tma else GEMM
+    matrices = (*xs, a.mT if out_in else a, y)
+    if compute_t and M <= SMALL_ROWS:
+        kernel = SMALL
+    elif not aligned(*matrices):
+        kernel = UNALIGNED
+    elif IN > 0 and fits_tma(target, a.dtype) and (parts == 1 or IN % TMA_INNER == 0):
+        kernel = GEMM_TMA
+    else:
+        kernel = GEMM
     constants = dict(
         MEMBERS=members,
         PARTS=parts,
@@ -200,7 +185,7 @@ def subspace_gemm(
         grid = (triton.cdiv(M, tile.BM) * members * triton.cdiv(OUT, tile.BN),)
         options = dict(**constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, warps=tile.warps, stages=tile.stages)
         low_rank = (t, factor.s, factor.v, factor.c, bias, *_padded_list(ys))
-        if kernel == GEMM_TMA and (parts == 1 or IN % tile.BK == 0):
+        if kernel == GEMM_TMA:
             x_desc = _padded_list([TensorDescriptor.from_tensor(x, [tile.BM, tile.BK]) for x in xs])
             if out_in:
                 a_desc = TensorDescriptor.from_tensor(a.mT, [tile.BN, tile.BK])
@@ -222,14 +207,22 @@ def _padded_list(items: Sequence[Any]) -> list[Any]:
     return [*items, *[None] * (MAX_LAYERS - len(items))]
 
 
-def fits_tma(target: Target, *matrices: Tensor) -> bool:
-    """Can the TMA move tiles of these? sm_90 and sm_100; rows contiguous and at multiples of 16 bytes; nothing empty;
-    float32 only as tf32."""
-    exact = matrices[0].dtype == torch.float32 and precision(torch.float32) == "ieee"
-    if exact or not 90 <= target.capability < 120:
-        return False
+def fits_tma(target: Target, dtype: torch.dtype) -> bool:
+    """Do GEMMs of this type go through the TMA? On sm_90 and sm_100; float32 only as tf32."""
+    exact = dtype == torch.float32 and precision(dtype) == "ieee"
+    return 90 <= target.capability < 120 and not exact
+
+
+def aligned(*matrices: Tensor) -> bool:
+    """Can tiles be moved 16 bytes at a time? Rows contiguous, apart from one another, at multiples of 16 bytes."""
     return all(
-        t.numel() > 0 and t.stride(1) == 1 and t.stride(0) * t.itemsize % 16 == 0 and t.data_ptr() % 16 == 0
+        t.numel() == 0
+        or (
+            t.stride(1) == 1
+            and t.stride(0) >= t.shape[1]
+            and t.stride(0) * t.itemsize % 16 == 0
+            and t.data_ptr() % 16 == 0
+        )
         for t in matrices
     )
 
@@ -290,12 +283,12 @@ def reduce_rows(
         sizes = dict(BM=tile.BM, BW=tile.BN, BR=rank, RP=padded(R), warps=tile.warps, stages=tile.stages)
         for j in range(J):
             g_j, t_j, total_j = _layer_of(j, R, W, g, t, total)
-            operands = (z[j], t_j, p, g_j, ds, total_j, live[j].bits, live[j].block)
+            operands = (z[j], t_j, p, g_j, ds, total_j, live[j].mask)
             strides = (z[j].stride(0), t.stride(0), J * R, J * W, rows)
             grid = (tiles_w, chunks, tiles_r)
-            run(skinny.skinny_reduce, grid, *operands, M, W, R, *strides, HAS_MASK=live[j].given, **constants, **sizes)
+            run(skinny.skinny_reduce, grid, *operands, M, W, R, *strides, **live[j].constants, **constants, **sizes)
 
-    _launch(launch, REDUCE, target, z[0].dtype, tile, M, R, W, J, live[0].given, p is not None, need_sum)
+    _launch(launch, REDUCE, target, z[0].dtype, tile, M, R, W, J, live[0].mask is None, p is not None, need_sum)
     return sums[0]
 
 
@@ -325,13 +318,13 @@ def both_products(
         sizes = dict(BM=tile.BM, BW=tile.BN, BR=padded(R), warps=tile.warps, stages=tile.stages)
         for j in range(J):
             g_j, t_j, total_j = _layer_of(j, R, W, g, t, total)
-            operands = (z[j], b[j * R : (j + 1) * R], t_j, q_parts, g_j, total_j, live[j].bits, live[j].block)
+            operands = (z[j], b[j * R : (j + 1) * R], t_j, q_parts, g_j, total_j, live[j].mask)
             strides = (z[j].stride(0), t.stride(0), 1, J * R, J * W, rows)
             grid = (tiles_w, chunks, 1)
-            run(skinny.skinny_both, grid, *operands, M, W, R, *strides, HAS_MASK=live[j].given, **constants, **sizes)
+            run(skinny.skinny_both, grid, *operands, M, W, R, *strides, **live[j].constants, **constants, **sizes)
             torch.sum(q_parts, 0, out=q[:, j * R : (j + 1) * R])
 
-    _launch(launch, BOTH, target, z[0].dtype, tile, M, R, W, J, b.dtype, live[0].given, need_sum)
+    _launch(launch, BOTH, target, z[0].dtype, tile, M, R, W, J, b.dtype, live[0].mask is None, need_sum)
     return sums[0]
 
 
@@ -372,8 +365,8 @@ def finish(
     given = dict(HAS_DU=du_programs > 0, HAS_DV=dv_programs > 0, HAS_DS=ds.numel() > 0, HAS_DB=db_programs > 0)
     parts = (du_parts, dv_parts, ds_parts, db_parts)
     sizes = (N, D, R, R // layers, db.shape[0], *chunks, du_programs, dv_programs)
-    operands = (*parts, du, dv, ds, db, s, live.bits, live.block, *sizes)
-    run(skinny.finish, grid, *operands, **given, HAS_MASK=live.given, BW=BW, RP=padded(R), warps=4)
+    operands = (*parts, du, dv, ds, db, s, live.mask, *sizes)
+    run(skinny.finish, grid, *operands, **given, **live.constants, BW=BW, RP=padded(R), warps=4)
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, target: Target, tile: Tile | None = None) -> Tensor:

@@ -16,16 +16,30 @@ import triton.language as tl
 
 
 @triton.jit
-def live_rows(MASK, BLOCK, R, first, HAS_MASK: tl.constexpr, BR: tl.constexpr, RP: tl.constexpr):
+def live_bits(MASK, R, OFFSETS: tl.constexpr, RP: tl.constexpr):
+    """1 for the live rows of R, 0 for masked ones and beyond, int32 [RP].
+
+    OFFSETS: K + 1 row bounds of the subspaces of one layer; the rows of several layers follow one another. MASK uint8
+    [layers K].
+    """
+    rows = tl.arange(0, RP)
+    row = rows % OFFSETS[len(OFFSETS) - 1]
+    block = rows // OFFSETS[len(OFFSETS) - 1] * (len(OFFSETS) - 1)
+    for k in tl.static_range(1, len(OFFSETS) - 1):
+        block += (row >= OFFSETS[k]).to(tl.int32)
+    return tl.load(MASK + block, mask=rows < R, other=0).to(tl.int32)
+
+
+@triton.jit
+def live_rows(MASK, R, first, OFFSETS: tl.constexpr, HAS_MASK: tl.constexpr, BR: tl.constexpr, RP: tl.constexpr):
     """The index list of what is not masked: (rows in slots first .. first + BR, number of live rows).
 
-    MASK uint8 [K]; BLOCK int32 [R], the subspace of each row. Slots past the number of live rows hold row 0.
+    Slots past the number of live rows hold row 0.
     """
     slots = first + tl.arange(0, BR)
     if HAS_MASK:
         every = tl.arange(0, RP)
-        block = tl.load(BLOCK + every, mask=every < R, other=0)
-        live = tl.load(MASK + block, mask=every < R, other=0).to(tl.int32)
+        live = live_bits(MASK, R, OFFSETS, RP)
         position = tl.cumsum(live, 0) - live
         here = (position[None, :] == slots[:, None]) & (live[None, :] > 0)
         rows = tl.sum(tl.where(here, every[None, :], 0), 1)
@@ -36,7 +50,7 @@ def live_rows(MASK, BLOCK, R, first, HAS_MASK: tl.constexpr, BR: tl.constexpr, R
     return rows, count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def skinny(
     Z, B, T,
     M, W, R, z_row, t_row,
@@ -64,11 +78,11 @@ def skinny(
     tl.store(T + rows[:, None].to(tl.int64) * t_row + rank[None, :], t, mask=in_m & in_r)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "chunk_rows"])
 def skinny_reduce(
-    Z, T, P, G_PARTS, DS_PARTS, SUM_PARTS, MASK, BLOCK,
+    Z, T, P, G_PARTS, DS_PARTS, SUM_PARTS, MASK,
     M, W, R, z_row, t_row, g_rows, sum_row, chunk_rows,
-    HAS_MASK: tl.constexpr, HAS_DS: tl.constexpr, HAS_SUM: tl.constexpr, PRECISION: tl.constexpr,
+    OFFSETS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DS: tl.constexpr, HAS_SUM: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
     """Per chunk of rows: G_PARTS [chunks, g_rows, W] = T^T Z, only the live rows, in the first slots of R.
@@ -80,7 +94,7 @@ def skinny_reduce(
     tile, chunk, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tile * BW + tl.arange(0, BW)
     slots = part * BR + tl.arange(0, BR)
-    rank, count = live_rows(MASK, BLOCK, R, part * BR, HAS_MASK, BR, RP)
+    rank, count = live_rows(MASK, R, part * BR, OFFSETS, HAS_MASK, BR, RP)
     held = slots < count
     g = tl.zeros((BW, BR), tl.float32)
     ds = tl.zeros((BR,), tl.float32)
@@ -116,11 +130,12 @@ def skinny_reduce(
             tl.store(SUM_PARTS + chunk.to(tl.int64) * sum_row + columns, total, mask=columns < W)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "chunk_rows"])
 def skinny_both(
-    Z, B, T, T_OUT, G_PARTS, SUM_PARTS, MASK, BLOCK,
+    Z, B, T, T_OUT, G_PARTS, SUM_PARTS, MASK,
     M, W, R, z_row, t_row, t_rank, g_rows, sum_row, chunk_rows,
-    TABLE: tl.constexpr, DTYPE: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SUM: tl.constexpr, PRECISION: tl.constexpr,
+    TABLE: tl.constexpr, DTYPE: tl.constexpr, OFFSETS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
     BM: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Both products from one reading of Z: parts of Z B^T over tiles of columns, and of T^T Z over chunks of rows.
@@ -142,7 +157,7 @@ def skinny_both(
     b = tl.load(
         B + (problem * R + rank[:, None]) * W + columns[None, :], mask=in_r[:, None] & in_w[None, :], other=0.0
     )  # [BR, BW]
-    live, count = live_rows(MASK, BLOCK, R, 0, HAS_MASK, BR, BR)
+    live, count = live_rows(MASK, R, 0, OFFSETS, HAS_MASK, BR, BR)
     held = rank < count
     g = tl.zeros((BW, BR), tl.float32)
     total = tl.zeros((BW,), tl.float32)
@@ -193,8 +208,8 @@ def sum_of_chunks(PARTS, at, stride, chunks, mask, BW: tl.constexpr):
 
 @triton.jit
 def finish_rows(
-    PARTS, OUT, S, MASK, BLOCK, program, W, R, member_rows, chunks,
-    HAS_MASK: tl.constexpr, BW: tl.constexpr, RP: tl.constexpr,
+    PARTS, OUT, S, MASK, program, W, R, member_rows, chunks,
+    OFFSETS: tl.constexpr, HAS_MASK: tl.constexpr, BW: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
     """OUT [R, W], one row and BW columns of it: s * the sum of PARTS [chunks, R, W] over the chunks, in order. The
     slots of live rows begin anew every member_rows rows."""
@@ -204,8 +219,7 @@ def finish_rows(
     slot, width = row, W
     if HAS_MASK:
         every = tl.arange(0, RP)
-        block = tl.load(BLOCK + every, mask=every < R, other=0)
-        bits = tl.load(MASK + block, mask=every < R, other=0).to(tl.int32)
+        bits = live_bits(MASK, R, OFFSETS, RP)
         first = row - row % member_rows
         slot = first + tl.sum(tl.where((every >= first) & (every < row), bits, 0), 0)
         width = W * tl.sum(tl.where(every == row, bits, 0), 0)  # a masked row reads nothing
@@ -216,12 +230,12 @@ def finish_rows(
     tl.store(OUT + row.to(tl.int64) * W + columns, total.to(OUT.dtype.element_ty), mask=columns < W)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["du_chunks", "dv_chunks", "ds_chunks", "du_programs", "dv_programs"])
 def finish(
-    DU_PARTS, DV_PARTS, DS_PARTS, DB_PARTS, DU, DV, DS, DB, S, MASK, BLOCK,
+    DU_PARTS, DV_PARTS, DS_PARTS, DB_PARTS, DU, DV, DS, DB, S, MASK,
     N, D, R, member_rows, db_columns, du_chunks, dv_chunks, ds_chunks, du_programs, dv_programs,
-    HAS_DU: tl.constexpr, HAS_DV: tl.constexpr, HAS_DS: tl.constexpr, HAS_DB: tl.constexpr, HAS_MASK: tl.constexpr,
-    BW: tl.constexpr, RP: tl.constexpr,
+    HAS_DU: tl.constexpr, HAS_DV: tl.constexpr, HAS_DS: tl.constexpr, HAS_DB: tl.constexpr, OFFSETS: tl.constexpr,
+    HAS_MASK: tl.constexpr, BW: tl.constexpr, RP: tl.constexpr,
 ):  # fmt: skip
     """du [R, N], dv [R, D], ds [R] and dbias [db_columns] from the sums of their chunks. du's live rows lie member by
     member, member_rows each, those of dv and ds one after another.
@@ -232,11 +246,11 @@ def finish(
     program = tl.program_id(0)
     if HAS_DU:
         if program < du_programs:
-            finish_rows(DU_PARTS, DU, S, MASK, BLOCK, program, N, R, member_rows, du_chunks, HAS_MASK, BW, RP)
+            finish_rows(DU_PARTS, DU, S, MASK, program, N, R, member_rows, du_chunks, OFFSETS, HAS_MASK, BW, RP)
     program -= du_programs
     if HAS_DV:
         if (program >= 0) & (program < dv_programs):
-            finish_rows(DV_PARTS, DV, S, MASK, BLOCK, program, D, R, R, dv_chunks, HAS_MASK, BW, RP)
+            finish_rows(DV_PARTS, DV, S, MASK, program, D, R, R, dv_chunks, OFFSETS, HAS_MASK, BW, RP)
     program -= dv_programs
     if HAS_DS:
         if program == 0:
@@ -244,7 +258,7 @@ def finish(
             inside = every < R
             slots = every
             if HAS_MASK:
-                bits = tl.load(MASK + tl.load(BLOCK + every, mask=inside, other=0), mask=inside, other=0).to(tl.int32)
+                bits = live_bits(MASK, R, OFFSETS, RP)
                 slots = tl.cumsum(bits, 0) - bits
                 inside = inside & (bits > 0)
             total = sum_of_chunks(DS_PARTS, slots, R, ds_chunks, inside, RP)

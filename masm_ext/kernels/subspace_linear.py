@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from torch import Tensor
 from .. import reference
 from ..ops.homes import ADDMM, KEXT, MAX_LAYERS, MAX_RANK, REFERENCE, SINGLE, STRATEGIES, Call, choose
 from ..reference.checks import check_bias, check_blocks, check_factors, check_input, check_layers
-from .launch import Target, Tile, on_device, precision, target_of
+from ..reference.precision import accumulate_dtype
+from .launch import Target, Tile, autocast_off, on_device, precision, target_of
 from .products import (
     Factor,
     Live,
@@ -35,23 +37,24 @@ from .products import (
     side_by_side,
     skinny_product,
 )
-from .tiles import BOTH_MAX_RANK, COMPUTE_T_MAX_RANK
+from .tiles import COMPUTE_T_MAX_RANK, both_max_rank
 
 
-def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
+def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy="", target=None, tile=None):
     y, p = subspace_linear_group(
         *(x, [weight], [u], [s], [v], [] if bias is None else [bias], [] if mask is None else [mask]),
-        *(offsets, need_p, strategy),
+        *(offsets, need_p, strategy, target, tile),
     )
     return y[0], p
 
 
 def subspace_linear_backward(
-    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy=""
-):
+    dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy="",
+    target=None, tile=None,
+):  # fmt: skip
     return subspace_linear_group_backward(
         *([dy], x, [weight], [u], [s], [v], p, [] if mask is None else [mask], offsets),
-        *(need_dx, need_du, need_ds, need_dv, need_dbias, strategy),
+        *(need_dx, need_du, need_ds, need_dv, need_dbias, strategy, target, tile),
     )
 
 
@@ -80,8 +83,11 @@ def subspace_linear_group(
     for m in mask or [None]:
         check_blocks(op, m, offsets, s[0].shape[0])
     lead, J, (N, D), R = x.shape[:-1], len(weight), weight[0].shape, s[0].shape[0]
-    with on_device(x):
+    with on_device(x), autocast_off(x):
         target = target_of(x.device) if target is None else target
+        if not strategy and _too_many(J, R):
+            layer = partial(subspace_linear, target=target, tile=tile)
+            return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p, layer=layer)
         strategy = strategy or _choose(x, N, D, R, J, target, need_p)
         if strategy == REFERENCE:
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p)
@@ -119,12 +125,26 @@ def subspace_linear_group_backward(
     check_factors(op, weight[0], u[0], s[0], v[0])
     for d in dy:
         check_input(op, "dy", d, weight[0].shape[0], weight[0])
+        if d.shape[:-1] != x.shape[:-1]:
+            raise RuntimeError(f"masm::{op}: x {list(x.shape)} and dy {list(d.shape)} disagree on the number of rows")
+    check_input(op, "x", x, weight[0].shape[1], weight[0])
     for m in mask or [None]:
         check_blocks(op, m, offsets, s[0].shape[0])
     J, (N, D), R = len(weight), weight[0].shape, s[0].shape[0]
+    wide = accumulate_dtype(x.dtype)
+    if (p.shape, p.dtype, p.device) != ((*x.shape[:-1], J * R), wide, x.device) and (need_du or need_ds):
+        raise RuntimeError(
+            f"masm::{op}: expected p, the second output of the forward op, {wide} [..., {J * R}] on {x.device}, got "
+            f"{p.dtype} {list(p.shape)} on {p.device}"
+        )
     needs = (need_dx, need_du, need_ds, need_dv, need_dbias)
-    with on_device(x):
+    with on_device(x), autocast_off(x):
         target = target_of(x.device) if target is None else target
+        if not strategy and _too_many(J, R):
+            layer = partial(subspace_linear_backward, target=target, tile=tile)
+            return reference.subspace_linear_group_backward(
+                dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer
+            )
         strategy = strategy or _choose(dy[0], D, N, R, J, target, need_du or need_ds or need_dv)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
@@ -140,14 +160,14 @@ def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, strategy, target,
     M = dys[0].shape[0]
     factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
     ps = p.reshape(M, J * R).contiguous() if need_du or need_ds else None
-    every, each = Live(mask, offsets, x.device), [Live(mask[j : j + 1], offsets, x.device) for j in range(J)]
+    every, each = Live.of(mask, offsets), [Live.of(mask[j : j + 1], offsets) for j in range(J)]
 
     # The sums over rows: du and dbias from dY, dv and ds from x. One pass over dY gives Q as well where it fits.
     need_q = need_ds or need_dv or (need_dx and strategy in (KEXT, ADDMM))
     q_from_gemm = need_dx and strategy == SINGLE
     q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_q else None
     du_sums = dv_sums = None
-    if need_du and need_q and not q_from_gemm and R <= BOTH_MAX_RANK:
+    if need_du and need_q and not q_from_gemm and both_max_rank(x.dtype, precision(x.dtype)) >= R:
         du_sums = both_products(dys, factor.v, ps, each, q, need_db, target, tile)
     else:
         if need_q and not q_from_gemm:
@@ -181,6 +201,11 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
 def _choose(x: Tensor, OUT: int, IN: int, R: int, layers: int, target: Target, learning: bool) -> str:
     M = math.prod(x.shape[:-1])
     return choose(Call(M, OUT, IN, R, layers, x.dtype, target.capability, learning, precision(x.dtype) == "tf32"))
+
+
+def _too_many(J: int, R: int) -> bool:
+    """More layers than one call serves, each of which a call of its own does."""
+    return J > 1 and (J > MAX_LAYERS or J * R > MAX_RANK)
 
 
 def _check_supported(op: str, dtype: torch.dtype, R: int, J: int, strategy: str) -> None:

@@ -16,15 +16,19 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.subspace_penalty import weight_products as plain_products
-from . import skinny, tuning
+from . import skinny
 from .launch import Target, Tile, on_device, padded, run, target_of
 from .products import chunk_rows_of
-from .tiles import BOTH, BOTH_MAX_RANK, tiles
+from .tiles import PENALTY, tiles
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-#: Tables of addresses by the addresses they hold, so that a training step copies none to the GPU.
+#: Rows of the factors that one reading of the weights serves: more do not fit in registers as three parts.
+MAX_ROWS = 32
+#: Bytes of the parts of b weight^T that are alive at once; more layers are taken in several launches.
+WORKSPACE = 64 << 20
+#: Tables of addresses by the addresses they hold, so that a training step copies none to the GPU. Never dropped: a
+#: captured graph may read one. 8 bytes a weight; a process sees as many as it has sets of models and shapes.
 _tables: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
-_MAX_TABLES = 64
 
 
 def subspace_penalty(*arguments):
@@ -38,46 +42,45 @@ def subspace_penalty(*arguments):
 def weight_products(
     weights: Sequence[Tensor], a: Tensor, b: Tensor, target: Target, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``a weight`` [L, R, D] and ``b weight^T`` [L, R, N] in float32, each weight [N, D] read once for up to 64 rows.
+    """``a weight`` [L, R, D] and ``b weight^T`` [L, R, N] in float32, each weight [N, D] read once for up to 32 rows.
 
     a [L, R, N], b [L, R, D] float32. Products in three tf32 parts ("tf32x3"), as exact as float32.
     """
     if a.dtype == torch.float64:
         return plain_products(weights, a, b)
-    (L, R, D), (N, dtype) = b.shape, (weights[0].shape[0], weights[0].dtype)
-    weights = [
-        w if w.is_contiguous() and w.data_ptr() % 16 == 0 else w.clone(memory_format=torch.contiguous_format)
-        for w in weights
-    ]
-    table = _table(weights)
-    a_weight, b_weight = [], []
-    for begin in range(0, R, BOTH_MAX_RANK):
-        rows = slice(begin, min(R, begin + BOTH_MAX_RANK))
-        a_part, b_part = a[:, rows].contiguous(), b[:, rows].contiguous()
-        r = b_part.shape[1]
-        out: list[Tensor] = []
+    (L, R, D), N = b.shape, weights[0].shape[0]
+    weights = [w if _in_place(w) else w.clone(memory_format=torch.contiguous_format) for w in weights]
+    tile = tiles(PENALTY, target, torch.float32, "tf32")[0] if tile is None else tile
+    together = max(1, WORKSPACE // (4 * MAX_ROWS * max(1, triton.cdiv(D, tile.BN)) * max(N, 1)))
+    a_weight, b_weight = torch.empty_like(b), torch.empty_like(a)
+    for first in range(0, L, together):
+        layers = slice(first, min(L, first + together))
+        table = _table(weights[layers])
+        for begin in range(0, R, MAX_ROWS):
+            rows = slice(begin, min(R, begin + MAX_ROWS))
+            parts = (a[layers, rows].contiguous(), b[layers, rows].contiguous())
+            _products(table, weights[0], *parts, a_weight[layers, rows], b_weight[layers, rows], target, tile)
+    return a_weight, b_weight
 
-        def launch(tile: Tile, a_part=a_part, b_part=b_part, r=r, out=out) -> None:
-            tiles_d = triton.cdiv(D, tile.BN)
-            chunk = chunk_rows_of(N, tile.BM, tiles_d * L, target)
-            chunks = triton.cdiv(N, chunk)
-            out[:] = b.new_empty(L, tiles_d, N, r), b.new_empty(L, chunks, r, D)
-            constants = dict(TABLE=True, DTYPE=_TYPES[dtype], HAS_MASK=False, HAS_SUM=False, PRECISION="tf32x3")
-            sizes = dict(BM=tile.BM, BW=tile.BN, BR=padded(r), warps=tile.warps, stages=tile.stages)
-            # a [r, N] is T [N, r] transposed: its row stride is 1
-            operands = (table, b_part, a_part, *out, None, None, None, N, D, r, D, 1, N, r, 0, chunk)
-            run(skinny.skinny_both, (tiles_d, chunks, L), *operands, **constants, **sizes)
 
-        if tile is None:
-            candidates = tiles(BOTH, target, torch.float32, "tf32")
-            key = tuning.key_of("penalty", N, dtype, D, r, L)
-            launch(tuning.choose(target, key, candidates, launch))
-        else:
-            launch(tile)
-        wb, aw = out
-        a_weight.append(aw.sum(1))
-        b_weight.append(wb.sum(1).mT)
-    return torch.cat(a_weight, 1), torch.cat(b_weight, 1)
+def _products(table, like, a, b, a_weight, b_weight, target, tile) -> None:
+    """Of the weights in `table`, all like `like` [N, D]: a weight and b weight^T, for at most MAX_ROWS rows."""
+    (L, R, D), N = b.shape, like.shape[0]
+    tiles_d = triton.cdiv(D, tile.BN)
+    rows = chunk_rows_of(N, tile.BM, tiles_d * L, target)
+    chunks = triton.cdiv(N, rows)
+    out = b.new_empty(L, tiles_d, N, R), b.new_empty(L, chunks, R, D)
+    constants = dict(TABLE=True, DTYPE=_TYPES[like.dtype], OFFSETS=None, HAS_MASK=False, HAS_SUM=False)
+    sizes = dict(BM=tile.BM, BW=tile.BN, BR=padded(R), warps=tile.warps, stages=tile.stages)
+    # a [R, N] is T [N, R] transposed: its row stride is 1
+    operands = (table, b, a, *out, None, None, N, D, R, D, 1, N, R, 0, rows)
+    run(skinny.skinny_both, (tiles_d, chunks, L), *operands, **constants, **sizes, PRECISION="tf32x3")
+    b_weight.copy_(out[0].sum(1).mT)
+    a_weight.copy_(out[1].sum(1))
+
+
+def _in_place(w: Tensor) -> bool:
+    return w.is_contiguous() and w.data_ptr() % 16 == 0
 
 
 def _table(weights: Sequence[Tensor]) -> Tensor:
@@ -86,11 +89,11 @@ def _table(weights: Sequence[Tensor]) -> Tensor:
     table = _tables.get((device, addresses))
     if table is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "masm::subspace_penalty: its table of weights is made outside of CUDA graphs; run the loss once before "
-                "capturing"
-            )
-        if len(_tables) >= _MAX_TABLES:
-            _tables.pop(next(iter(_tables)))
-        table = _tables[device, addresses] = torch.tensor(addresses, dtype=torch.int64, device=device)
+            # a graph takes no copy from the host, and what lies in its memory must not be kept for other calls: fills
+            table = torch.empty(len(addresses), dtype=torch.int64, device=device)
+            for i, address in enumerate(addresses):
+                table[i] = address
+            return table
+        table = torch.tensor(addresses, dtype=torch.int64).to(device)
+        _tables[device, addresses] = table
     return table

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ def set_enabled(enabled: bool) -> None:
     _enabled = enabled
 
 
+@lru_cache
 def cache_file(target: Target, folder: Path | None = None) -> Path:
     """Where the choices for a GPU are kept: ``$XDG_CACHE_HOME/masm_ext/triton`` (``~/.cache/...``) or `folder`."""
     if folder is None:

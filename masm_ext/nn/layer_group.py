@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import subspace_linear_group
 from ..ops.homes import MAX_LAYERS, MAX_RANK
+from ..ops.subspace_linear_group import lie_side_by_side
 
 if TYPE_CHECKING:
     from .masm_linear import MASMLinear
@@ -41,7 +42,7 @@ class LayerGroup:
 
     def output(self, layer: MASMLinear, x: Tensor) -> Tensor:
         index = next(i for i, member in enumerate(self.layers) if member is layer)
-        key = _state_of(x)
+        key = self._state(x)
         if self._x is not x or self._key != key or index not in self._outputs:
             outputs = self._run(x)
             self._x, self._key, self._outputs = x, key, dict(enumerate(outputs))
@@ -50,8 +51,27 @@ class LayerGroup:
             self._x = None
         return y
 
+    def holds(self, layer: MASMLinear) -> bool:
+        """False for a copy of a member, as ``copy.copy`` and nn.DataParallel make: it runs on its own."""
+        return any(member is layer for member in self.layers)
+
+    def _state(self, x: Tensor) -> tuple:
+        """What else an output depends on: x and the layers as they were, and the modes it was computed under."""
+        device = x.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if torch.compiler.is_compiling():  # cannot compare versions, nor ask for the inference mode
+            return torch.is_grad_enabled(), autocast
+        read = [x, *(t for layer in self.layers for t in (layer.weight, layer.u, layer.s, layer.v, layer.bias))]
+        # an inference tensor keeps no version
+        versions = tuple(None if t is None or t.is_inference() else t._version for t in read)
+        return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
     def _run(self, x: Tensor) -> list[Tensor]:
         layers = self.layers
+        if x.is_cuda and not torch.compiler.is_compiling():
+            self._lay_out(
+                ["weight", "mask"]
+            )  # of a copy, or loaded by assignment; parameters are left to who owns them
         return subspace_linear_group(
             x,
             [layer.weight for layer in layers],
@@ -63,29 +83,28 @@ class LayerGroup:
             mask=[layer.mask for layer in layers],
         )
 
-    @torch.no_grad()
     def lay_out(self) -> None:
         """Put weights, factors, biases and masks one after another, once all are on one CUDA device in one dtype."""
-        for name in ("weight", "u", "s", "v", "bias", "mask"):
+        self._lay_out(["weight", "u", "s", "v", "bias", "mask"])
+
+    @torch.no_grad()
+    def _lay_out(self, names: Sequence[str]) -> None:
+        for name in names:
             tensors = [getattr(layer, name) for layer in self.layers]
             if tensors[0] is None or len({(t.dtype, t.device) for t in tensors}) > 1 or not tensors[0].is_cuda:
                 continue
-            for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
-                t.data = part
+            if not lie_side_by_side(tensors):
+                for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
+                    t.data = part
+
+    def __getstate__(self) -> dict:
+        """For copies and pickles: without the outputs that wait for a call."""
+        return {"layers": self.layers, "_x": None, "_key": (), "_outputs": {}}
 
     def dissolve(self) -> None:
         for layer in self.layers:
             layer.layer_group = None
         self._x, self._outputs = None, {}
-
-
-def _state_of(x: Tensor) -> tuple:
-    """What else an output depends on: x as it was, and the modes it was computed under."""
-    device = x.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    # an inference tensor keeps no version, and a compiler cannot compare them
-    tracked = not torch.compiler.is_compiling() and not x.is_inference()
-    return (x._version if tracked else None), torch.is_grad_enabled(), autocast
 
 
 def check_group(layers: Sequence[MASMLinear]) -> None:

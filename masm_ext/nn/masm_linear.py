@@ -148,7 +148,7 @@ class MASMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., N]."""
-        if self.layer_group is not None:
+        if self.layer_group is not None and self.layer_group.holds(self):
             return self.layer_group.output(self, x)
         return subspace_linear(x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -119,6 +120,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+@lru_cache(maxsize=4096)
 def choose(call: Call) -> str:
     """The strategy that serves a CUDA call, by the first of RULES that fits."""
     return next(rule.strategy for rule in RULES if rule.when(call))

@@ -43,6 +43,18 @@ def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, n
     return dx, of_all(u[0], need_du), of_all(s[0], need_ds), of_all(v[0], need_dv), dbias
 
 
+def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
+    """Does one contiguous tensor begin where the one before it ends, in one storage? Then all can be read as one."""
+    first = tensors[0]
+    storage = first.untyped_storage().data_ptr()
+    return all(
+        t.is_contiguous()
+        and t.untyped_storage().data_ptr() == storage
+        and t.storage_offset() == first.storage_offset() + i * first.numel()
+        for i, t in enumerate(tensors)
+    )
+
+
 def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
     check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
 

@@ -72,8 +72,8 @@ def subspace_linear_backward(
     q = g @ wide(u).mT  # [M, R]
     masked = None  # [R]: rows whose gradients are zero, whatever the numbers (a product would let NaN through)
     if mask is not None:
-        widths = torch.tensor([b - a for a, b in pairwise(offsets)], device=mask.device)
-        masked = ~mask.repeat_interleave(widths, output_size=s.shape[0])
+        # without a copy from the host, which would make it wait for a GPU
+        masked = ~torch.cat([mask[k].expand(end - begin) for k, (begin, end) in enumerate(pairwise(offsets))])
     dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else none
     du = ((p * sw).mT @ g).to(u.dtype) if need_du else none
     ds = (p * q).sum(0).to(s.dtype) if need_ds else none
@@ -81,7 +81,7 @@ def subspace_linear_backward(
     if masked is not None:
         for grad in (du, ds, dv):
             if grad.numel():
-                grad[masked] = 0
+                grad.masked_fill_(masked if grad.dim() == 1 else masked[:, None], 0)
     dbias = g.sum(0).to(weight.dtype) if need_dbias else none
     return dx, du, ds, dv, dbias
 

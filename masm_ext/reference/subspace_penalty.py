@@ -80,9 +80,11 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
     norm2 = torch.stack([x.reshape(()) for x in weight_norm2]).to(dtype)  # [L]
     tiny, q = torch.finfo(dtype).tiny, max(1, min(weights[0].shape))
     R = s.shape[1]
-    ranks = torch.tensor([b - a for a, b in pairwise(offsets)], device=s.device)  # [K]
-    # [R, K], row r marks the subspace of direction r
-    member = torch.eye(len(ranks), dtype=dtype, device=s.device).repeat_interleave(ranks, dim=0, output_size=R)
+    # [R, K], row r marks the subspace of direction r. By fills: a copy from the host would make it wait for a GPU.
+    member = s.new_zeros(R, len(offsets) - 1)
+    for k, (begin, end) in enumerate(pairwise(offsets)):
+        member[begin:end, k] = 1
+    ranks = member.sum(0)  # [K]
     same, eye = member @ member.mT, torch.eye(R, dtype=dtype, device=s.device)  # [R, R]
 
     gram_u, gram_v = u @ u.mT, v @ v.mT  # [L, R, R]

@@ -11,7 +11,7 @@ from inputs import POINTERS, TILE, TMA, TOLERANCE, Call, check, draw, error
 from masm_ext import reference
 from masm_ext.kernels import products
 from masm_ext.kernels.launch import Tile
-from masm_ext.kernels.tiles import BOTH_MAX_RANK
+from masm_ext.kernels.tiles import both_max_rank
 
 STRATEGIES = ("kext", "single", "addmm", "folded")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -289,13 +289,15 @@ def test_what_a_strategy_cannot_serve_is_refused():
 
 
 def test_both_products_are_used_up_to_their_rank(monkeypatch):
-    """One pass over dY serves Q and du up to R = 64, two passes serve more."""
+    """One pass over dY serves Q and du up to some R, two passes serve more."""
     from masm_ext.kernels import subspace_linear as kernels
 
     calls = []
     original = kernels.both_products
     monkeypatch.setattr(kernels, "both_products", lambda *a, **k: calls.append(1) or original(*a, **k))
-    for R, expected in ((BOTH_MAX_RANK, 1), (BOTH_MAX_RANK + 1, 0)):
-        calls.clear()
-        check(draw(33, 20, 24, (R,), torch.float32), "kext")
-        assert len(calls) == expected
+    for dtype, most in ((torch.float16, 64), (torch.float32, 16)):
+        assert both_max_rank(dtype, "ieee") == most
+        for R, expected in ((most, 1), (most + 1, 0)):
+            calls.clear()
+            check(draw(33, 20, 24, (R,), dtype), "kext")
+            assert len(calls) == expected
