@@ -48,11 +48,8 @@ class Model(Costs):
         if strategy == REFERENCE:
             return J * [*self.reference(s, N, D), *(self.reference_sums(s) if s.learning else [])]
         q: list[Launch] = []
-        if (
-            s.learning
-            and strategy != SINGLE
-            and R <= tiles.both_max_rank(s.dtype, "tf32" if s.kind == "tf32" else "ieee")
-        ):
+        most = tiles.both_max_rank(s.dtype, "tf32" if s.kind == "tf32" else "ieee")
+        if s.learning and strategy != SINGLE and most >= R:
             q = du = self.both(s, N)
         else:
             if strategy in (KEXT, ADDMM) or (s.learning and strategy == FOLDED):

@@ -54,8 +54,12 @@ def test_outputs_and_gradients_match_float64_autograd(J, bias, dtype, factor_dty
         assert relative_error(a, b) <= RELATIVE[dtype]
     for a, b in zip(inputs, [x64, *(t for name in NAMES[1:] for t in exact[name])]):
         assert a.grad.dtype == a.dtype
-        # half precision: ds may cancel, and dX is rounded after each layer on a CPU
-        assert relative_error(a.grad, b.grad) <= (2 if a.dim() == 1 or a is x else 1) * GRADIENT[dtype]
+        if a.shape != (3,):  # not s; dX is rounded after each layer on a CPU
+            assert relative_error(a.grad, b.grad) <= (2 if a is x else 1) * GRADIENT[dtype]
+    for s, s64, u64, v64, d in zip(lists["s"], exact["s"], exact["u"], exact["v"], dy):
+        # ds = sum_m P * Q may cancel: held against its terms
+        terms = ((x64 @ v64.mT) * (d.double() @ u64.mT)).abs().sum((0, 1)).norm()
+        assert (s.grad.double() - s64.grad).norm() <= GRADIENT[dtype] * terms
 
 
 def test_masks_are_those_of_the_layers():
