@@ -1,6 +1,7 @@
 """Every op and strategy on a GPU against float64: numbers, determinism, no waiting for the GPU, streams, graphs."""
 
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -188,17 +189,87 @@ def test_results_are_the_same_bits_every_time(strategy, device, shapes):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_host_waits_for_nothing(strategy, device, gpu_only, shapes):
-    M, N, D, ranks = shapes[0]
-    call = draw(M, N, D, ranks, torch.bfloat16, device)
-    mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
-    run(*call, mask=mask, strategy=strategy)  # compiled and tuned
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_host_waits_for_nothing(dtype, strategy, device, gpu_only, shapes):
+    for M, N, D, ranks in (shapes[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 is served by the formula
+        call = draw(M, N, D, ranks, dtype, device)
+        mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
+        run(*call, mask=mask, strategy=strategy)  # compiled and tuned
+        with no_waiting():
+            run(*call, mask=mask, strategy=strategy)
+
+
+def test_the_host_waits_for_no_loss(device, gpu_only, shapes):
+    step = losses(device, shapes)
+    step()
+    with no_waiting():
+        step()
+
+
+@contextmanager
+def no_waiting():
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run(*call, mask=mask, strategy=strategy)
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def losses(device, shapes):
+    """A function that returns both losses and the gradients of their sum."""
+    layers = [draw(*shape, torch.bfloat16, device)[2] for shape in shapes[:2]]
+    weights, u, s, v = ([layer[i] for layer in layers] for i in range(4))
+    leaves = [[t.requires_grad_() for t in ts] for ts in (u, s, v)]
+    s0, norm2 = [t.detach() + 0.1 for t in s], [w.float().square().sum() for w in weights]
+    offsets = [[0, *itertools.accumulate(shape[3])] for shape in shapes[:2]]
+
+    def step():
+        sums = subspace_penalty(weights, *leaves, s0, norm2, offsets)
+        return [*sums, *torch.autograd.grad(sum(sums), [t for ts in leaves for t in ts])]
+
+    return step
+
+
+def captured(step):
+    """A graph of `step`, after the warm-up that PyTorch asks for, and what it returned."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    return graph, out
+
+
+def test_cuda_graph_of_the_losses(device, gpu_only, shapes):
+    step = losses(device, shapes)
+    want = step()
+    graph, got = captured(step)
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(got, want):
+        assert relative_error(a, b) <= 1e-5
+
+
+def test_cuda_graph_of_a_group(device, gpu_only, shapes):
+    x, dy, lists, offsets = draw(*shapes[0], torch.bfloat16, device, layers=3)
+    weight, *rest = lists
+    leaves = [[t.requires_grad_() for t in ts] for ts in rest]
+    mask = [torch.tensor([True, False, True, j > 0], device=device) for j in range(3)]
+
+    def step():
+        ys = subspace_linear_group(x, weight, *leaves, offsets=offsets, mask=mask)
+        return [*ys, *torch.autograd.grad(ys, [t for ts in leaves for t in ts], dy)]
+
+    want = step()
+    graph, got = captured(step)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -220,10 +291,11 @@ def test_another_stream(strategy, device, gpu_only, shapes):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cuda_graph(strategy, device, gpu_only, shapes):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_cuda_graph(dtype, strategy, device, gpu_only, shapes):
     """Captured once; other inputs and another mask, written in place, count at replay."""
     M, N, D, ranks = shapes[0]
-    x, dy, parts, offsets = draw(M, N, D, ranks, torch.bfloat16, device)
+    x, dy, parts, offsets = draw(M, N, D, ranks, dtype, device)
     mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
     weight, *rest = parts
     leaves = [t.requires_grad_() for t in (x, *rest)]
@@ -232,15 +304,7 @@ def test_cuda_graph(strategy, device, gpu_only, shapes):
         y = subspace_linear(leaves[0], weight, *leaves[1:], offsets=offsets, mask=mask, strategy=strategy)
         return y, torch.autograd.grad(y, leaves, dy)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y, grads = step()
+    graph, (y, grads) = captured(step)
     for bits in ([True] * len(ranks), [False] * len(ranks), [True] * (len(ranks) - 1) + [False]):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))
@@ -248,7 +312,7 @@ def test_cuda_graph(strategy, device, gpu_only, shapes):
         graph.replay()
         torch.cuda.synchronize()
         got = [y.detach(), *grads]
-        check(got, *exact(x.detach(), dy, [t.detach() for t in parts], offsets, mask), torch.bfloat16)
+        check(got, *exact(x.detach(), dy, [t.detach() for t in parts], offsets, mask), dtype)
 
 
 def test_opcheck(device):

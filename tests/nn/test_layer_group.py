@@ -86,6 +86,40 @@ def test_another_x_or_mode_starts_anew(calls):
         assert torch.equal(q(x + 0), q(x + 0))
 
 
+def test_an_optimizer_step_between_the_calls_starts_anew(calls):
+    model = converted()
+    q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
+    MASMLinear.group([q, k, v])
+    x = torch.randn(3, 24)
+    q(x)
+    with torch.no_grad():
+        k.s.add_(5)
+    want = copy.deepcopy(k)
+    MASMLinear.ungroup([want])
+    assert torch.equal(k(x), want(x)) and len(calls) == 2
+
+
+def test_copies_of_a_group_with_outputs_that_wait():
+    model = converted()
+    group_projections(model)
+    x = torch.randn(3, 24)
+    model[0].q_proj(x)
+    twin = copy.deepcopy(model)
+    assert not twin[0].q_proj.layer_group._outputs and twin[0].k_proj(x).shape == (3, 24)
+    shallow = copy.copy(model[0].q_proj)  # as nn.DataParallel makes them: not a member, runs on its own
+    assert torch.equal(shallow(x), model[0].q_proj(x))
+
+
+def test_inference_mode_does_not_leak(calls):
+    model = converted()
+    group_projections(model)
+    x = torch.randn(3, 24)
+    with torch.inference_mode():
+        model[0].q_proj(x)
+    with torch.no_grad():
+        assert not model[0].k_proj(x).is_inference()
+
+
 def test_nothing_is_held_once_all_were_called():
     model = converted()
     group_projections(model)
