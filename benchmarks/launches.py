@@ -204,13 +204,13 @@ class Costs:
     ) -> list[Launch]:
         """subspace_gemm; IN = 0 is the low-rank part alone. T is read, or (compute_t) computed by each column of tiles:
         `extra` more columns. After the dense product a program waits for every chunk of T and C."""
-        tma = 90 <= self.gpu.capability < 120 and s.kind != "ieee" and IN > 0
+        tma = 90 <= self.gpu.capability < 120 and s.kind != "ieee"
         if compute_t and s.M <= tiles.SMALL_ROWS:
             kernel = tiles.SMALL
-        elif IN * s.size % 16 or OUT * s.size % 16:
+        elif IN * s.size % 16 or OUT * s.size % 16 or (IN % tiles.INNER and (parts > 1 or not tma)):
             kernel = tiles.UNALIGNED
         else:
-            kernel = tiles.GEMM_TMA if tma and (parts == 1 or IN % tiles.TMA_INNER == 0) else tiles.GEMM
+            kernel = tiles.GEMM_TMA if tma and IN > 0 else tiles.GEMM
         BR = padded(s.R) if compute_t else tiles.rank_tile(parts * s.R, 32)
         chunks = parts if compute_t else ceil(parts * s.R / BR)
         extra = self.columns(s, BR) if compute_t else 0

@@ -23,7 +23,7 @@ from ..ops.homes import MAX_LAYERS
 from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, low_rank_precision, padded, precision, run
-from .tiles import BOTH, GEMM, GEMM_TMA, REDUCE, SKINNY, SMALL, SMALL_ROWS, TMA_INNER, UNALIGNED, rank_tile, tiles
+from .tiles import BOTH, GEMM, GEMM_TMA, INNER, REDUCE, SKINNY, SMALL, SMALL_ROWS, UNALIGNED, rank_tile, tiles
 
 GROUP = 8  # rows of tiles that share the tiles of the weight in L2
 
@@ -160,14 +160,13 @@ def subspace_gemm(
         xs = [x.contiguous() for x in xs]
     out_in = a.stride(0) == 1 and a.stride(1) >= a.shape[0]  # the weight lies as [OUT, IN]
     matrices = (*xs, a.mT if out_in else a, y)
+    tma = fits_tma(target, a.dtype)
     if compute_t and M <= SMALL_ROWS:
         kernel = SMALL
-    elif not aligned(*matrices):
+    elif not aligned(*matrices) or (IN % INNER and (parts > 1 or not tma)):
         kernel = UNALIGNED
-    elif IN > 0 and fits_tma(target, a.dtype) and (parts == 1 or IN % TMA_INNER == 0):
-        kernel = GEMM_TMA
     else:
-        kernel = GEMM
+        kernel = GEMM_TMA if tma and IN > 0 else GEMM
     constants = dict(
         MEMBERS=members,
         PARTS=parts,

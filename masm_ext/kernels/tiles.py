@@ -16,9 +16,10 @@ SKINNY, REDUCE, BOTH, PENALTY = "skinny", "reduce", "both", "penalty"
 
 #: (kernel, family of capability, bytes of an element) -> tiles. `gemm` and `gemm_tma`: the K-extended product and, for
 #: R <= 64, its form that computes T itself; `small`: the latter for at most SMALL_ROWS rows of X; `unaligned`: where
-#: rows do not start at multiples of 16 bytes, and every element is loaded on its own, through registers.
+#: rows do not start at multiples of 16 bytes, or the inner dimension is no multiple of BK: elements are loaded through
+#: registers, each with its own condition.
 TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
-    (GEMM, 80, 2): (Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 4, 4), Tile(64, 128, 32, 4, 4)),
+    (GEMM, 80, 2): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 4)),
     (GEMM, 80, 4): (Tile(128, 128, 16, 8, 3), Tile(64, 128, 16, 4, 3)),
     (GEMM, 90, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
     (GEMM, 90, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 3)),
@@ -30,30 +31,33 @@ TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     (GEMM_TMA, 100, 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3)),
     (UNALIGNED, 80, 2): (Tile(64, 64, 32, 4, 2),),
     (UNALIGNED, 80, 4): (Tile(64, 64, 16, 4, 2),),
-    (SMALL, 80, 2): (Tile(16, 32, 128, 4, 3), Tile(16, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3)),
+    (SMALL, 80, 2): (Tile(16, 32, 64, 4, 4), Tile(16, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
     (SMALL, 80, 4): (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3)),
     (SKINNY, 80, 2): (Tile(64, 0, 64, 4, 3), Tile(32, 0, 128, 4, 2)),
-    (SKINNY, 80, 4): (Tile(64, 0, 32, 4, 3), Tile(32, 0, 64, 4, 2)),
+    (SKINNY, 80, 4): (Tile(64, 0, 32, 4, 3),),
     (SKINNY, 90, 2): (Tile(64, 0, 128, 4, 3), Tile(64, 0, 64, 4, 4), Tile(128, 0, 64, 8, 3)),
-    (REDUCE, 80, 2): (Tile(64, 128, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
+    (SKINNY, 100, 2): (Tile(64, 0, 64, 4, 3), Tile(64, 0, 32, 4, 3)),
+    (REDUCE, 80, 2): (Tile(32, 128, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
+    (REDUCE, 90, 2): (Tile(64, 128, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
     (REDUCE, 80, 4): (Tile(32, 64, 0, 4, 3), Tile(32, 128, 0, 8, 2)),
     (BOTH, 80, 2): (Tile(32, 128, 0, 8, 2),),
     (BOTH, 80, 4): (Tile(32, 64, 0, 4, 2),),
-    (PENALTY, 80, 4): (Tile(32, 128, 0, 8, 2),),
+    (BOTH, 100, 2): (Tile(32, 128, 0, 8, 2), Tile(32, 128, 0, 4, 2)),
+    (PENALTY, 80, 4): (Tile(32, 64, 0, 8, 2),),
     (BOTH, 90, 2): (Tile(64, 256, 0, 8, 2), Tile(64, 128, 0, 8, 3)),
 }
 #: float32 products that must not be tf32 run without tensor cores: one element of the result a thread and a register.
 IEEE = {
     GEMM: (Tile(64, 32, 16, 8, 2),),
     UNALIGNED: (Tile(64, 32, 16, 8, 2),),
-    SMALL: (Tile(16, 64, 16, 4, 2),),
+    SMALL: (Tile(16, 32, 16, 4, 2),),
     SKINNY: (Tile(64, 0, 32, 4, 2),),
     REDUCE: (Tile(16, 64, 0, 4, 2),),
     BOTH: (Tile(16, 64, 0, 8, 2),),
 }
 SMALL_ROWS = 64
-#: Multiple of every BK of `gemm_tma`: what the inner dimension of each part of a sum must be a multiple of.
-TMA_INNER = 64
+#: Multiple of every BK of `gemm` and `gemm_tma`.
+INNER = 64
 #: Widest T that `subspace_gemm` computes itself: it is held in registers.
 COMPUTE_T_MAX_RANK = 64
 

@@ -95,7 +95,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         SINGLE,
-        lambda c: c.M <= 64 and c.R <= 64 and (c.dtype != torch.float32 or c.IN <= 1024),
+        lambda c: c.M <= 64 and c.R <= 64 and (c.dtype != torch.float32 or (c.IN <= 1024 and c.R <= 16)),
         "bound by reading the weight: everything else in the same launch",
     ),
     Rule(
