@@ -109,7 +109,8 @@ class Shape:
             return True
         held = self.R * self.layers <= MAX_RANK and self.layers <= MAX_LAYERS and self.size < 8
         exact = self.kind == "ieee" or strategy != FOLDED
-        return held and exact and (strategy != SINGLE or self.R <= tiles.COMPUTE_T_MAX_RANK)
+        most = tiles.COMPUTE_T_MAX_RANK if self.layers == 1 or self.M <= tiles.SMALL_ROWS else 16
+        return held and exact and (strategy != SINGLE or most >= self.R)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from .products import (
     side_by_side,
     skinny_product,
 )
-from .tiles import COMPUTE_T_MAX_RANK, both_max_rank
+from .tiles import COMPUTE_T_MAX_RANK, SMALL_ROWS, both_max_rank
 
 
 def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy="", target=None, tile=None):
@@ -91,7 +91,7 @@ def subspace_linear_group(
         strategy = strategy or _choose(x, N, D, R, J, target, need_p)
         if strategy == REFERENCE:
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p)
-        _check_supported(op, x.dtype, R, J, strategy)
+        _check_supported(op, x, R, J, strategy)
         factor = Factor(side_by_side(s), side_by_side(v), side_by_side(u))
         all_bias = side_by_side(bias) if bias else None
         w = _stacked_weight(weight)
@@ -148,7 +148,7 @@ def subspace_linear_group_backward(
         strategy = strategy or _choose(dy[0], D, N, R, J, target, need_du or need_ds or need_dv)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
-        _check_supported(op, x.dtype, R, J, strategy)
+        _check_supported(op, x, R, J, strategy)
         return _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, strategy, target, tile)
 
 
@@ -208,12 +208,12 @@ def _too_many(J: int, R: int) -> bool:
     return J > 1 and (J > MAX_LAYERS or J * R > MAX_RANK)
 
 
-def _check_supported(op: str, dtype: torch.dtype, R: int, J: int, strategy: str) -> None:
+def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
     """Raises RuntimeError if the kernels cannot serve a call, saying what can."""
     why = None
     if strategy not in STRATEGIES:
         why = f"there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}"
-    elif dtype == torch.float64:
+    elif x.dtype == torch.float64:
         why = f"strategy {strategy!r} does not serve float64; 'reference' does"
     elif J * R > MAX_RANK or J > MAX_LAYERS:
         why = (
@@ -222,5 +222,8 @@ def _check_supported(op: str, dtype: torch.dtype, R: int, J: int, strategy: str)
         )
     elif strategy == SINGLE and R > COMPUTE_T_MAX_RANK:
         why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTE_T_MAX_RANK}, not {R}; use 'kext'"
+    elif strategy == SINGLE and J > 1 and R > 16 and math.prod(x.shape[:-1]) > SMALL_ROWS:
+        # dX holds J tiles of V beside those of x: more shared memory than a program has
+        why = f"strategy 'single' serves groups of R <= 16 beyond {SMALL_ROWS} rows, not {R}; use 'kext'"
     if why is not None:
         raise RuntimeError(f"masm::{op} on CUDA: {why}")

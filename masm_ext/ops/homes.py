@@ -113,7 +113,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         SINGLE,
-        lambda c: c.R <= 64 and (c.OUT * max(c.R, 32) <= 2**16 or c.layers * c.M * c.IN * c.OUT <= 2**33),
+        lambda c: (
+            (64 if c.layers == 1 else 16) >= c.R
+            and (c.OUT * max(c.R, 32) <= 2**16 or c.layers * c.M * c.IN * c.OUT <= 2**33)
+        ),
         "model, H100: P again in each column of tiles costs less than a pass over x of its own",
     ),
     Rule(KEXT, lambda c: True, "model, H100: 1.14 against 1.17 of the frozen layer for OUT = 4096, R = 16"),

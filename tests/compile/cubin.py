@@ -1,0 +1,55 @@
+"""What a compiled kernel is made of, read from its PTX and, with the tools that come with Triton, from its cubin."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.compiler import CompiledKernel
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+LOCAL_MEMORY = re.compile(r"\b(?:LDL|STL)\b")
+MMA = (
+    re.compile(r"\b(wgmma)\.mma_async\.sync\.aligned\.m\d+n\d+(k\d+)\.f32\.(\w+)"),
+    re.compile(r"\b(mma)\.sync\.aligned\.m\d+n\d+(k\d+)\.row\.col\.f32\.(\w+)"),
+    re.compile(r"\b(tcgen05)\.mma\.cta_group::1\.(kind)::(\w+)"),
+)
+COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)")
+LOAD = re.compile(r"\bld\.global(?:\.[\w:]+)*?\.v(\d)\.b(\d+)")
+
+
+def contents(kernel: CompiledKernel) -> dict[str, Any]:
+    """registers of a thread; bytes of stack, number of loads and stores of local memory (spills), bytes of shared and
+    columns of tensor memory; ``mma``: the kinds of matrix products, like "wgmma k16 bf16"; ``widest``: most bytes that
+    a thread moves from global memory at once; ``tma``: whether tiles are moved by hardware.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        registers, stack = map(int, USAGE.search(_tool("cuobjdump", "-res-usage", file.name)).groups())
+        sass = _tool("nvdisasm", "-c", file.name)
+    ptx = kernel.asm["ptx"]
+    copies = [int(size, 0) for size in COPY.findall(ptx)]
+    loads = [int(count) * int(bits) // 8 for count, bits in LOAD.findall(ptx)]
+    return {
+        "registers": registers,
+        "stack": stack,
+        "spills": len(LOCAL_MEMORY.findall(sass)),
+        "shared": kernel.metadata.shared,
+        "tensor_memory": getattr(kernel.metadata, "tmem_size", None) or 0,
+        "mma": sorted({" ".join(found) for pattern in MMA for found in pattern.findall(ptx)}),
+        "widest": max(copies + loads, default=0),
+        "tma": "cp.async.bulk.tensor" in ptx,
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    ran = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise RuntimeError(f"{name}: {ran.stderr}")
+    return ran.stdout

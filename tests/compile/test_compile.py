@@ -1,0 +1,137 @@
+"""Every kernel compiled for sm_80, sm_90 and sm_100 through the real launch code, and its machine code looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "worker.py"
+TABLE = Path(__file__).parent / "registers.json"
+#: A second Triton, the one of common GPU images, installed beside the pinned one by `make test`.
+OTHER = Path(sys.prefix) / "triton-3.6"
+#: Bytes of shared memory a program may have. What is compiled for sm_80 also serves 8.6, 8.9 and 12.x, which have less.
+SHARED = {80: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+#: The instruction of a tensor core's product, and how it names the operands.
+INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+#: Kernels that multiply nothing, or exactly.
+WITHOUT = ("finish", "fold_weight")
+
+
+@pytest.fixture(scope="module", params=["pinned", "3.6"])
+def compiled(request):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
+    command = [sys.executable, str(WORKER)]
+    if request.param == "3.6":
+        if not (OTHER / "triton").is_dir():
+            pytest.skip(f"no {OTHER.name} in the environment: `make test` installs it")
+        environment["PYTHONPATH"] = os.pathsep.join([str(OTHER), os.environ.get("PYTHONPATH", "")])
+        command.append("--reduced")
+    else:
+        pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2400)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout)
+
+
+#: Seen and left: rows that start anywhere are loaded element by element, and the older compiler runs out of registers.
+KNOWN = {("3.6.0", "no_spills", "sm_80 bf16 unaligned R=12: skinny_both 32x128 R16 w8 s2 HAS_SUM")}
+
+
+def wrong(result, holds):
+    """The kernels for which `holds(kernel)` is not true, with what they are made of."""
+    known = {name for version, check, name in KNOWN if (version, check) == (result["triton"], holds.__name__)}
+    return {name: k for name, k in result["kernels"].items() if not holds(k) and name not in known}
+
+
+def fast(k):
+    """Does the kernel run at the pace of tensor cores?"""
+    exact = k["kind"] == "ieee" and k["constants"].get("PRECISION") != "tf32x3"  # the penalty's, in every type
+    return k["kernel"] not in WITHOUT and not exact
+
+
+def no_spills(k):
+    return k["stack"] == 0 and k["spills"] == 0
+
+
+def fits(k):
+    return k["shared"] <= SHARED[k["capability"]]
+
+
+def multiplies(k):
+    """At least one product by the capability's own instruction (or, where a tile has fewer than 64 rows, the older)."""
+    if not fast(k):
+        return k["mma"] == []
+    tall = k["constants"].get("BM", 0) >= 64
+    return any(m.split()[0] == INSTRUCTION[k["capability"]] for m in k["mma"]) or (not tall and k["mma"] != [])
+
+
+def low_rank_in_tf32(k):
+    """Beside half precision the product with T * s is tf32."""
+    gemm = k["kernel"].startswith("subspace_gemm") and k["kind"] in ("bf16", "fp16")
+    return not gemm or any("tf32" in m for m in k["mma"])
+
+
+def moves(k):
+    """Tiles arrive by the TMA, or 16 bytes at a time where rows are aligned."""
+    if k["kernel"] == "subspace_gemm_tma":
+        return k["tma"]
+    even = k["constants"].get("EVEN") and k["kind"] in ("bf16", "fp16")  # else elements have conditions of their own
+    return not (even and k["aligned"]) or k["widest"] >= 16
+
+
+@pytest.mark.parametrize("holds", [no_spills, fits, multiplies, low_rank_in_tf32, moves], ids=lambda f: f.__name__)
+def test_every_kernel(holds, compiled):
+    assert len(compiled["kernels"]) > 30
+    assert wrong(compiled, holds) == {}
+
+
+def test_every_capability_type_and_kernel_is_there(compiled):
+    found = {(k["capability"], k["kind"], k["kernel"]) for k in compiled["kernels"].values()}
+    for capability in (80, 90, 100):
+        for kernel in ("skinny", "skinny_both", "skinny_reduce", "subspace_gemm", "finish"):
+            assert (capability, "bf16", kernel) in found, (capability, kernel)
+    assert {(90, "bf16", "subspace_gemm_tma"), (100, "bf16", "subspace_gemm_tma")} <= found
+    assert {kind for _, kind, _ in found} >= {"bf16", "tf32"}
+
+
+def test_registers_are_those_of_the_table(compiled):
+    """A change of registers or shared memory must be seen, not slip in."""
+    known = json.loads(TABLE.read_text()).get(compiled["triton"])
+    if known is None:
+        pytest.skip(f"{TABLE.name} has no entry for Triton {compiled['triton']}")
+    now = {name: [k["registers"], k["shared"]] for name, k in compiled["kernels"].items()}
+    changed = {n: (known.get(n), now.get(n)) for n in sorted(known.keys() | now.keys()) if known.get(n) != now.get(n)}
+    reduced = compiled["triton"].startswith("3.6")
+    command = "python tests/compile/worker.py --write"
+    if reduced:
+        command = f"PYTHONPATH={OTHER} {command} --reduced"
+    assert changed == {}, f"(committed, now) differ; if that is meant: {command}"
+
+
+def test_the_table_holds_both_versions():
+    assert set(json.loads(TABLE.read_text())) >= {"3.6.0", "3.9.0"}
+
+
+def test_the_checks_can_fail():
+    good = {
+        "capability": 90, "kind": "bf16", "kernel": "subspace_gemm_tma", "aligned": True, "constants": {"BM": 128},
+        "registers": 200, "stack": 0, "spills": 0, "shared": 150_000, "tensor_memory": 0, "widest": 4, "tma": True,
+        "mma": ["wgmma k16 bf16", "wgmma k8 tf32"],
+    }  # fmt: skip
+    assert all(check(good) for check in (no_spills, fits, multiplies, low_rank_in_tf32, moves))
+    for change, check in (
+        ({"spills": 2}, no_spills),
+        ({"stack": 8}, no_spills),
+        ({"shared": 232_449}, fits),
+        ({"capability": 80, "shared": 101_377}, fits),
+        ({"mma": []}, multiplies),
+        ({"mma": ["mma k16 bf16"]}, multiplies),
+        ({"kind": "ieee"}, multiplies),
+        ({"mma": ["wgmma k16 bf16"]}, low_rank_in_tf32),
+        ({"tma": False}, moves),
+        ({"kernel": "skinny", "constants": {"BM": 64, "EVEN": True}}, moves),
+    ):
+        assert not check(good | change), (change, check)

@@ -1,0 +1,117 @@
+"""Compiles the kernels of `calls.py` in processes of its own and prints what they are made of, as JSON.
+
+python tests/compile/worker.py [--reduced]            # {"triton": version, "kernels": {name: contents}}
+python tests/compile/worker.py [--reduced] --write    # writes the table of this version of Triton anew
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).parent / "registers.json"
+#: What the table holds of a kernel.
+RECORDED = ("registers", "shared")
+
+
+def compile_group(job: tuple[int, str, bool]) -> dict[str, dict[str, Any]]:
+    """All kernels for one capability and type, by name. Each is compiled once and named after the first call."""
+    import calls
+    import torch
+    from cubin import contents
+    from stand_in import compile_only
+
+    from masm_ext.kernels.launch import Target
+
+    capability, kind, reduced = job
+    dtype, torch.backends.cuda.matmul.fp32_precision = calls.TYPES[kind]
+    kernels: dict[str, dict[str, Any]] = {}
+    seen = set()
+    for call in calls_of(capability, kind, reduced):
+
+        def record(kernel: str, constants: dict[str, Any], compiled: Any, call=call) -> None:
+            if compiled.hash in seen:
+                return
+            seen.add(compiled.hash)
+            constants = {k: v for k, v in constants.items() if isinstance(v, (bool, int, str))}
+            name = base = f"sm_{capability} {kind} {call.name}: {kernel} {describe(constants)}"
+            while name in kernels:
+                name = f"{base} ({int(name[len(base) :].strip(' ()') or 1) + 1})"
+            about = dict(capability=capability, kind=kind, kernel=kernel, aligned=call.aligned, constants=constants)
+            kernels[name] = about | contents(compiled)
+
+        with compile_only(capability, call.every_tile, record):
+            call.run(dtype, Target(capability, calls.PROCESSORS))
+    return kernels
+
+
+def describe(constants: dict[str, Any]) -> str:
+    """ "128x256x64 R16 w8 s3 HAS_BIAS": the tile, warps and stages, and which flags are set."""
+    tile = "x".join(str(constants[size]) for size in ("BM", "BN", "BW", "BK") if size in constants)
+    rank = [f"R{constants['BR']}"] if "BR" in constants else []
+    flags = sorted(k for k, v in constants.items() if v is True and k != "enable_fp_fusion")
+    return " ".join([tile, *rank, f"w{constants['num_warps']}", f"s{constants['num_stages']}", *flags])
+
+
+def calls_of(capability: int, kind: str, reduced: bool) -> list[Any]:
+    import calls
+
+    plan = calls.REDUCED if reduced else calls.FULL
+    return [c for capabilities, kinds, some in plan if capability in capabilities and kind in kinds for c in some]
+
+
+def compile_all(reduced: bool, processes: int) -> dict[str, Any]:
+    """{"triton": version, "kernels": {name: what it is made of}}."""
+    import calls
+
+    plan = calls.REDUCED if reduced else calls.FULL
+    jobs = dict.fromkeys((c, k, reduced) for capabilities, kinds, _ in plan for c in capabilities for k in kinds)
+    kernels: dict[str, Any] = {}
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for done in pool.imap_unordered(compile_group, jobs, chunksize=1):
+            kernels |= done
+    return {"triton": version("triton"), "kernels": dict(sorted(kernels.items()))}
+
+
+def write_table(result: dict[str, Any]) -> None:
+    from masm_ext.files import write_atomically
+
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    table[result["triton"]] = {name: [k[key] for key in RECORDED] for name, k in result["kernels"].items()}
+    rows = [
+        f"{json.dumps(release)}: {{\n"
+        + ",\n".join(f"{json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in sorted(kernels.items()))
+        + "\n}"
+        for release, kernels in sorted(table.items())
+    ]
+    write_atomically(TABLE, ("{\n" + ",\n".join(rows) + "\n}\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reduced", action="store_true", help="the default tiles only")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing")
+    parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    arguments = parser.parse_args()
+    # settings of Triton would change what is compiled, and its cache may hold kernels of another compiler
+    for name in [name for name in os.environ if name.startswith("TRITON_")]:
+        del os.environ[name]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        result = compile_all(arguments.reduced, arguments.processes)
+    if arguments.write:
+        write_table(result)
+    else:
+        json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
