@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..ops.homes import MAX_LAYERS
+from ..ops.homes import ADDMM, FOLDED, KEXT, MAX_LAYERS, SINGLE
 from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, low_rank_precision, padded, precision, run
@@ -87,21 +87,21 @@ def forward_product(
 ) -> tuple[list[Tensor], Tensor | None]:
     """y J x [M, N] and P [M, J R] (None if not needed). x [M, D], weight [J N, D], bias [J N]."""
     M, N = x.shape[0], weight.shape[0] // layers
-    p = x.new_empty(M, factor.s.shape[0], dtype=torch.float32) if need_p or strategy in ("kext", "addmm") else None
-    if p is not None and strategy != "single":
+    p = x.new_empty(M, factor.s.shape[0], dtype=torch.float32) if need_p or strategy in (KEXT, ADDMM) else None
+    if p is not None and strategy != SINGLE:
         skinny_product(x, factor.v, p, target, tile)
-    if strategy == "folded":
+    if strategy == FOLDED:
         operands = (_by_layer(t, layers) for t in (weight, factor.c, factor.s, factor.v))
         folded = [fold(w, u, s, v, target, tile) for w, u, s, v in zip(*operands)]
         biases = [None] * layers if bias is None else _by_layer(bias, layers)
         return [F.linear(x, w, b) for w, b in zip(folded, biases)], p
     ys = [x.new_empty(M, N) for _ in range(layers)]
-    if strategy == "addmm":
+    if strategy == ADDMM:
         subspace_gemm([x[:, :0]], weight[:, :0].mT, p, factor, bias, ys, False, target, tile)
         for y, w in zip(ys, _by_layer(weight, layers)):
             y.addmm_(x, w.mT)
     else:
-        subspace_gemm([x], weight.mT, p, factor, bias, ys, strategy == "single", target, tile)
+        subspace_gemm([x], weight.mT, p, factor, bias, ys, strategy == SINGLE, target, tile)
     return ys, p
 
 
@@ -117,19 +117,19 @@ def input_gradient(
     """dX [M, D], the sum over the layers. dys J x [M, N], weight [J N, D]; q [M, J R]: Q, which `single` writes and the
     others read (`folded` does not)."""
     M, D, layers = dys[0].shape[0], weight.shape[1], len(dys)
-    if strategy == "folded":
+    if strategy == FOLDED:
         dx = None
         for dy, w, u, s, v in zip(dys, *(_by_layer(t, layers) for t in (weight, factor.v, factor.s, factor.c))):
             folded = fold(w, u, s, v, target, tile)
             dx = dy @ folded if dx is None else dx.addmm_(dy, folded)
         return dx
     dx = dys[0].new_empty(M, D)
-    if strategy == "addmm":
+    if strategy == ADDMM:
         subspace_gemm([dy[:, :0] for dy in dys], weight[:0], q, factor, None, [dx], False, target, tile)
         for dy, w in zip(dys, _by_layer(weight, layers)):
             dx.addmm_(dy, w)
     else:
-        subspace_gemm(dys, weight, q, factor, None, [dx], strategy == "single", target, tile)
+        subspace_gemm(dys, weight, q, factor, None, [dx], strategy == SINGLE, target, tile)
     return dx
 
 

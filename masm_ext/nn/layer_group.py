@@ -69,9 +69,8 @@ class LayerGroup:
     def _run(self, x: Tensor) -> list[Tensor]:
         layers = self.layers
         if x.is_cuda and not torch.compiler.is_compiling():
-            self._lay_out(
-                ["weight", "mask"]
-            )  # of a copy, or loaded by assignment; parameters are left to who owns them
+            # of a copy, or assigned anew; parameters are left to whoever owns them
+            self._lay_out(["weight", "mask"])
         return subspace_linear_group(
             x,
             [layer.weight for layer in layers],

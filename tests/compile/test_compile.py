@@ -1,17 +1,15 @@
 """Every kernel compiled for sm_80, sm_90 and sm_100 through the real launch code, and its machine code looked at."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tritons import OTHER, VERSIONS, environment_of
 
 WORKER = Path(__file__).parent / "worker.py"
 TABLE = Path(__file__).parent / "registers.json"
-#: A second Triton, the one of common GPU images, installed beside the pinned one by `make test`.
-OTHER = Path(sys.prefix) / "triton-3.6"
 #: Bytes of shared memory a program may have. What is compiled for sm_80 also serves 8.6, 8.9 and 12.x, which have less.
 SHARED = {80: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 #: The instruction of a tensor core's product, and how it names the operands.
@@ -20,17 +18,10 @@ INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 WITHOUT = ("finish", "fold_weight")
 
 
-@pytest.fixture(scope="module", params=["pinned", "3.6"])
+@pytest.fixture(scope="module", params=VERSIONS)
 def compiled(request):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
-    command = [sys.executable, str(WORKER)]
-    if request.param == "3.6":
-        if not (OTHER / "triton").is_dir():
-            pytest.skip(f"no {OTHER.name} in the environment: `make test` installs it")
-        environment["PYTHONPATH"] = os.pathsep.join([str(OTHER), os.environ.get("PYTHONPATH", "")])
-        command.append("--reduced")
-    else:
-        pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+    environment = environment_of(request.param)
+    command = [sys.executable, str(WORKER), *(["--reduced"] if request.param != "pinned" else [])]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2400)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)

@@ -3,29 +3,21 @@
 What interprets and what compiles cannot share a process, and a kernel that reads out of bounds ends it.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tritons import VERSIONS, environment_of
 
 SUITE = Path(__file__).parent / "suite"
 #: What a GPU runs; here as a dry run, on small shapes. Streams, graphs and memory need a GPU and are skipped.
 GPU = Path(__file__).parents[1] / "gpu"
-#: A second Triton, the one of common GPU images, installed beside the pinned one by `make test`.
-OTHER = Path(sys.prefix) / "triton-3.6"
 
 
-@pytest.mark.parametrize("triton", ["pinned", "3.6"])
+@pytest.mark.parametrize("triton", VERSIONS)
 def test_kernels_in_the_interpreter(triton, seed):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    if triton == "3.6":
-        if not (OTHER / "triton").is_dir():
-            pytest.skip(f"no {OTHER.name} in the environment: `make test` installs it")
-        environment["PYTHONPATH"] = os.pathsep.join([str(OTHER), os.environ.get("PYTHONPATH", "")])
-    else:
-        pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+    environment = {**environment_of(triton), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE), str(GPU), f"--seed={seed}"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, (
