@@ -98,8 +98,8 @@ def _side_by_side(layers: int, *shape: int, dtype: torch.dtype) -> list[Tensor]:
 PLAIN, WIDE = Layer("R=16", R=16, every_tile=True), Layer("R=64 masked", R=64, masked=True, every_tile=True)
 GROUP = Layer("3 layers R=12 masked", R=12, layers=3, masked=True)
 MANY = Layer("R=256 masked", R=256, masked=True, strategies=("kext",))
-EMPTY_INNER = Layer("low-rank part alone", R=16, strategies=("addmm",))
-UNEVEN = Layer("uneven R=12", R=12, N=1032, D=1032)
+EMPTY_INNER = Layer("low-rank part alone", R=16, strategies=("addmm",), every_tile=True)
+UNEVEN = Layer("uneven R=12", R=12, N=1040, D=1040)
 UNALIGNED = Layer("unaligned R=12", R=12, M=2055, N=1001, D=1004, aligned=False)
 FEW = Layer("M=32 R=12", R=12, M=32, strategies=("single",), every_tile=True)
 FEW_GROUP = Layer("4 layers M=32 R=64", R=64, M=32, layers=4, strategies=("single",))
@@ -119,9 +119,9 @@ FULL = (
     ((90,), ("bf16",), (ONES, FORWARD, HALF_FACTORS, FOLD)),
     ((120,), ("bf16",), (GROUP, FEW, PENALTY)),
     (_NVIDIA, ("fp16",), (GROUP,)),
-    (_NVIDIA, ("tf32",), (PLAIN, WIDE, UNALIGNED, FEW)),
-    (_NVIDIA, ("ieee",), (PLAIN, WIDE, GROUP, FEW)),
-    ((90,), ("ieee",), (UNALIGNED, PENALTY, FOLD)),
+    (_NVIDIA, ("tf32",), (PLAIN, WIDE, EMPTY_INNER, UNALIGNED, FEW)),
+    (_NVIDIA, ("ieee",), (PLAIN, WIDE, GROUP, UNALIGNED, FEW)),
+    ((90,), ("ieee",), (PENALTY, FOLD)),
 )
 #: For other versions of Triton: the default tile of each kernel.
 REDUCED = (

@@ -15,6 +15,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from masm_ext.kernels import tuning
+from masm_ext.kernels.launch import Tile
 
 
 class StandInDriver:
@@ -35,11 +36,15 @@ class StandInDriver:
 
 @contextmanager
 def compile_only(
-    capability: int, every_tile: bool, record: Callable[[str, dict[str, Any], CompiledKernel], object]
+    capability: int,
+    every_tile: bool,
+    record: Callable[[str, dict[str, Any], CompiledKernel], object],
+    record_tile: Callable[[str, Tile], object],
 ) -> Iterator[None]:
     """Inside, launches only compile; `record(kernel, its constants and options, what was compiled)` sees each.
 
-    Where tuning would choose among tiles all of them are compiled, or (not `every_tile`) the first.
+    Where tuning would choose among tiles all of them are compiled, or (not `every_tile`) the first;
+    `record_tile(the list they are from, tile)` sees each of them.
     """
     run, choose = JITFunction.run, tuning.choose
 
@@ -47,9 +52,10 @@ def compile_only(
         record(self.__name__, constants, run(self, *arguments, grid=grid, warmup=True, **constants))
 
     def launch_all(target, key, candidates, launch):
-        for tile in candidates[1:] if every_tile else ():
+        for tile in candidates if every_tile else candidates[:1]:
             launch(tile)
-        return candidates[0]  # which the caller launches
+            record_tile(key.split()[0], tile)
+        return candidates[0]  # which the caller launches: compiled already
 
     driver.set_active(StandInDriver(capability))
     JITFunction.run, tuning.choose = compile_and_record, launch_all

@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from tritons import OTHER, VERSIONS, environment_of
+
+from masm_ext.kernels.launch import Target
+from masm_ext.kernels.tiles import GEMM_TMA, PENALTY, TILES, tiles
 
 WORKER = Path(__file__).parent / "worker.py"
 TABLE = Path(__file__).parent / "registers.json"
@@ -14,6 +19,7 @@ TABLE = Path(__file__).parent / "registers.json"
 SHARED = {80: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 #: The instruction of a tensor core's product, and how it names the operands.
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+FLOAT32 = {kind: (torch.float32, kind) for kind in ("tf32", "ieee")}
 #: Kernels that multiply nothing, or exactly.
 WITHOUT = ("finish", "fold_weight")
 
@@ -86,6 +92,23 @@ def test_every_capability_type_and_kernel_is_there(compiled):
             assert (capability, "bf16", kernel) in found, (capability, kernel)
     assert {(90, "bf16", "subspace_gemm_tma"), (100, "bf16", "subspace_gemm_tma")} <= found
     assert {kind for _, kind, _ in found} >= {"bf16", "tf32"}
+
+
+def test_every_entry_of_the_lists_was_compiled(compiled):
+    if compiled["triton"] != version("triton"):
+        pytest.skip("other versions of Triton compile the default tiles only")
+    found = {tuple(row) for row in compiled["tiles"]}
+    lists = {kernel for kernel, _, _ in TILES} - {PENALTY}  # which has one tile and is not tuned
+    listed = {
+        (capability, kind, kernel, *tile)
+        for capability in (80, 90, 100)
+        for kind, (dtype, precision) in {"bf16": (torch.bfloat16, "ieee"), **FLOAT32}.items()
+        for kernel in lists
+        if kernel != GEMM_TMA or (capability >= 90 and kind != "ieee")
+        for tile in tiles(kernel, Target(capability, 1), dtype, precision)
+    }
+    assert len(listed) > 50
+    assert listed - found == set()
 
 
 def test_registers_are_those_of_the_table(compiled):

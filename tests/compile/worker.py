@@ -1,6 +1,6 @@
 """Compiles the kernels of `calls.py` in processes of its own and prints what they are made of, as JSON.
 
-python tests/compile/worker.py [--reduced]            # {"triton": version, "kernels": {name: contents}}
+python tests/compile/worker.py [--reduced]            # {"triton": version, "kernels": {name: contents}, "tiles": [...]}
 python tests/compile/worker.py [--reduced] --write    # writes the table of this version of Triton anew
 """
 
@@ -21,8 +21,9 @@ TABLE = Path(__file__).parent / "registers.json"
 RECORDED = ("registers", "shared")
 
 
-def compile_group(job: tuple[int, str, bool]) -> dict[str, dict[str, Any]]:
-    """All kernels for one capability and type, by name. Each is compiled once and named after the first call."""
+def compile_group(job: tuple[int, str, bool]) -> tuple[dict[str, dict[str, Any]], list[list[Any]]]:
+    """All kernels for one capability and type, by name; each is compiled once and named after the first call. And the
+    tiles they were compiled with: (capability, type, list, *tile)."""
     import calls
     import torch
     from cubin import contents
@@ -33,6 +34,7 @@ def compile_group(job: tuple[int, str, bool]) -> dict[str, dict[str, Any]]:
     capability, kind, reduced = job
     dtype, torch.backends.cuda.matmul.fp32_precision = calls.TYPES[kind]
     kernels: dict[str, dict[str, Any]] = {}
+    tiles: set[tuple[Any, ...]] = set()
     seen = set()
     for call in calls_of(capability, kind, reduced):
 
@@ -47,9 +49,12 @@ def compile_group(job: tuple[int, str, bool]) -> dict[str, dict[str, Any]]:
             about = dict(capability=capability, kind=kind, kernel=kernel, aligned=call.aligned, constants=constants)
             kernels[name] = about | contents(compiled)
 
-        with compile_only(capability, call.every_tile, record):
+        def record_tile(kernel: str, tile: tuple[int, ...]) -> None:
+            tiles.add((capability, kind, kernel, *tile))
+
+        with compile_only(capability, call.every_tile, record, record_tile):
             call.run(dtype, Target(capability, calls.PROCESSORS))
-    return kernels
+    return kernels, [list(tile) for tile in sorted(tiles)]
 
 
 def describe(constants: dict[str, Any]) -> str:
@@ -68,16 +73,18 @@ def calls_of(capability: int, kind: str, reduced: bool) -> list[Any]:
 
 
 def compile_all(reduced: bool, processes: int) -> dict[str, Any]:
-    """{"triton": version, "kernels": {name: what it is made of}}."""
+    """{"triton": version, "kernels": {name: what it is made of}, "tiles": [capability, type, list, *tile] each}."""
     import calls
 
     plan = calls.REDUCED if reduced else calls.FULL
     jobs = dict.fromkeys((c, k, reduced) for capabilities, kinds, _ in plan for c in capabilities for k in kinds)
     kernels: dict[str, Any] = {}
+    tiles: list[list[Any]] = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done in pool.imap_unordered(compile_group, jobs, chunksize=1):
-            kernels |= done
-    return {"triton": version("triton"), "kernels": dict(sorted(kernels.items()))}
+            kernels |= done[0]
+            tiles += done[1]
+    return {"triton": version("triton"), "kernels": dict(sorted(kernels.items())), "tiles": tiles}
 
 
 def write_table(result: dict[str, Any]) -> None:
