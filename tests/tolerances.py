@@ -21,11 +21,12 @@ GRADIENT = {
 }
 
 
-def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
-    """NaN anywhere in ``out`` gives NaN, which no tolerance accepts."""
+def relative_error(out: torch.Tensor, ref: torch.Tensor, terms: torch.Tensor | None = None) -> float:
+    """NaN anywhere in ``out`` gives NaN, which no tolerance accepts. ``terms``: one summand of ``ref``, for where few
+    elements may cancel: the error is then over the larger of the two norms."""
     out, ref = out.detach().double(), ref.detach().double()
     assert out.shape == ref.shape, (out.shape, ref.shape)
     if ref.numel() == 0:
         return 0.0
-    norm = ref.norm()
+    norm = ref.norm() if terms is None else torch.maximum(ref.norm(), terms.double().norm())
     return float((out - ref).norm() / norm) if norm > 0 else float((out - ref).norm())

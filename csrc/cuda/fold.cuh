@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "device.cuh"
+
 namespace masm::cuda {
 
 // One thread one element of the row; blockIdx.y strides over rows. The factors of a row are shared by the whole block:

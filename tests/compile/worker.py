@@ -87,18 +87,19 @@ def compile_all(reduced: bool, processes: int) -> dict[str, Any]:
     return {"triton": version("triton"), "kernels": dict(sorted(kernels.items())), "tiles": tiles}
 
 
-def write_table(result: dict[str, Any]) -> None:
+def write_rows(path: Path, version: str, kernels: dict[str, dict[str, Any]], recorded: tuple[str, ...]) -> None:
+    """Replaces the part of a table that a compiler's version has: a kernel a line."""
     from masm_ext.files import write_atomically
 
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    table[result["triton"]] = {name: [k[key] for key in RECORDED] for name, k in result["kernels"].items()}
+    table = json.loads(path.read_text()) if path.exists() else {}
+    table[version] = {name: [k[key] for key in recorded] for name, k in kernels.items()}
     rows = [
         f"{json.dumps(release)}: {{\n"
         + ",\n".join(f"{json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in sorted(kernels.items()))
         + "\n}"
         for release, kernels in sorted(table.items())
     ]
-    write_atomically(TABLE, ("{\n" + ",\n".join(rows) + "\n}\n").encode())
+    write_atomically(path, ("{\n" + ",\n".join(rows) + "\n}\n").encode())
 
 
 def main() -> None:
@@ -115,7 +116,7 @@ def main() -> None:
         os.environ["TRITON_CACHE_DIR"] = cache
         result = compile_all(arguments.reduced, arguments.processes)
     if arguments.write:
-        write_table(result)
+        write_rows(TABLE, result["triton"], result["kernels"], RECORDED)
     else:
         json.dump(result, sys.stdout)
 

@@ -1,27 +1,37 @@
-// The kernel of csrc/cuda/fold.cuh, run on the CPU: reads N, D, R, seed and the operands as raw float32, writes the
-// result.
-// clang-format off
-#include "emulate.h"  // first: it supplies what nvcc would
 #include "fold.cuh"
-// clang-format on
 
-#include <cstdio>
+#include "dtype.h"
+#include "entry.h"
 
-int main() {
-  int64_t head[4];
-  if (std::fread(head, sizeof(int64_t), 4, stdin) != 4) return 2;
-  const auto [N, D, R, seed] = head;
-  auto read = [](int64_t n) {
-    std::vector<float> values(n);
-    if (std::fread(values.data(), sizeof(float), n, stdin) != size_t(n)) std::exit(2);
-    return values;
-  };
-  // exact sizes: an access past the end is an error of the address sanitizer
-  const auto weight = read(N * D), u = read(R * N), s = read(R), v = read(R * D);
-  std::vector<float> out(N * D, __builtin_nanf(""));
+using namespace masm::cuda;
+
+namespace {
+template <class T, class F, class A>
+void run(void* out, const void* weight, const void* u, const void* s, const void* v, int64_t N, int64_t D, int64_t R,
+         int64_t seed) {
   // a grid smaller than N rows exercises the stride over rows
-  const dim3 grid{unsigned((D + 31) / 32), unsigned(std::min<int64_t>(N, 3)), 1};
-  emulation::launch(unsigned(seed), masm::cuda::fold_kernel<float, float, float>, grid, dim3{32}, out.data(),
-                    weight.data(), u.data(), s.data(), v.data(), N, D, R);
-  std::fwrite(out.data(), sizeof(float), out.size(), stdout);
+  const dim3 grid(unsigned((D + 31) / 32), unsigned(std::min<int64_t>(N, 3)));
+  emulation::launch(unsigned(seed), fold_kernel<T, F, A>, grid, 32, 0, static_cast<T*>(out),
+                    static_cast<const T*>(weight), static_cast<const F*>(u), static_cast<const F*>(s),
+                    static_cast<const F*>(v), N, D, R);
+}
+}  // namespace
+
+// type: of weight and out; `wide`: u, s and v are float32 beside half precision.
+extern "C" const char* fold(void* out, const void* weight, const void* u, const void* s, const void* v, int64_t N,
+                            int64_t D, int64_t R, int64_t type, int64_t wide, int64_t seed) {
+  return guarded([&] {
+    switch (DType(type)) {
+      case DType::f32:
+        return run<float, float, float>(out, weight, u, s, v, N, D, R, seed);
+      case DType::f64:
+        return run<double, double, double>(out, weight, u, s, v, N, D, R, seed);
+      case DType::f16:
+        return wide ? run<half_t, float, float>(out, weight, u, s, v, N, D, R, seed)
+                    : run<half_t, half_t, float>(out, weight, u, s, v, N, D, R, seed);
+      default:
+        return wide ? run<bf16_t, float, float>(out, weight, u, s, v, N, D, R, seed)
+                    : run<bf16_t, bf16_t, float>(out, weight, u, s, v, N, D, R, seed);
+    }
+  });
 }

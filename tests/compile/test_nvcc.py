@@ -1,0 +1,96 @@
+"""Every CUDA C++ kernel compiled for sm_80, sm_90a and sm_100a without a warning, and its machine code looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: it brings the tools that look at machine code")
+sys.path.insert(0, str(Path(__file__).parent))
+import nvcc
+
+pytestmark = pytest.mark.skipif(
+    nvcc.NVCC is None, reason="no nvcc on this machine: the CUDA C++ kernels cannot be compiled"
+)
+
+#: Kernels that pass once over much memory: they move 16 bytes at a time.
+STREAMING = ("masked_adamw_kernel", "stream_linear_kernel", "small_gradients_kernel")
+#: Bytes of static shared memory a block may have.
+SHARED = 48 * 1024
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    command = [sys.executable, str(Path(nvcc.__file__))]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert run.returncode == 0, run.stderr[-4000:]  # a warning is an error
+    return json.loads(run.stdout)
+
+
+def no_spills(k):
+    return k["stack"] == 0 and k["spills"] == 0
+
+
+def fits(k):
+    return k["shared"] <= SHARED
+
+
+def moves_16_bytes(k):
+    """But for the forms for rows that lie anywhere (ALIGNED = false)."""
+    stores = 12 if k["kernel"] == "masked_adamw_kernel" else 0  # p, m and v of four types
+    streams = k["kernel"] in STREAMING and not k["types"].endswith("false")
+    return not streams or (k["loads"]["16"] > stores and k["stores"]["16"] >= stores)
+
+
+def multiplies(k):
+    """Half precision streams through tensor cores, float32 does not."""
+    return k["kernel"] != "stream_linear_kernel" or (k["mma"] > 0) == ("float, float" not in k["types"])
+
+
+@pytest.mark.parametrize("holds", [no_spills, fits, moves_16_bytes, multiplies], ids=lambda f: f.__name__)
+def test_every_kernel(holds, compiled):
+    assert len(compiled["kernels"]) > 20
+    assert {name: k for name, k in compiled["kernels"].items() if not holds(k)} == {}
+
+
+def test_every_source_and_architecture_is_there(compiled):
+    found = {tuple(name.split(":")[0].split()) for name in compiled["kernels"]}
+    sources = {Path(source).stem for source in nvcc.sources()}
+    assert {"fold", "masked_adamw"} <= sources
+    assert found == {(f"sm_{a}", source) for a in nvcc.ARCHITECTURES for source in sources}
+
+
+def test_registers_are_those_of_the_table(compiled):
+    """A change of registers or shared memory must be seen, not slip in."""
+    known = json.loads(nvcc.TABLE.read_text()).get(compiled["nvcc"])
+    if known is None:
+        pytest.skip(f"{nvcc.TABLE.name} has no entry for nvcc {compiled['nvcc']}")
+    now = {name: [k[key] for key in nvcc.RECORDED] for name, k in compiled["kernels"].items()}
+    changed = {n: (known.get(n), now.get(n)) for n in sorted(known.keys() | now.keys()) if known.get(n) != now.get(n)}
+    assert changed == {}, "(committed, now) differ; if that is meant: python tests/compile/nvcc.py --write"
+
+
+def test_the_checks_can_fail():
+    good = {
+        "kernel": "stream_linear_kernel", "types": "bf16, float", "registers": 90, "stack": 0, "shared": 256,
+        "spills": 0, "loads": {"4": 1, "8": 0, "16": 9}, "stores": {"4": 1, "8": 0, "16": 0}, "mma": 16,
+    }  # fmt: skip
+    checks = (no_spills, fits, moves_16_bytes, multiplies)
+    assert all(check(good) for check in checks)
+    for change, check in (
+        ({"spills": 1}, no_spills),
+        ({"stack": 8}, no_spills),
+        ({"shared": SHARED + 1}, fits),
+        ({"loads": {"4": 9, "8": 0, "16": 0}}, moves_16_bytes),
+        ({"kernel": "masked_adamw_kernel", "types": "", "loads": {"4": 0, "8": 0, "16": 24}}, moves_16_bytes),
+        ({"mma": 0}, multiplies),
+        ({"types": "float, float"}, multiplies),
+    ):
+        assert not check(good | change), (change, check)
+
+
+def test_the_options_are_those_of_the_build():
+    assert nvcc.options_of("csrc/cuda/masked_adamw.cu") == ["-fmad=false"]
+    assert f"set(CMAKE_CUDA_STANDARD {nvcc.STANDARD})" in (nvcc.REPO / "CMakeLists.txt").read_text()
