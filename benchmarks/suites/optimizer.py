@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 from bench import Call, GateError, Outcome, interleave, statistics
-from cases import MODELS, OPTIMIZER_GAIN, OPTIMIZER_GOAL, SUBSPACES, Case, Options
+from cases import GIBIBYTE, MODELS, OPTIMIZER_GOALS, SUBSPACES, Case, Options
 from providers import relative_error
 from torch import Tensor, nn
 from training import RANK, fixed_masks
@@ -16,6 +16,7 @@ from masm_ext.decomposition import Decomposition
 from masm_ext.reference import masked_adamw_
 
 MASKED = (0.0, 0.5, 1.0)
+LARGE = "1 GiB of moments"
 CONTENDERS = ("torch-fused", "torch-foreach", "masm", "formula", "eager-loop")
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 #: Relative error of the change of the parameters over the steps of the gate, float32.
@@ -26,20 +27,33 @@ def cases(options: Options) -> list[Case]:
     """Factors and moments are float32 whatever the dtype of the model, so there is one dtype."""
     models = ("vit-s",) if options.quick else ("vit-l",) if options.on_gpu else ("vit-s", "vit-l")
     out = []
+    goal, gain = OPTIMIZER_GOALS["cuda" if options.on_gpu else "cpu"]
     for model in models:
+        shapes = shapes_of(model, options)
         for share in MASKED:
-            values = {"model": model, "R": RANK, "K": SUBSPACES, "linears": len(MODELS[model].linears), "masked": share}
-            goals = {("step", "masm"): OPTIMIZER_GOAL}
+            values = {"model": model, "R": RANK, "K": SUBSPACES, "linears": len(shapes), "masked": share}
+            goals = {("step", "masm"): goal}
             if share < 1:  # with everything masked the loop does nothing at all
-                goals["step over eager-loop", "masm"] = 1 / OPTIMIZER_GAIN
+                goals["step over eager-loop", "masm"] = 1 / gain
             goals = goals if "masm" in options.chosen(CONTENDERS) else {}
             name, estimate = f"{model}/{share:.0%} masked", options.seconds / 2 + 4
             out.append(Case("optimizer", name, "float32", "torch-fused", values, goals, estimate))
+    if options.on_gpu:
+        shapes, rank = GIBIBYTE
+        values = {"model": LARGE, "R": rank, "K": SUBSPACES, "linears": len(shapes), "masked": 0.0}
+        out.append(Case("optimizer", LARGE, "float32", "torch-fused", values, estimate=options.seconds / 2 + 10))
     return out
 
 
+def shapes_of(model: str, options: Options) -> list[tuple[int, int]]:
+    """(N, D) of the layers whose factors are updated."""
+    return GIBIBYTE[0] if model == LARGE else MODELS[model].converted(options.defaults.converted)
+
+
 def names(options: Options, case: Case | None = None) -> list[str]:
-    return options.chosen(CONTENDERS, "torch-fused")
+    """Where the pace of memory is asked for, the loops, which take seconds, are left out."""
+    large = case is not None and case.name == LARGE
+    return options.chosen(("torch-fused", "masm") if large else CONTENDERS, "torch-fused")
 
 
 def layers_of(shapes: list[tuple[int, int]], rank: int, subspaces: int, device: torch.device) -> nn.ModuleList:
@@ -115,8 +129,8 @@ def contender(name: str, layers: nn.ModuleList, share: float):
     masks = fixed_masks(layers, config, share)
     if name == "masm":
         return MaskedAdamW(layers.parameters(), **HYPER, masks=masks)
-    masks.masks = masks.policy(masks.snr, 0, masks.masks)
-    return (Formula if name == "formula" else EagerLoop)(layers, masks.masks)
+    fixed = masks.policy(masks.snr, 0, masks.masks)
+    return (Formula if name == "formula" else EagerLoop)(layers, fixed)
 
 
 def _prepared(name: str, shapes: list, values: dict, rank: int, device: torch.device):
@@ -127,8 +141,9 @@ def _prepared(name: str, shapes: list, values: dict, rank: int, device: torch.de
     if name == "masm":
         # The masks come with the first step. It must not move anything, or the contenders would part here.
         masks = optimizer.masks
-        zeros = torch.zeros(masks.masks.shape, dtype=torch.float64)
-        masks.observe(zeros, zeros, torch.zeros(masks.masks.shape, dtype=torch.bool), HYPER["betas"][0])
+        nothing = torch.zeros(masks.masks.numel(), 2, dtype=torch.float64, device=device)
+        owned = torch.zeros(masks.masks.shape, dtype=torch.bool, device=device)
+        masks.observe(nothing, torch.zeros(1, device=device), owned, HYPER["betas"][0])
     for p in layers.parameters():
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p)
     return layers, optimizer
@@ -170,9 +185,9 @@ def gate(name: str, shapes: list, values: dict, rank: int, device: torch.device)
 
 def measure(case: Case, options: Options) -> Outcome:
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
-    shapes = MODELS[values["model"]].linears
+    shapes = shapes_of(values["model"], options)
     calls: dict[str, Call] = {}
-    for name in names(options):
+    for name in names(options, case):
         with outcome.provider(name):
             small = MODELS["tiny"].linears if options.dry_run else shapes[:6]
             outcome.errors[name] = gate(name, small, values, SUBSPACES if options.dry_run else values["R"], device)

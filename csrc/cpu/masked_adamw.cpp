@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../checks.h"
+#include "../masked_adamw.h"
 #include "../math/adamw.h"
 #include "dense.h"
 #include "rows.h"
@@ -134,11 +134,6 @@ void update_task(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m,
   }
 }
 
-void check_scalar(const char* name, const std::optional<Tensor>& t) {
-  STD_TORCH_CHECK(!t || (t->scalar_type() == ScalarType::Float && t->numel() == 1 && t->is_cpu()),
-                  "masm::masked_adamw_: ", name, " must be one float32 element on the CPU");
-}
-
 // Two segments that overlap would be updated twice, at the same time.
 void check_disjoint(const std::vector<Task>& segments) {
   const auto before = [](const Task& a, const Task& b) {
@@ -156,51 +151,16 @@ void check_disjoint(const std::vector<Task>& segments) {
   check(sorted);
 }
 
-void check_lists(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& m,
-                 const std::vector<Tensor>& v) {
-  STD_TORCH_CHECK(grads.size() == params.size() && m.size() == params.size() && v.size() == params.size(),
-                  "masm::masked_adamw_: params, grads, exp_avgs and exp_avg_sqs must have one length, got ",
-                  params.size(), ", ", grads.size(), ", ", m.size(), ", ", v.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    const auto type = params[i].scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_half(type),
-                    "masm::masked_adamw_: parameter ", i, " must be floating point");
-    STD_TORCH_CHECK(
-        params[i].is_contiguous() && grads[i].is_contiguous() && m[i].is_contiguous() && v[i].is_contiguous(),
-        "masm::masked_adamw_: tensors of parameter ", i, " must be contiguous");
-    STD_TORCH_CHECK(grads[i].scalar_type() == type && m[i].scalar_type() == accumulate_type(type) &&
-                        v[i].scalar_type() == accumulate_type(type),
-                    "masm::masked_adamw_: parameter ", i,
-                    ": the gradient must have its dtype, the moments float32 (float64 for float64)");
-    const int64_t n = params[i].numel();
-    STD_TORCH_CHECK(grads[i].numel() == n && m[i].numel() == n && v[i].numel() == n, "masm::masked_adamw_: parameter ",
-                    i, " has ", n, " elements, its gradient ", grads[i].numel());
-  }
-}
-
 std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector<Tensor> grads,
                                          std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs, Tensor steps,
                                          const Tensor& mask, const Tensor& segments, const Tensor& hyper,
                                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-  check_lists(params, grads, exp_avgs, exp_avg_sqs);
-  const int64_t B = mask.numel(), S = segments.dim() == 2 ? segments.size(0) : -1;
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Float && mask.is_contiguous(),
-                  "masm::masked_adamw_: mask must be float32 [B]");
-  STD_TORCH_CHECK(steps.scalar_type() == ScalarType::Long && steps.numel() == B && steps.is_contiguous(),
-                  "masm::masked_adamw_: steps must be int64 [B] = [", B, "], got ", shape_of(steps));
-  STD_TORCH_CHECK(
-      S >= 0 && segments.size(1) == 4 && segments.scalar_type() == ScalarType::Long && segments.is_contiguous(),
-      "masm::masked_adamw_: segments must be int64 [S, 4], got ", shape_of(segments));
-  STD_TORCH_CHECK(hyper.dim() == 2 && hyper.size(0) == int64_t(params.size()) && hyper.size(1) == 5 &&
-                      hyper.scalar_type() == ScalarType::Double && hyper.is_contiguous(),
-                  "masm::masked_adamw_: hyper must be float64 [T, 5] = [", params.size(), ", 5], got ",
-                  shape_of(hyper));
+  check_masked_adamw(params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf);
+  const int64_t B = mask.numel(), S = segments.size(0);
   const float* mask_data = static_cast<const float*>(mask.const_data_ptr());
   const int64_t* segment_data = static_cast<const int64_t*>(segments.const_data_ptr());
   const double* hyper_data = static_cast<const double*>(hyper.const_data_ptr());
 
-  check_scalar("grad_scale", grad_scale);
-  check_scalar("found_inf", found_inf);
   for (int64_t b = 0; b < B; ++b)
     STD_TORCH_CHECK(mask_data[b] >= 0 && mask_data[b] <= 1, "masm::masked_adamw_: mask[", b, "] is ", mask_data[b],
                     ", expected a value in [0, 1]");

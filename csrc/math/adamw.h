@@ -3,11 +3,7 @@
 #pragma once
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define MASM_HOST_DEVICE __host__ __device__
-#else
-#define MASM_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace masm {
 
@@ -33,6 +29,12 @@ MASM_HOST_DEVICE inline AdamWStep<F> adamw_step(double lr, double beta1, double 
   c.step_size = F(mask * lr / (1 - std::pow(beta1, t)));
   c.eps = F(eps);
   return c;
+}
+
+template <class F>
+MASM_HOST_DEVICE inline AdamWStep<F> narrowed(const AdamWStep<double>& c) {
+  return {F(c.decay), F(c.one_minus_beta1), F(c.beta2), F(c.one_minus_beta2), F(c.sqrt_correction2), F(c.step_size),
+          F(c.eps)};
 }
 
 template <class F>

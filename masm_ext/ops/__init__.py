@@ -6,5 +6,14 @@ from .masked_adamw import masked_adamw_
 from .subspace_linear import subspace_linear
 from .subspace_linear_group import subspace_linear_group
 from .subspace_penalty import subspace_penalty
+from .update_masks import update_masks_
 
-__all__ = ["fold", "homes", "masked_adamw_", "subspace_linear", "subspace_linear_group", "subspace_penalty"]
+__all__ = [
+    "fold",
+    "homes",
+    "masked_adamw_",
+    "subspace_linear",
+    "subspace_linear_group",
+    "subspace_penalty",
+    "update_masks_",
+]

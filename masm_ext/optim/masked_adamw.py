@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain, pairwise
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from ..masking import LayerMasks
 from ..ops import masked_adamw_
 from ..reference.precision import accumulate_dtype
+
+#: Elements of a segment at most, on a GPU: one piece is what a thread block updates at a time. Small enough that the
+#: pieces of a ViT-L/14's factors are several times as many as thread blocks on a large GPU, which evens out the ends.
+PIECE = 2048
 
 
 class MaskedAdamW(torch.optim.Optimizer):
@@ -22,7 +27,8 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups, e.g. from :func:`masm_ext.param_groups`.
-        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``. The ``lr`` of a group may be a 0-dimensional tensor:
+            on the device of the parameters it is read there, and a CUDA graph replays with the value of the moment.
         masks: the :class:`masm_ext.LayerMasks` of the model; read before, and fed after, every step. Parameters that
             belong to no MASMLinear are blocks that are never masked.
 
@@ -31,6 +37,12 @@ class MaskedAdamW(torch.optim.Optimizer):
     Non-finite gradients: if any gradient of an unmasked block is not finite, the whole step is skipped, nothing is
     written, and ``skipped_steps`` counts it. Works with ``torch.amp.GradScaler`` (the scale is divided out inside the
     op).
+
+    On CUDA a step waits for nothing from the second on (but once in about 254 selections, when the history of the masks
+    is read), and can be captured in a CUDA graph after one or more as a warm-up. Capture again after
+    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. What
+    the host would have refused at once, such as a mask outside [0, 1], is told by a RuntimeError when
+    ``skipped_steps`` or ``state_dict()`` is next read; those steps wrote nothing.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf instead of unscaling
@@ -55,27 +67,38 @@ class MaskedAdamW(torch.optim.Optimizer):
                 raise ValueError(f"MaskedAdamW: invalid {name}: {value!r}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.masks = masks
-        self._skipped = 0
         self._blocks = _Blocks(masks)
         for group in self.param_groups:
             for p in group["params"]:
                 self._blocks.add(p)
         self._check_beta1()
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
+        self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps for which the op found something: 1, 2
+        self._hyper = _Hyper()
         self._last_plan: _Plan | None = None
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were not taken because a gradient was not finite."""
-        return self._skipped
+        """Steps that were not taken because a gradient was not finite. Waits for the device.
+
+        Raises RuntimeError if the device refused a step.
+        """
+        skipped, refused = self._outcomes.tolist()
+        if refused:
+            self._outcomes[1] = 0  # told once: a state can be saved then
+            raise RuntimeError(
+                f"MaskedAdamW: {refused} steps were refused on {self._outcomes.device} and wrote nothing: a mask "
+                "outside [0, 1], or a segment outside its tensor or the blocks"
+            )
+        return skipped
 
     def _check_beta1(self) -> None:
         if self.masks is not None and len({g["betas"][0] for g in self.param_groups}) > 1:
             raise ValueError("MaskedAdamW: with masks, all groups need one beta1 (the statistics are shared)")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("masks", "_blocks", "_steps", "_skipped")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last_plan": None}
+        own = {name: getattr(self, name) for name in ("masks", "_blocks", "_steps", "_outcomes")}
+        return {**super().__getstate__(), **own, "_hyper": _Hyper(), "_last_plan": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -104,27 +127,23 @@ class MaskedAdamW(torch.optim.Optimizer):
             return loss
         plan = self._plan(params)
         device = plan.device
-        self._steps = self._steps.to(device)
-        hyper = [(float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"]) for g in self.param_groups]
+        if self._steps.device != device:
+            self._steps, self._outcomes = self._steps.to(device), self._outcomes.to(device)
         stats, found = masked_adamw_(
             params,
             grads,
             [state["exp_avg"] for state in plan.states],
             [state["exp_avg_sq"] for state in plan.states],
             self._steps,
-            self._blocks.mask().to(device),
+            self._blocks.mask(plan.unmasked),
             plan.segments,
-            torch.tensor(hyper, dtype=torch.float64, device=device).index_select(0, plan.groups),
+            self._hyper.table(self.param_groups, device).index_select(0, plan.groups),
             _scalar(getattr(self, "grad_scale", None), device),
             _scalar(getattr(self, "found_inf", None), device),
         )
-        if found.item():
-            self._skipped += 1
-        elif self.masks is not None:
-            L, K = self.masks.masks.shape
-            table = stats[: L * K].cpu().view(L, K, 2)
-            updated = plan.with_segments[: L * K].view(L, K) & (self.masks.masks != 0)
-            self.masks.observe(table[..., 0], table[..., 1], updated, hyper[0][1])
+        self._outcomes += found == plan.codes
+        if self.masks is not None:
+            self.masks.observe(stats, found, plan.owned, self.param_groups[0]["betas"][0])
         return loss
 
     def _plan(self, params: list[Tensor]) -> _Plan:
@@ -146,7 +165,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """torch's layout, plus "masked": the step count of every block and the number of skipped steps. The masks have
         a state of their own (:meth:`masm_ext.LayerMasks.state_dict`)."""
-        return {**super().state_dict(), "masked": {"steps": self._steps.clone(), "skipped": self._skipped}}
+        return {**super().state_dict(), "masked": {"steps": self._steps.clone(), "skipped": self.skipped_steps}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if the state was saved over other blocks."""
@@ -168,7 +187,7 @@ class MaskedAdamW(torch.optim.Optimizer):
                 self.state[p][name] = value.detach().to(p.device, kind).contiguous().clone()
         self._last_plan = None
         self._steps = steps.clone()
-        self._skipped = int(state_dict["masked"]["skipped"])
+        self._outcomes = torch.tensor([int(state_dict["masked"]["skipped"]), 0], device=steps.device)
 
 
 def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
@@ -193,7 +212,7 @@ class _Blocks:
         for row, layer in enumerate(masks.layers.values()):
             K = layer.num_subspaces
             for p in (layer.u, layer.s, layer.v):
-                width = p[0].numel()
+                width = math.prod(p.shape[1:])
                 self._rows[p] = [
                     (a * width, b * width, row * K + k) for k, (a, b) in enumerate(pairwise(layer.offsets))
                 ]
@@ -204,21 +223,62 @@ class _Blocks:
             self._rows[p] = [(0, p.numel(), self.count)]
             self.count += 1
 
-    def mask(self) -> Tensor:
-        """float32 [B]."""
-        mask = torch.ones(self.count)
-        if self.masks is not None:
-            mask[: self.masks.masks.numel()] = self.masks.masks.flatten()
-        return mask
+    def mask(self, unmasked: Tensor) -> Tensor:
+        """float32 [B] on the device of ``unmasked``, ones for the blocks that the masks do not know."""
+        return unmasked if self.masks is None else torch.cat([self.masks.to(unmasked.device).masks.view(-1), unmasked])
 
     @staticmethod
     def parameters(groups: list[dict[str, Any]]) -> Iterable[Tensor]:
         return chain.from_iterable(group["params"] for group in groups)
 
-    def segments(self, params: list[Tensor]) -> Tensor:
-        """int64 [S, 4]: (tensor, begin, end, block)."""
+    def segments(self, params: list[Tensor], piece: int | None) -> Tensor:
+        """int64 [S, 4]: (tensor, begin, end, block). With ``piece``, as a GPU wants them: in even pieces of at most so
+        many elements, and sorted by block."""
         rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
+        if piece is not None:
+            rows = [(t, a, b, block) for t, *bounds, block in rows for a, b in _pieces(*bounds, piece)]
+            rows.sort(key=itemgetter(3))
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
+
+
+def _pieces(begin: int, end: int, most: int) -> list[tuple[int, int]]:
+    """[begin, end) in pieces of one size but for the last; a multiple of 8, so that 16-byte accesses stay aligned."""
+    count = max(1, -(-(end - begin) // most))
+    size = max(8, -(-(end - begin) // count // 8) * 8)
+    return [(a, min(end, a + size)) for a in range(begin, end, size)] or [(begin, end)]
+
+
+class _Hyper:
+    """lr, beta1, beta2, eps and weight decay of every group, float64 [G, 5] on the device, uploaded where a value
+    changed."""
+
+    def __init__(self) -> None:
+        self._values: list[tuple[float, ...]] = []
+        self._table = self._host = torch.empty(0, 5, dtype=torch.float64)
+
+    def table(self, groups: list[dict[str, Any]], device: torch.device) -> Tensor:
+        own = [(i, g["lr"]) for i, g in enumerate(groups) if isinstance(g["lr"], Tensor) and not g["lr"].is_cpu]
+        there = {i for i, _ in own}  # a rate that lies on the device is copied there
+        values = [
+            (-1.0 if i in there else float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"])
+            for i, g in enumerate(groups)
+        ]
+        if values != self._values or self._table.device != device:
+            if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "MaskedAdamW: a rate, beta, eps or weight decay changed since the last step, and replays would put "
+                    "the value of now back; take one step before the capture, or make lr a tensor on the device"
+                )
+            # The copy from pinned memory does not wait. The attribute keeps that memory until the next one.
+            host = torch.tensor(values, dtype=torch.float64)
+            self._host = host.pin_memory() if device.type == "cuda" else host
+            if self._table.shape != self._host.shape or self._table.device != device:
+                self._table = torch.empty_like(self._host, device=device)
+            self._table.copy_(self._host, non_blocking=True)
+            self._values = values
+        for i, lr in own:
+            self._table.select(0, i).narrow(0, 0, 1).copy_(lr)
+        return self._table
 
 
 class _Plan:
@@ -236,11 +296,15 @@ class _Plan:
         self.grouped = [list(g["params"]) for g in groups]
         group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
         self.groups = torch.tensor([group_of[p] for p in params], device=self.device)  # [T]
-        segments = blocks.segments(params)
+        segments = blocks.segments(params, PIECE if self.device.type == "cuda" else None)
         self.segments = segments.to(self.device)  # [S, 4]
-        #: bool [B]: blocks that own a part of one of the parameters
-        self.with_segments = torch.zeros(blocks.count, dtype=torch.bool)
-        self.with_segments[segments[:, 3]] = True
+        self.codes = torch.tensor([1.0, 2.0], device=self.device)  # what `found` may say
+        shape = (0, 0) if blocks.masks is None else tuple(blocks.masks.masks.shape)
+        self.unmasked = torch.ones(blocks.count - math.prod(shape), device=self.device)
+        owned = torch.zeros(blocks.count, dtype=torch.bool)
+        owned[segments[:, 3]] = True
+        #: bool [L, K]: blocks that own a part of one of the parameters
+        self.owned = owned[: math.prod(shape)].view(shape).to(self.device)
 
     def fits(self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> bool:
         # by identity: a look-up by parameter would hash tensors, in Python code

@@ -13,13 +13,29 @@ from .subspace_linear import (
     subspace_linear_group_backward,
 )
 from .subspace_penalty import subspace_penalty
+from .update_masks import (
+    choose_layers,
+    force_masks_,
+    settle_masks_,
+    snr_of,
+    update_masks_,
+    update_statistics_,
+    variance_of,
+)
 
 __all__ = [
+    "choose_layers",
     "fold",
+    "force_masks_",
     "masked_adamw_",
+    "settle_masks_",
+    "snr_of",
     "subspace_linear",
     "subspace_linear_backward",
     "subspace_linear_group",
     "subspace_linear_group_backward",
     "subspace_penalty",
+    "update_masks_",
+    "update_statistics_",
+    "variance_of",
 ]

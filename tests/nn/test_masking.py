@@ -1,4 +1,6 @@
+import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
 from masm_ext.convert import with_targets
-from masm_ext.masking import bias_variance
+from masm_ext.masking import HISTORY_ROWS, bias_variance
 
 
 def build(policy=None, **fields):
@@ -17,7 +19,8 @@ def build(policy=None, **fields):
 
 
 def observe(masks, bias2, grad2, beta1=0.0):
-    masks.observe(bias2.double(), grad2.double(), masks.masks != 0, beta1)
+    stats = torch.stack([bias2.double(), grad2.double()], -1).view(-1, 2)
+    masks.observe(stats, torch.zeros(1), torch.ones(masks.masks.shape, dtype=torch.bool), beta1)
 
 
 def test_snr_is_one_for_a_constant_gradient_and_small_for_noise():
@@ -28,7 +31,7 @@ def test_snr_is_one_for_a_constant_gradient_and_small_for_noise():
         g = torch.randn(L, K, n, dtype=torch.float64)
         g[0] = 1.0  # layer 0 always sees the same gradient
         ema = beta * ema + (1 - beta) * g
-        masks.observe(ema.square().sum(-1), g.square().sum(-1), masks.masks != 0, beta)
+        observe(masks, ema.square().sum(-1), g.square().sum(-1), beta)
         # before the first selection nothing is masked, whatever the statistics
     assert (masks.snr[0] - 1).abs().max() < 1e-9
     # the EMA of white noise keeps (1 - beta) / (1 + beta) of its power
@@ -39,7 +42,7 @@ def test_snr_is_one_for_a_constant_gradient_and_small_for_noise():
 def test_bias_correction_makes_the_first_step_exact():
     _, masks = build()
     g2 = torch.rand(4, 2, dtype=torch.float64) + 1
-    masks.observe(0.01 * g2, g2, torch.ones(4, 2, dtype=torch.bool), 0.9)  # ||0.1 g||^2
+    observe(masks, 0.01 * g2, g2, 0.9)  # ||0.1 g||^2
     assert torch.allclose(masks.bias2, g2) and torch.allclose(masks.variance, torch.zeros(4, 2, dtype=torch.float64))
 
 
@@ -120,6 +123,11 @@ def test_state_round_trip_and_foreign_state():
     state["layer_names"] = ["x"]
     with pytest.raises(ValueError, match="belongs to 1 layers"):
         b.load_state_dict(state)
+    state = a.state_dict()
+    state["selected"] += 0.5
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]"):
+        b.load_state_dict(state)
+    assert torch.equal(a.masks, b.masks)
 
 
 def test_unconverted_model():
@@ -182,3 +190,68 @@ def test_select_layers_leaves_batch_statistics_and_modes_alone():
     batches = [torch.randn(6, 4) for _ in range(3)]
     select_layers(model, config, batches, lambda m, x: m(x).square().mean())
     assert model[1].num_batches_tracked == 0 and model[1].training and not model[2].training
+
+
+@pytest.mark.parametrize("fields", [dict(mask_active_fraction=0.3), dict(mask_threshold=0.4)], ids=str)
+def test_a_callable_is_treated_as_the_policy_of_the_config(fields):
+    """The host asks a callable in the middle of a step; statistics, probes and history go on as without."""
+    fields |= dict(mask_warmup=2, mask_interval=3, mask_probe_interval=2, mask_probe_steps=2)
+    _, own = build(**fields)
+    _, asked = build(policy=lambda snr, step, current: bias_variance(snr, current, own.config), **fields)
+    for _ in range(60):
+        bias2 = torch.rand(4, 2)
+        for masks in (own, asked):
+            observe(masks, bias2, bias2 + 0.5, 0.9)
+        assert torch.equal(own.masks, asked.masks) and own.step == asked.step
+        assert all(torch.equal(a.mask, b.mask) for a, b in zip(own.layers.values(), asked.layers.values()))
+    for a, b in zip(own.history, asked.history, strict=True):
+        assert (a["step"], a["mask"]) == (b["step"], b["mask"])
+        assert torch.allclose(torch.tensor(a["snr"]), torch.tensor(b["snr"]), rtol=1e-12)
+
+
+def test_a_step_that_was_not_taken_is_not_one():
+    for policy in (None, lambda snr, step, current: pytest.fail("asked at a step that was not taken")):
+        _, masks = build(policy, mask_warmup=1, mask_interval=1)
+        stats, owned = torch.ones(8, 2, dtype=torch.float64), torch.ones(4, 2, dtype=torch.bool)
+        masks.observe(stats, torch.ones(1), owned, 0.9)
+        assert masks.step == 0 and masks.history == [] and (masks.bias2 == 0).all()
+
+
+def test_more_selections_than_the_ring_holds_are_all_in_the_history():
+    for interval in (1, 2):
+        _, masks = build(mask_warmup=1, mask_interval=interval)
+        steps = (2 * HISTORY_ROWS + 10) * interval
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(steps):
+                observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+            assert [entry["step"] for entry in masks.history] == list(range(1, steps + 1, interval))
+
+
+def test_selections_that_were_overwritten_unread_are_told():
+    from masm_ext.ops import update_masks_
+
+    _, masks = build(mask_warmup=1, mask_interval=1)
+    arguments = torch.ones(8, 2, dtype=torch.float64), torch.zeros(1), torch.ones(4, 2, dtype=torch.bool), 0.9
+    for _ in range(HISTORY_ROWS + 3):  # as replays of a CUDA graph, which run no Python
+        update_masks_(*masks._state, *arguments, *masks._rules)
+    with pytest.warns(UserWarning, match="3 selections"):
+        history = masks.history
+    assert [entry["step"] for entry in history] == list(range(4, HISTORY_ROWS + 4))
+    observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [entry["step"] for entry in masks.history][-2:] == [HISTORY_ROWS + 3, HISTORY_ROWS + 4]
+
+
+def test_a_copy_goes_its_own_way():
+    model, masks = build(mask_warmup=1, mask_interval=1, mask_active_fraction=0.25)
+    rank = torch.tensor([[0.9], [0.3], [0.2], [0.1]]).expand(4, 2)
+    observe(masks, rank, torch.ones(4, 2))
+    _, twin = copy.deepcopy((model, masks))
+    before = masks.masks.clone()
+    assert before.argmax(0).tolist() == [0, 0]
+    for _ in range(3):  # the first selection masked all but one layer: its own statistics now move alone
+        observe(twin, 0.1 * rank, torch.ones(4, 2))
+    assert torch.equal(masks.masks, before) and not torch.equal(twin.masks, before)
+    assert torch.equal(torch.stack([layer.mask for layer in twin.layers.values()]), twin.masks != 0)

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 import masm_ext
-from masm_ext.ops.homes import HOMES
+from masm_ext.ops.homes import ADDMM, HOMES, REFERENCE, SINGLE, STREAM, Call, choose
 
 OPS = (
     *("subspace_linear", "subspace_linear_backward", "subspace_linear_group", "subspace_linear_group_backward"),
-    *("subspace_penalty", "masked_adamw_", "fold"),
+    *("subspace_penalty", "masked_adamw_", "update_masks_", "fold"),
 )
 KEY = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -62,3 +62,18 @@ def test_the_formula_checks_what_the_kernels_check():
         args = {"x": x, "weight": w, "u": u, "s": s, "v": v, "offsets": [0, 2], **change}
         with pytest.raises(RuntimeError, match=message):
             reference.subspace_linear(**args)
+
+
+def test_few_rows_stream_where_the_cuda_library_is_loaded():
+    def chosen(M, IN, R, dtype=torch.bfloat16, library=True, **more):
+        return choose(Call(M, 1024, IN, R, 1, dtype, 90, cuda_library=library, **more))
+
+    assert chosen(16, 4096, 16) == chosen(32, 1024, 64) == STREAM
+    assert chosen(64, 1024, 64, torch.float32) == chosen(64, 4096, 16, torch.float32, learning=False) == STREAM
+    # without it, or where every block would read too much of x
+    assert chosen(16, 4096, 16, library=False) == chosen(17, 4096, 16) == chosen(33, 1024, 64) == SINGLE
+    # dX of long sums, exact
+    assert chosen(64, 4096, 64, torch.float32) == REFERENCE
+    # more rows or directions than the kernels serve
+    assert chosen(65, 1024, 16, torch.float32) == ADDMM and chosen(64, 1024, 65, torch.float32) == REFERENCE
+    assert chosen(1, 4096, 16, torch.float64) == REFERENCE

@@ -1,10 +1,12 @@
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups
+from masm_ext.optim import masked_adamw
 
 #: "equal to torch.optim.AdamW to a few units in the last place": the bound after 100 steps, relative to the largest
 #: element. The single-step bound is in test_one_step_is_within_two_ulp.
@@ -92,7 +94,8 @@ def test_soft_masks_scale_the_update():
         torch.manual_seed(0)
         soft = torch.full((2, 2), value)
         model, masks = build(lambda *_, soft=soft: soft, mask_warmup=0, mask_interval=1, mask_probe_interval=0)
-        masks.observe(torch.ones(2, 2), torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool), 0.9)
+        owned = torch.zeros(2, 2, dtype=torch.bool)
+        masks.observe(torch.ones(4, 2, dtype=torch.float64), torch.zeros(1), owned, 0.9)
         before = model[0].s.detach().clone()
         train(model, MaskedAdamW(param_groups(model, 1e-3), masks=masks), 1, torch.Generator().manual_seed(3))
         results.append(model[0].s.detach() - before)
@@ -247,7 +250,7 @@ def test_blocks_without_a_gradient_keep_their_statistics():
     optimizer.zero_grad()
     model[0](torch.randn(4, 12)).sum().backward()  # layer 2 takes no part
     optimizer.step()
-    assert torch.equal(masks.snr[1], snr) and masks._updates.tolist() == [[4, 4], [3, 3]]
+    assert torch.equal(masks.snr[1], snr) and masks.state_dict()["updates"].tolist() == [[4, 4], [3, 3]]
 
 
 def test_a_backward_pass_through_updated_parameters_is_noticed():
@@ -270,3 +273,84 @@ def test_deepcopy_and_another_beta1():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin_model.parameters()))
     with pytest.raises(ValueError, match="one beta1"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "betas": (0.5, 0.9)})
+
+
+@pytest.mark.parametrize("kind", ["float", "tensor"])
+def test_another_rate_counts_from_the_next_step_on(kind):
+    ours, theirs = (nn.Parameter(torch.arange(5.0)) for _ in range(2))
+    rate = torch.tensor(0.1, dtype=torch.float64) if kind == "tensor" else 0.1
+    a, b = MaskedAdamW([ours], lr=rate), torch.optim.AdamW([theirs], lr=0.1, foreach=False)
+    for new in (0.1, 0.1, 0.01, 1.0):
+        b.param_groups[0]["lr"] = new
+        a.param_groups[0]["lr"] = rate.fill_(new) if kind == "tensor" else new
+        for p, o in ((ours, a), (theirs, b)):
+            p.grad = torch.arange(5.0).cos()
+            o.step()
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+    a.param_groups[0]["weight_decay"] = b.param_groups[0]["weight_decay"] = 0.5
+    a.step(), b.step()
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+
+
+def test_steps_that_the_device_refused_are_told(monkeypatch):
+    """The host of a GPU cannot look at masks and segments without waiting: the op says 2, and writes nothing."""
+    model, masks = build()
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    train(model, optimizer, 1, torch.Generator().manual_seed(0))
+    op = masked_adamw.masked_adamw_
+    monkeypatch.setattr(masked_adamw, "masked_adamw_", lambda *a: (op(*a)[0], torch.full((1,), 2.0)))
+    for _ in range(2):
+        optimizer.step()
+    assert masks.step == 1
+    with pytest.raises(RuntimeError, match="2 steps were refused on cpu"):
+        optimizer.state_dict()
+    assert optimizer.skipped_steps == 0 and optimizer.state_dict()["masked"]["skipped"] == 0  # told once
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="1 steps were refused on cpu"):
+        optimizer.skipped_steps  # noqa: B018
+
+
+def test_pieces_cover_their_segments():
+    """On a GPU long segments are cut evenly, and those of a block lie together."""
+    model, masks = build()
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    whole, cut = (optimizer._blocks.segments(params, piece) for piece in (None, 8))
+    assert len(cut) > len(whole) and ((cut[:, 2] - cut[:, 1]) <= 8).all()
+    starts = {tuple(row) for row in whole[:, [0, 1, 3]].tolist()}
+    joined = []
+    for tensor, begin, end, block in cut.tolist():
+        if (tensor, begin, block) in starts:
+            joined.append([tensor, begin, end, block])
+        else:
+            last = joined[-1]
+            assert [last[0], last[2], last[3]] == [tensor, begin, block] and (begin - last[1]) % 8 == 0
+            last[2] = end
+    assert joined == sorted(whole.tolist(), key=lambda row: row[3])
+    assert masked_adamw._pieces(8, 24, 100) == [(8, 24)] and masked_adamw._pieces(5, 5, 8) == [(5, 5)]
+    assert masked_adamw._pieces(16, 16 + 2500, 2048) == [(16, 1272), (1272, 2516)]
+
+
+def test_masks_and_optimizer_travel_by_pickle():
+    """As to another process: views of the state must be views there."""
+    model, masks = build(mask_warmup=1, mask_interval=2, mask_active_fraction=0.5, mask_probe_interval=3)
+    optimizer = MaskedAdamW(param_groups(model, 1e-2), masks=masks)
+    train(model, optimizer, 4, torch.Generator().manual_seed(1))
+    model_, masks_, optimizer_ = pickle.loads(pickle.dumps((model, masks, optimizer)))
+    seen = []
+    for m, k, o in ((model, masks, optimizer), (model_, masks_, optimizer_)):
+        train(m, o, 20, torch.Generator().manual_seed(2), lambda k=k: seen.append(k.masks.clone()))
+        assert [layer.mask.tolist() for layer in k.layers.values()] == (k.masks != 0).tolist()
+    assert all(torch.equal(a, b) for a, b in zip(seen[:20], seen[20:])) and not all(s.all() for s in seen)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), model_.parameters()))
+
+
+def test_skipped_steps_travel_with_the_state():
+    p = nn.Parameter(torch.ones(3))
+    optimizer, other = MaskedAdamW([p]), MaskedAdamW([p])
+    p.grad = torch.full((3,), float("nan"))
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    assert copy.deepcopy(other).skipped_steps == 1
+    other.step()
+    assert (optimizer.skipped_steps, other.skipped_steps) == (1, 2)

@@ -1,0 +1,187 @@
+// The kernel of masm::masked_adamw_: every block of a model in one cooperative launch, three sweeps with a grid barrier
+// between them, because nothing may be written before every gradient was looked at.
+//
+// 1. Each live gradient is read, its squares are summed, and what is not finite is noticed; the step's constants are
+//    worked out meanwhile, once a segment. A masked block costs its row of `segments` and nothing else.
+// 2. The update, with the sum of the squares of the new first moments. Segments are taken in the opposite order: the
+//    gradients read last are still in the L2 cache.
+// 3. The sums of the segments become those of the blocks, in the order of the segments: the same bits every time. Where
+// the segments
+//    are sorted by block each looks at its own only.
+#pragma once
+#include <cstdint>
+
+#include "device.cuh"
+#include "masked_adamw.h"
+
+namespace masm::cuda {
+
+constexpr int kAdamWThreads = 128;
+
+// body(i, count): elements i .. i + count - 1 of [0, n), `count` being a compile-time constant: V elements at once
+// where `even`, that is where they then start at multiples of 16 bytes; one at a time at the ends.
+template <int V, class Body>
+__device__ inline void each_pack(int64_t n, int64_t begin, bool even, Body body) {
+  const int64_t head = even ? (V - begin % V) % V : n;
+  const int64_t packed = head < n ? (n - head) / V * V : 0;
+  for (int64_t i = threadIdx.x; i < (head < n ? head : n); i += blockDim.x) body(i, Constant<1>());
+  for (int64_t i = head + int64_t(threadIdx.x) * V; i < head + packed; i += int64_t(blockDim.x) * V)
+    body(i, Constant<V>());
+  for (int64_t i = head + packed + threadIdx.x; i < n; i += blockDim.x) body(i, Constant<1>());
+}
+
+__device__ inline bool starts_even(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// The sum of the squares of this thread's share of a gradient; `bad` where one of them is not finite: such a square
+// would make a second moment infinite, which stops its element for good.
+template <class P, class F>
+__device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale, bool& bad) {
+  const P* g = global<P>(own.grad) + at.begin;
+  double sum = 0;
+  each_pack<16 / sizeof(P)>(at.end - at.begin, at.begin, starts_even(own.grad), [&](int64_t i, auto count) {
+    const auto pack = load<decltype(count)::value>(g + i);
+#pragma unroll
+    for (int j = 0; j < decltype(count)::value; ++j) {
+      const F value = F(pack.at[j]) * inverse_scale;
+      const F square = value * value;
+      bad |= !(square - square == 0);  // infinity and NaN leave NaN
+      sum += double(value) * double(value);
+    }
+  });
+  return sum;
+}
+
+// Updates this thread's share of a segment; the sum of the squares of its new first moments.
+template <class P, class F>
+__device__ inline double update(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale,
+                                const AdamWStep<double>& step) {
+  P* p = global<P>(own.param) + at.begin;
+  const P* g = global<P>(own.grad) + at.begin;
+  F *m = global<F>(own.exp_avg) + at.begin, *v = global<F>(own.exp_avg_sq) + at.begin;
+  const bool even =
+      starts_even(own.param) && starts_even(own.grad) && starts_even(own.exp_avg) && starts_even(own.exp_avg_sq);
+  const AdamWStep<F> c = narrowed<F>(step);
+  double sum = 0;
+  each_pack<16 / sizeof(P)>(at.end - at.begin, at.begin, even, [&](int64_t i, auto count) {
+    constexpr int V = decltype(count)::value;
+    auto ps = load<V>(p + i);
+    const auto gs = load<V>(g + i);
+    auto ms = load<V>(m + i), vs = load<V>(v + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      F wide = F(ps.at[j]);
+      adamw_element(c, F(gs.at[j]) * inverse_scale, wide, ms.at[j], vs.at[j]);
+      ps.at[j] = P(wide);
+      sum += double(ms.at[j]) * double(ms.at[j]);
+    }
+    store(p + i, ps), store(m + i, ms), store(v + i, vs);
+  });
+  return sum;
+}
+
+// Calls f with zeros of the parameter's type and of the type that it is updated in.
+template <class Function>
+__device__ inline double with_types(DType type, Function f) {
+  switch (type) {
+    case DType::f32:
+      return f(float(), float());
+    case DType::f64:
+      return f(double(), double());
+    case DType::f16:
+      return f(half_t(0.0f), float());
+    default:
+      return f(bf16_t(0.0f), float());
+  }
+}
+
+// The first of the segments, sorted by block, that belongs to block b or a later one.
+__device__ inline int64_t first_of(const AdamWSegment* segments, int64_t S, int64_t b) {
+  int64_t low = 0, high = S;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (segments[middle].block < b)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+__global__ void __launch_bounds__(kAdamWThreads)
+    masked_adamw_kernel(const __grid_constant__ AdamWTables a, const __grid_constant__ AdamWList list,
+                        const AdamWParameter* uploaded) {
+  MASM_SHARED(double, scratch, 32);
+  const auto parameter = [&](int64_t t) { return uploaded != nullptr ? uploaded[t] : list.at[t]; };
+  const double inverse_scale = a.grad_scale ? 1 / double(*a.grad_scale) : 1;
+  bool bad = a.found_inf && *a.found_inf != 0, invalid = false, unsorted = false;
+
+  for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < a.B; b += int64_t(gridDim.x) * blockDim.x)
+    invalid |= !(a.mask[b] >= 0 && a.mask[b] <= 1);
+  for (int64_t i = blockIdx.x; i < a.S; i += gridDim.x) {
+    const AdamWSegment at = a.segments[i];
+    unsorted |= i > 0 && a.segments[i - 1].block > at.block;
+    const bool inside = at.tensor >= 0 && at.tensor < a.T && at.block >= 0 && at.block < a.B;
+    const AdamWParameter own = inside ? parameter(at.tensor) : AdamWParameter{};
+    const float mask = inside ? a.mask[at.block] : 0;
+    if (!inside || at.begin < 0 || at.begin > at.end || at.end > own.numel) {
+      invalid = true;
+      continue;
+    }
+    if (mask == 0) continue;
+    const double grad2 = block_sum(
+        with_types(DType(own.type),
+                   [&](auto p, auto f) { return inspect<decltype(p)>(own, at, decltype(f)(inverse_scale), bad); }),
+        scratch);
+    if (threadIdx.x == 0) {
+      const double* h = a.hyper + 5 * at.tensor;
+      a.work[i].step = adamw_step<double>(h[0], h[1], h[2], h[3], h[4], mask, double(a.steps[at.block] + 1));
+      a.work[i].grad2 = grad2;
+    }
+  }
+  bad = __syncthreads_or(bad), invalid = __syncthreads_or(invalid);
+  if (threadIdx.x == 0) a.flags[blockIdx.x] = int(bad) | int(invalid) << 1 | int(unsorted) << 2;
+  grid_barrier();
+
+  int flags = 0;
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) flags |= a.flags[block];
+  bad = __syncthreads_or(flags & 1), invalid = __syncthreads_or(flags & 2), unsorted = __syncthreads_or(flags & 4);
+  const bool taken = !bad && !invalid;
+  if (taken && blockIdx.x < a.S) {
+    const int64_t last = (a.S - 1 - int64_t(blockIdx.x)) / gridDim.x * gridDim.x + blockIdx.x;
+    for (int64_t i = last; i >= blockIdx.x; i -= gridDim.x) {
+      const AdamWSegment at = a.segments[i];
+      if (a.mask[at.block] == 0) continue;
+      const AdamWParameter own = parameter(at.tensor);
+      const double bias2 = block_sum(
+          with_types(
+              DType(own.type),
+              [&](auto p, auto f) { return update<decltype(p)>(own, at, decltype(f)(inverse_scale), a.work[i].step); }),
+          scratch);
+      if (threadIdx.x == 0) a.work[i].bias2 = bias2;
+    }
+  }
+  grid_barrier();
+
+  for (int64_t b = blockIdx.x; b < a.B; b += gridDim.x) {
+    double bias2 = 0, grad2 = 0;
+    bool owns = false;
+    const int64_t begin = unsorted ? 0 : first_of(a.segments, a.S, b),
+                  end = unsorted ? a.S : first_of(a.segments, a.S, b + 1);
+    if (taken && a.mask[b] != 0)
+      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
+        if (a.segments[i].block == b) bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
+    bias2 = block_sum(bias2, scratch), grad2 = block_sum(grad2, scratch), owns = __syncthreads_or(owns);
+    if (threadIdx.x == 0) {
+      a.stats[2 * b] = bias2, a.stats[2 * b + 1] = grad2;
+      if (owns) a.steps[b] += 1;
+    }
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) a.found[0] = invalid ? 2.0f : bad ? 1.0f : 0.0f;
+}
+
+// Parameters that do not fit into the arguments, as many as one launch can carry.
+__global__ void upload_parameters_kernel(const __grid_constant__ AdamWList list, AdamWParameter* out, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) out[i] = list.at[i];
+}
+
+}  // namespace masm::cuda

@@ -1,0 +1,52 @@
+// What masm::masked_adamw_ hands to its kernel.
+#pragma once
+#include <cstdint>
+
+#include "../math/adamw.h"
+#include "dtype.h"
+
+namespace masm::cuda {
+
+struct AdamWParameter {
+  void* param;
+  const void* grad;
+  void *exp_avg, *exp_avg_sq;
+  int64_t numel : 62;
+  uint64_t type : 2;  // DType
+};
+
+struct AdamWSegment {
+  int64_t tensor, begin, end, block;
+};
+
+// What is known of a segment between the sweeps.
+struct AdamWWork {
+  double bias2, grad2;
+  AdamWStep<double> step;
+};
+
+struct AdamWTables {
+  int64_t T, S, B;
+  const AdamWSegment* segments;         // [S]
+  const double* hyper;                  // [T, 5]: lr, beta1, beta2, eps, weight_decay
+  const float* mask;                    // [B]
+  int64_t* steps;                       // [B]
+  const float *grad_scale, *found_inf;  // one element each, or null
+  double* stats;                        // [B, 2]
+  float* found;  // [1]: 0, 1 (a gradient was not finite) or 2 (segments or mask are not valid); if not 0 nothing else
+                 // was written
+  AdamWWork* work;  // [S]
+  int32_t* flags;   // [thread blocks]
+};
+
+static_assert(sizeof(AdamWParameter) == 40);
+
+// So many parameters travel in the arguments of the launch (which hold 32,764 bytes); where there are more, all lie in
+// device memory.
+constexpr int kAdamWInline = 768;
+
+struct AdamWList {
+  AdamWParameter at[kAdamWInline];
+};
+
+}  // namespace masm::cuda

@@ -1,0 +1,101 @@
+// The learning state of one block (layer l, subspace k) and what follows from it, shared by the CPU and CUDA kernels.
+// Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k.
+#pragma once
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace masm {
+
+struct MaskPolicy {
+  double beta1;
+  int64_t warmup, interval;
+  double hysteresis;
+  int64_t keep;  // layers that each subspace keeps; 0: those above the threshold
+  double threshold;
+  int64_t least, probe_interval, probe_steps;
+  bool select;
+};
+
+// The operands of masm::update_masks_, contiguous.
+struct MaskTable {
+  int64_t L, K, rows;
+  double *grad2, *bias2, *second;     // [L * K] each
+  int64_t *updates, *idle, *probing;  // [L * K] each
+  float *selected, *in_force;         // [L * K] each
+  bool* live;                         // [L * K]
+  int64_t *step, *selections;         // one each
+  double* history;                    // [rows, L * K, 4] = (mask, snr, bias2, var)
+  int64_t* history_steps;             // [rows]
+  const double* stats;                // [L * K or more, 2]
+  const float* found;                 // one
+  const bool* owned;                  // [L * K]
+
+  MASM_HOST_DEVICE int64_t blocks() const { return L * K; }
+  // The record of block b in the selection that this step makes: of the ring, the row that is oldest.
+  MASM_HOST_DEVICE double* record(int64_t selection, int64_t b) const {
+    return history + (selection % rows * blocks() + b) * 4;
+  }
+};
+
+MASM_HOST_DEVICE inline bool selection_due(const MaskPolicy& p, int64_t step) {
+  return p.select && step >= p.warmup && (step - p.warmup) % p.interval == 0;
+}
+
+// Takes in the sums of a step that updated the block. (One that did not moved nothing.)
+MASM_HOST_DEVICE inline void observe_block(const MaskPolicy& p, const MaskTable& t, int64_t b) {
+  if (!t.owned[b] || t.in_force[b] == 0) return;
+  const double exact = 1 - std::pow(p.beta1, double(++t.updates[b]));
+  const double correction = exact > DBL_MIN ? exact : DBL_MIN;
+  t.grad2[b] = p.beta1 * t.grad2[b] + (1 - p.beta1) * t.stats[2 * b + 1];
+  t.bias2[b] = t.stats[2 * b] / (correction * correction);
+  t.second[b] = t.grad2[b] / correction;
+}
+
+// Everything of a block's record but the mask: in its place stands, while layers are ranked, the score they are ranked
+// by. A block that is selected already has an advantage.
+MASM_HOST_DEVICE inline void record_block(const MaskPolicy& p, const MaskTable& t, int64_t selection, int64_t b) {
+  const double bias2 = t.bias2[b], difference = t.second[b] - bias2, var = difference > 0 ? difference : 0;
+  const double sum = bias2 + var, ratio = bias2 / (sum > DBL_MIN ? sum : DBL_MIN);
+  const double snr = ratio >= 0 ? ratio : 0;  // sums that overflowed give NaN, which has no place in a ranking
+  double* record = t.record(selection, b);
+  record[0] = t.selected[b] > 0 ? snr * (1 + p.hysteresis) : snr;
+  record[1] = snr;
+  record[2] = bias2;
+  record[3] = var;
+}
+
+MASM_HOST_DEVICE inline double score_of(const MaskTable& t, int64_t selection, int64_t b) {
+  return t.record(selection, b)[0];
+}
+
+MASM_HOST_DEVICE inline void record_mask(const MaskTable& t, int64_t selection, int64_t b) {
+  t.record(selection, b)[0] = t.selected[b];
+}
+
+// Between equal scores the earlier layer wins.
+MASM_HOST_DEVICE inline bool beats(double a, int64_t layer_a, double b, int64_t layer_b) {
+  return a > b || (a == b && layer_a < layer_b);
+}
+
+// rank: by how many layers of its subspace the block is beaten.
+MASM_HOST_DEVICE inline bool chosen(const MaskPolicy& p, double score, int64_t rank) {
+  return p.keep > 0 ? rank < p.keep : rank < p.least || score > p.threshold;
+}
+
+// The probe of a masked block, and with it the mask in force.
+MASM_HOST_DEVICE inline void settle_block(const MaskPolicy& p, const MaskTable& t, int64_t b) {
+  const bool masked = t.selected[b] == 0;
+  int64_t probing = masked && t.probing[b] > 0 ? t.probing[b] - 1 : 0;
+  const bool resting = masked && probing == 0;
+  const bool probe = resting && p.probe_interval > 0 && t.idle[b] >= p.probe_interval;
+  if (probe) probing = p.probe_steps;
+  t.probing[b] = probing;
+  t.idle[b] = resting && !probe ? t.idle[b] + 1 : 0;
+  t.in_force[b] = probing > 0 ? 1 : t.selected[b];
+  t.live[b] = t.in_force[b] != 0;
+}
+
+}  // namespace masm

@@ -1,0 +1,182 @@
+"""A step on CUDA must not wait for the device. Seen here without one: fake tensors that say they are on it, under a
+mode that refuses whatever would wait."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mask_states import fresh, policy_of, step
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, MASMLinear, reference
+from masm_ext.decomposition import Decomposition
+from masm_ext.optim import masked_adamw
+
+aten = torch.ops.aten
+
+
+class Waits(RuntimeError):
+    pass
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises Waits for values that the host asks for, and for copies between devices, but for those from pinned memory
+    that do not block (counted: `uploads`). Where `warming_up`, nothing is refused."""
+
+    ASK = (
+        aten._local_scalar_dense,
+        aten.item,
+        aten.equal,
+        aten.nonzero,
+        aten.is_nonzero,
+        aten.masked_select,
+        aten._unique2,
+    )
+
+    def __init__(self, warming_up=False):
+        super().__init__()
+        self.pinned, self.uploads, self.warming_up = [], 0, warming_up
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket in (aten.pin_memory, aten._pin_memory):  # there is no pinned memory here
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
+        if self.warming_up:
+            return func(*args, **kwargs)
+        if func.overloadpacket in self.ASK:
+            raise Waits(str(func))
+        out = func(*args, **kwargs)
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        if len({t.device.type for t in tensors}) > 1:
+            blocks = not (func is aten.copy_.default and (kwargs.get("non_blocking") or args[2:] == (True,)))
+            if blocks or not any(args[1] is t for t in self.pinned):
+                raise Waits(f"{func} between devices")
+            self.uploads += 1
+        return out
+
+
+def build(device, **fields):
+    layers = nn.ModuleList()
+    for _ in range(3):
+        u, s, v = (torch.ones(*shape, device=device) for shape in ((3, 8), (3,), (3, 8)))
+        layers.append(MASMLinear(Decomposition(torch.ones(8, 8, device=device), u, s, v, (0, 1, 2, 3), 0.0)))
+    masks = LayerMasks(layers, MASMConfig(num_subspaces=3, subspace_rank=1, mask_warmup=0, mask_interval=1, **fields))
+    groups = [{"params": layers.parameters()}, {"params": [nn.Parameter(torch.ones(9, device=device))], "lr": 1e-2}]
+    return groups, masks
+
+
+@contextmanager
+def warm(**options):
+    """An optimizer on "cuda" after its first step, and the mode that its next steps must pass."""
+    with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
+        # The methods themselves look for a real device before they call the op.
+        patch.setattr(
+            torch.Tensor, "copy_", lambda to, source, non_blocking=False: aten.copy_(to, source, non_blocking)
+        )
+        groups, masks = build("cuda")
+        optimizer = MaskedAdamW(groups, masks=masks, **options)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        with NoWaiting(warming_up=True):
+            optimizer.step()
+        with NoWaiting() as watch:
+            yield optimizer, watch
+
+
+def test_a_step_waits_for_nothing():
+    with warm() as (optimizer, watch):
+        for _ in range(3):
+            optimizer.step()
+        assert watch.uploads == 0
+        assert all(t.device.type == "cuda" for t in (optimizer.masks.masks, optimizer._steps, optimizer._outcomes))
+
+
+def test_new_rates_go_up_without_waiting_and_once():
+    with warm() as (optimizer, watch):
+        for rate, uploads in ((1e-4, 1), (1e-4, 1), (1e-5, 2)):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            assert watch.uploads == uploads
+
+
+def test_a_rate_that_changed_is_not_captured(monkeypatch):
+    """A replay would put back the value that was captured."""
+    with warm() as (optimizer, _):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 1e-4
+        with pytest.raises(RuntimeError, match="take one step before the capture"):
+            optimizer.step()
+
+
+def test_zero_after_a_rate_on_the_device_is_uploaded():
+    with warm() as (optimizer, watch):
+        for rate, uploads in ((torch.zeros((), device="cuda"), 1), (0.0, 2)):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            assert watch.uploads == uploads
+
+
+def test_a_rate_that_lies_on_the_device_stays_there():
+    with warm() as (optimizer, watch):
+        optimizer.param_groups[0]["lr"] = torch.zeros((), device="cuda")
+        for _ in range(3):
+            optimizer.step()
+        assert watch.uploads == 1  # the table of rates, now without this one
+
+
+def test_a_scaler_is_used_where_it_lies():
+    with warm() as (optimizer, watch):
+        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device="cuda"), torch.zeros((), device="cuda")
+        optimizer.step()
+        assert watch.uploads == 0
+
+
+@pytest.mark.parametrize(
+    "inserted",
+    [
+        lambda stats, found: found.item(),
+        lambda stats, found: bool(found),
+        lambda stats, found: stats.cpu(),
+        lambda stats, found: stats.sum().tolist(),
+        lambda stats, found: torch.zeros(1).to(found.device),
+        lambda stats, found: torch.equal(found, found),
+        lambda stats, found: aten.nonzero(stats),
+        lambda stats, found: torch.ones(2, dtype=torch.float64).to(stats.device, non_blocking=True),  # not pinned
+    ],
+    ids=["item", "bool", "cpu", "tolist", "to", "equal", "nonzero", "unpinned"],
+)
+def test_this_test_sees_waiting(inserted, monkeypatch):
+    op = masked_adamw.masked_adamw_
+
+    def waiting(*arguments):
+        stats, found = op(*arguments)
+        inserted(stats, found)
+        return stats, found
+
+    with warm() as (optimizer, _):
+        monkeypatch.setattr(masked_adamw, "masked_adamw_", waiting)
+        with pytest.raises(Waits):
+            optimizer.step()
+
+
+def test_a_callable_policy_waits():
+    """As LayerMasks says: the host must know whether a selection is due."""
+    with warm() as (optimizer, _):
+        optimizer.masks.policy = lambda snr, step, current: current
+        with pytest.raises(Waits):
+            optimizer.step()
+
+
+def test_the_formula_of_the_masks_waits_for_nothing():
+    """It serves CUDA where the CUDA library was not built."""
+    state, arguments = fresh(5, 2), step(5, 2, torch.Generator().manual_seed(0))
+    for name in ("best layers", "threshold", "no selection"):
+        with NoWaiting():
+            reference.update_masks_(*state, *arguments, 0.9, *policy_of(name, 5))
