@@ -173,6 +173,8 @@ def _gpu_goals(forward: float, both: float) -> dict[tuple[str, str], float]:
     return {(FORWARD, "masm"): forward, (BOTH, "masm"): both, **faster}
 
 
+#: A few rows, forward: over a dense product and two skinny ones, a launch each.
+SMALL_BATCH_GOALS = {(over(FORWARD, "reference"), "masm"): 1 / 1.8}
 LAYERS = {
     "cpu": (
         LayerCase("float32", 1024, 1024, 16, _cpu_goals(1.08)),
@@ -188,7 +190,7 @@ LAYERS = {
         LayerCase("bfloat16", 4096, 1024, 16, _gpu_goals(1.06, 1.27)),
         LayerCase("bfloat16", 1024, 4096, 16, _gpu_goals(1.10, 1.30)),
         LayerCase("bfloat16", 1024, 1024, 64),
-        *(LayerCase("bfloat16", 1024, 1024, 16, M=M) for M in (64, 16, 1)),
+        *(LayerCase("bfloat16", N, 1024, 16, SMALL_BATCH_GOALS, M) for N in (1024, 4096) for M in (16, 1)),
     ),
 }
 #: (dtype, N, D, R) of three layers on one x.
@@ -199,8 +201,9 @@ STEP_OVER_EFFORT = 1 / 1.3
 MEMORY_GOAL = 1.05
 MEMORY_OVER_EFFORT = 0.8
 #: masked AdamW over torch's fused AdamW; and how many times faster than the loop a user would write it must be.
-OPTIMIZER_GOAL = 1.2
-OPTIMIZER_GAIN = 3.0
+OPTIMIZER_GOALS = {"cpu": (1.2, 3.0), "cuda": (1.1, 5.0)}
+#: (N, D) and R of layers whose moments take 1 GiB: the step at the pace of memory (goal on a GPU: 80% of a copy).
+GIBIBYTE = ([(4096, 4096)] * 64, 256)
 #: seconds to load an adapter of the attention layers of ViT-L.
 LOAD_GOAL = 1.0
 #: largest distance of a point from its straight line, over the point, that still counts as straight.

@@ -24,7 +24,17 @@ from math import ceil
 
 import torch
 
-from masm_ext.ops.homes import FOLDED, MAX_LAYERS, MAX_RANK, REFERENCE, SINGLE, Call
+from masm_ext.ops.homes import (
+    FOLDED,
+    MAX_LAYERS,
+    MAX_RANK,
+    REFERENCE,
+    SINGLE,
+    STREAM,
+    STREAM_RANK,
+    STREAM_ROWS,
+    Call,
+)
 
 try:
     from masm_ext.kernels import tiles
@@ -78,7 +88,7 @@ GPUS = {
 @dataclass(frozen=True)
 class Shape:
     """J `layers` of one shape on one x. `live`: directions of a layer that are not masked, all by default. `learning`:
-    gradients of u, s and v are wanted."""
+    gradients of u, s and v are wanted. `cuda_library`: libmasm_cuda is loaded."""
 
     M: int
     N: int
@@ -89,6 +99,7 @@ class Shape:
     tf32: bool = False
     learning: bool = True
     live: int | None = None
+    cuda_library: bool = True
 
     @property
     def size(self) -> int:
@@ -100,7 +111,7 @@ class Shape:
 
     def calls(self, capability: int) -> tuple[Call, Call]:
         """What the forward product and that of dX ask of `masm_ext.ops.homes.choose`."""
-        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
+        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32, self.cuda_library)
         return Call(self.M, self.N, self.D, *rest), Call(self.M, self.D, self.N, *rest)
 
     def serves(self, strategy: str) -> bool:
@@ -109,6 +120,8 @@ class Shape:
             return True
         held = self.R * self.layers <= MAX_RANK and self.layers <= MAX_LAYERS and self.size < 8
         exact = self.kind == "ieee" or strategy != FOLDED
+        if strategy == STREAM:
+            return held and self.cuda_library and self.M <= STREAM_ROWS and self.R <= STREAM_RANK
         most = tiles.COMPUTE_T_MAX_RANK if self.layers == 1 or self.M <= tiles.SMALL_ROWS else 16
         return held and exact and (strategy != SINGLE or most >= self.R)
 
@@ -292,6 +305,62 @@ class Costs:
         waits = (2 + ceil(max(chunks) / 4)) * ceil(programs / (16 * self.gpu.processors))
         scratch = 4 * live * (chunks[0] * s.N + chunks[1] * s.D)
         return [self.launch("finish", programs, 1.0, 0.0, 0.0, 4 * rows * (s.N + s.D), scratch, waits)]
+
+    def stream(self, s: Shape, IN: int, OUT: int) -> list[Launch]:
+        """stream_linear.cuh: a block takes tiles of 8 rows of the weight and reads x from L2 once a pass, and v if it
+        is small. Else P is a launch ahead; from sm_90 on both overlap, and half a gap is assumed for the first. Tensor
+        cores are assumed to reach half of their rate by mma.sync. A block waits for P, or for sums of its warps."""
+        early, directions = self.gpu.capability >= 90, ceil(s.R / 8)
+        v, most = 4 * s.R * IN, (64 if early else 128) << 10
+        p_first = v > most
+        each = max(1, ceil(s.layers * ceil(OUT / 8) * ceil(s.M / self._stream_rows(s)[0]) / self.gpu.processors))
+        blocks = s.layers * ceil(ceil(OUT / 8) / each)
+        product = self._stream("stream_product", s, IN, s.layers * directions, 1, s.layers * (v + 4 * s.M * s.R))
+        traffic = s.layers * (OUT * IN + s.M * OUT) * s.size + 4 * s.layers * s.R * (OUT + s.M)
+        y = self._stream("stream_linear", s, IN, blocks, each, traffic + v * (not p_first), directions * (not p_first))
+        if not p_first:
+            return [y]
+        if early:
+            longest = max(product.seconds, y.seconds)
+            return [replace(product, seconds=self.gap / 2), replace(y, seconds=longest)]
+        return [product, y]
+
+    @staticmethod
+    def _stream_rows(s: Shape) -> tuple[int, int]:
+        """Rows of x that a block takes, and tiles at a time."""
+        if s.kind == "half":
+            return (16 if s.M <= 16 else 64), 4
+        return (8, 4) if s.M <= 8 else (32, 2)
+
+    def _stream(
+        self, name: str, s: Shape, IN: int, blocks: int, each: int, traffic: float, directions: int = 0
+    ) -> Launch:
+        """`each` tiles a block, beside `directions` tiles of v."""
+        half, gpu = s.kind == "half", self.gpu
+        rows, many = self._stream_rows(s)
+        blocks *= ceil(s.M / rows)
+        passes = max(1, ceil(directions / 2)) - 1 + ceil(each / (many if each > 1 else 1))
+        operands = passes * min(s.M, rows) * IN * s.size + 32 * directions * IN + 8 * each * IN * s.size
+        rate = (gpu.half / 2 if half else gpu.ieee * self.cublas_share) / gpu.processors
+        flop = 2 * rows * 8 * (each + directions) * IN
+        inside = self.waves(blocks) * max(flop / rate, operands / (64 * gpu.clock))
+        traffic += s.M * IN * s.size
+        busy = max(inside, traffic / (gpu.memory * self.memory_share), blocks * operands / gpu.l2_speed)
+        return Launch(name, blocks, self.gap + self.latency + busy, flop * blocks, traffic)
+
+    def small_gradients(self, s: Shape) -> list[Launch]:
+        """small_gradients.cuh: 16 directions and 64 bytes of columns a block, two blocks a multiprocessor, four rows of
+        a warp in flight. Waits: for the mask, for each four rows, for the sum of the warps."""
+        gpu, columns = self.gpu, 64 // s.size
+        blocks = s.layers * ceil(s.R / 16) * (ceil(s.N / columns) + ceil(s.D / columns))
+        flop, operands = 2 * s.M * columns * 16, s.M * (64 + 64)
+        traffic = (s.layers * s.M * s.N + s.M * s.D) * s.size + 4 * s.layers * s.R * (s.N + s.D + 2 * s.M)
+        waves = ceil(blocks / (2 * gpu.processors))
+        inside = 2 * waves * max(flop * gpu.processors / (gpu.ieee * self.cublas_share), operands / (64 * gpu.clock))
+        waits = waves * (2 + ceil(s.M / 32))
+        busy = max(inside, traffic / (gpu.memory * self.memory_share), blocks * operands / gpu.l2_speed)
+        seconds = self.gap + self.latency * waits + busy
+        return [Launch("small_gradients", blocks, seconds, flop * blocks, traffic)]
 
     def fold(self, s: Shape) -> list[Launch]:
         """The weight read and written, its low-rank part in exact float32."""

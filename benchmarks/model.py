@@ -19,7 +19,7 @@ from cases import BOTH, DTYPES, FORWARD, LAYERS
 from launches import GPUS, Costs, Launch, Shape, seconds
 
 from masm_ext.kernels import tiles
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, choose
+from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, STREAM_ROWS, choose
 
 #: Modelled for comparison, as benchmarks/providers.py has them.
 PEERS = ("effort", "peft-lora")
@@ -34,6 +34,8 @@ class Model(Costs):
         J, M, N, D = s.layers, s.M, s.N, s.D
         if strategy == REFERENCE:
             return J * self.reference(s, D, N)
+        if strategy == STREAM:
+            return self.stream(s, D, N)
         p = self.skinny(s, D, J * s.R) if strategy in (KEXT, ADDMM) or (s.learning and strategy != SINGLE) else []
         if strategy == FOLDED:
             return [*p, *self.fold(s), *J * [self.cublas(s.kind, M, D, N)]]
@@ -47,6 +49,9 @@ class Model(Costs):
         live = s.R if s.live is None else s.live
         if strategy == REFERENCE:
             return J * [*self.reference(s, N, D), *(self.reference_sums(s) if s.learning else [])]
+        if strategy == STREAM or (strategy == SINGLE and s.cuda_library and s.M <= STREAM_ROWS):
+            dx = self.gemm(s, N, D, parts=J, compute_t=True, store_t=s.learning)
+            return [*dx, *(self.small_gradients(s) if s.learning else [])]
         q: list[Launch] = []
         most = tiles.both_max_rank(s.dtype, "tf32" if s.kind == "tf32" else "ieee")
         if s.learning and strategy != SINGLE and most >= R:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from masm_ext import MASMConfig, MASMLinear, convert
 from masm_ext.ops import subspace_linear
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, SINGLE
+from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, SINGLE, STREAM
 
 #: Largest relative error against float64 by dtype: (output and dX, gradients of the trained tensors). float32: sums of
 #: up to 4096 products. bfloat16: roundings of 2^-9 of the output, of a rebuilt weight and of its gradient.
@@ -283,7 +283,7 @@ PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
         *(Frozen(), Masm(), MasmMasked()),
-        *(MasmForced(strategy) for strategy in (KEXT, SINGLE, ADDMM, FOLDED)),
+        *(MasmForced(strategy) for strategy in (KEXT, SINGLE, STREAM, ADDMM, FOLDED)),
         *(Reference(), Compiled()),
         *(Effort(), PeftLora(), PeftPissa(), PeftOsf(), EigenTune()),
     )

@@ -34,8 +34,8 @@ from rules import Row, losses, propose
 from run import RESULTS, measure_all
 from store import load_results
 
-from masm_ext import reference
-from masm_ext.ops.homes import STRATEGIES, choose
+from masm_ext import _library, reference
+from masm_ext.ops.homes import STRATEGIES, STREAM, choose
 
 #: One token, a few, images of 257; attention and MLP of ViT-L; R as it is padded: 16, 64 and more than `single` serves.
 TOKENS = (1, 16, 64, 257, 1028, 2056, 8224, 32896)
@@ -98,9 +98,10 @@ def cases() -> list[Case]:
     return out
 
 
-def shape_of(values: dict[str, Any], learning: bool) -> Shape:
+def shape_of(values: dict[str, Any], learning: bool, cuda_library: bool = True) -> Shape:
     dtype, tf32 = KINDS[values["kind"]]
-    return Shape(*(values[letter] for letter in "MNDR"), dtype=dtype, tf32=tf32, learning=learning)
+    sizes = (values[letter] for letter in "MNDR")
+    return Shape(*sizes, dtype=dtype, tf32=tf32, learning=learning, cuda_library=cuda_library)
 
 
 class Problem:
@@ -161,7 +162,7 @@ def measure(case: Case, options: Options) -> Outcome:
     try:
         clock = Clock(device, ahead=True)
         for part in PARTS:
-            shape = shape_of(case.values, part != INFERENCE)
+            shape = shape_of(case.values, part != INFERENCE, _library.CUDA_LIBRARY is not None)
             problem = Problem(shape, device)
             exact, calls = problem.exact(part), {case.floor: Timed(lambda p=problem, part=part: p.frozen(part))}
             for strategy in STRATEGIES:
@@ -192,8 +193,8 @@ def rows_of(results: dict[str, Any]) -> list[Row]:
     for case in results["cases"].values():
         capability = int(results["launches"][case["launch"]]["device"]["capability"].replace(".", ""))
         for part, table in case["measures"].items():
-            forward, backward = shape_of(case["values"], part != INFERENCE).calls(capability)
             times = {name: entry["median"] for name, entry in table["providers"].items() if name in STRATEGIES}
+            forward, backward = shape_of(case["values"], part != INFERENCE, STREAM in times).calls(capability)
             if times:
                 out.append((backward if part == BACKWARD else forward, times))
     return out

@@ -12,6 +12,8 @@ from machine import Meter
 from providers import PROVIDERS, Setting, gate, stir
 from torch import Tensor, nn
 
+from masm_ext.ops.homes import STREAM_ROWS
+
 
 def cases(options: Options) -> list[Case]:
     out, compiled = [], set()
@@ -33,8 +35,11 @@ def cases(options: Options) -> list[Case]:
 
 
 def names(options: Options, case: Case | None = None) -> list[str]:
-    """A case of few tokens leaves out what the device leaves out, for its set-up would take longer than the case."""
+    """A case of few tokens leaves out what the device leaves out, for its set-up would take longer than the case; one
+    of many what serves few only."""
     chosen = options.chosen(tuple(PROVIDERS), "frozen")
+    if case is not None and options.providers is None and case.values["M"] > STREAM_ROWS:
+        chosen.remove("masm-stream")
     if case is None or options.providers is not None or case.values["M"] == options.defaults.tokens:
         return chosen
     return [name for name in chosen if name not in options.defaults.left_out]
@@ -92,10 +97,10 @@ def measure(case: Case, options: Options) -> Outcome:
             work = useful_work(measure_name, name, M, N, D, R, dtype.itemsize)
             entry |= {"flops": work[0] / entry["median"], "bytes": work[1] / entry["median"]}
         outcome.add(measure_name, entries)
-    for peer in PROVIDERS:
-        if any(measure_name == over(BOTH, peer) for measure_name, _ in case.goals) and {peer, "masm"} <= set(samples):
-            pair = {name: samples[name] for name in (peer, "masm")}
-            outcome.add(over(BOTH, peer), statistics(pair, peer), floor=peer)
+        for peer in PROVIDERS:
+            name = over(measure_name, peer)
+            if any(name == measure for measure, _ in case.goals) and {peer, "masm"} <= set(samples):
+                outcome.add(name, statistics({n: samples[n] for n in (peer, "masm")}, peer), floor=peer)
     kept = {n: saved_bytes(lambda f=f: f(x), [x, *f.parameters(), *f.buffers()]) for n, f in layers.items()}
     outcome.extra["saved_bytes"] = kept
     outcome.extra["flop_per_byte"] = {

@@ -4,13 +4,31 @@
 
 #include <cstdint>
 
-namespace masm::cuda {
+#include "../math/update_masks.h"
+#include "dtype.h"
+#include "masked_adamw.h"
+#include "small_batch.h"
 
-enum class DType : int32_t { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+namespace masm::cuda {
 
 // out [N, D] = weight + u^T diag(s) v. weight and out have dtype `weight_type`; u [R, N], s [R], v [R, D]
 // `factor_type`, which is weight_type, or f32 beside a half-precision weight. All contiguous.
 cudaError_t fold(void* out, const void* weight, const void* u, const void* s, const void* v, int64_t N, int64_t D,
                  int64_t R, DType weight_type, DType factor_type, cudaStream_t stream);
+
+// How many thread blocks masked_adamw runs with on the current device: all at once. `tables`: S and B are read.
+cudaError_t masked_adamw_blocks(const AdamWTables& tables, int32_t* blocks);
+
+// One step over T parameters [T] on the host. `work` and `flags` of the tables have as many elements as
+// masked_adamw.h says; `uploaded`: device memory for T parameters, or null where kAdamWInline hold them.
+cudaError_t masked_adamw(const AdamWParameter* parameters, const AdamWTables& tables, AdamWParameter* uploaded,
+                         int32_t blocks, cudaStream_t stream);
+
+// Calls of a few rows; see small_batch.h.
+cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream);
+cudaError_t small_gradients(const SmallGradientsCall& call, cudaStream_t stream);
+
+// masm::update_masks_: a step into the learning state, and the masks of the next.
+cudaError_t update_masks(const MaskTable& table, const MaskPolicy& policy, cudaStream_t stream);
 
 }  // namespace masm::cuda

@@ -4,11 +4,13 @@ Strategies (``masm_ext.ops.homes`` chooses among them; docs/kernels.md says what
 
 - ``kext``: a skinny pass for P, then one GEMM whose inner dimension is extended by R.
 - ``single``: one GEMM that computes P beside the dense product. R <= 64.
+- ``stream``: one CUDA C++ kernel through which the weight streams once. M <= 64, R <= 64; needs libmasm_cuda.
 - ``addmm``: low-rank part and bias first, then cuBLAS adds the dense product in place.
 - ``folded``: the weight is folded once a call, then cuBLAS.
 - ``reference``: the formula in plain torch, for float64 and for comparison.
 
-The gradient of x uses the same, with Q for P. du, dv, ds and dbias do not depend on the strategy.
+The gradient of x uses the same, with Q for P (``stream``: that of ``single``). du, dv, ds and dbias do not depend on
+the strategy, but that with ``single`` and ``stream`` a few rows have a CUDA C++ kernel for them.
 """
 
 from __future__ import annotations
@@ -21,9 +23,23 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..ops.homes import ADDMM, KEXT, MAX_LAYERS, MAX_RANK, REFERENCE, SINGLE, STRATEGIES, Call, choose
+from ..ops.homes import (
+    ADDMM,
+    KEXT,
+    MAX_LAYERS,
+    MAX_RANK,
+    REFERENCE,
+    SINGLE,
+    STRATEGIES,
+    STREAM,
+    STREAM_RANK,
+    STREAM_ROWS,
+    Call,
+    choose,
+)
 from ..reference.checks import check_bias, check_blocks, check_factors, check_input, check_layers
 from ..reference.precision import accumulate_dtype
+from . import small_batch
 from .launch import Target, Tile, autocast_off, on_device, precision, target_of
 from .products import (
     Factor,
@@ -88,14 +104,17 @@ def subspace_linear_group(
         if not strategy and _too_many(J, R):
             layer = partial(subspace_linear, target=target, tile=tile)
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p, layer=layer)
-        strategy = strategy or _choose(x, N, D, R, J, target, need_p)
+        strategy = strategy or _choose(x, N, D, R, weight, target, need_p)
         if strategy == REFERENCE:
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p)
         _check_supported(op, x, R, J, strategy)
-        factor = Factor(side_by_side(s), side_by_side(v), side_by_side(u))
-        all_bias = side_by_side(bias) if bias else None
-        w = _stacked_weight(weight)
-        y, p = forward_product(as_rows(x), w, factor, all_bias, J, need_p, strategy, target, tile)
+        if strategy == STREAM:
+            y, p = small_batch.forward(as_rows(x), weight, u, s, v, bias, need_p)
+        else:
+            factor = Factor(side_by_side(s), side_by_side(v), side_by_side(u))
+            all_bias = side_by_side(bias) if bias else None
+            w = _stacked_weight(weight)
+            y, p = forward_product(as_rows(x), w, factor, all_bias, J, need_p, strategy, target, tile)
     none = s[0].new_empty(*lead, 0, dtype=torch.float32)
     return [y_j.view(*lead, N) for y_j in y], p.view(*lead, J * R) if need_p else none
 
@@ -145,14 +164,40 @@ def subspace_linear_group_backward(
             return reference.subspace_linear_group_backward(
                 dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer
             )
-        strategy = strategy or _choose(dy[0], D, N, R, J, target, need_du or need_ds or need_dv)
+        strategy = strategy or _choose(dy[0], D, N, R, weight, target, need_du or need_ds or need_dv)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
         _check_supported(op, x, R, J, strategy)
-        return _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, strategy, target, tile)
+        small = strategy == STREAM or (strategy == SINGLE and small_batch.serves_gradients(dy[0]))
+        serve = _small_backward if small else partial(_backward, strategy=strategy)
+        return serve(dy, x, weight, u, s, v, p, mask, offsets, needs, target=target, tile=tile)
 
 
-def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, strategy, target, tile):
+def _small_backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile):
+    """Two launches: dX with Q, or Q alone, and all other gradients."""
+    need_dx, need_du, need_ds, need_dv, need_db = needs
+    J, N, R = len(weight), weight[0].shape[0], s[0].shape[0]
+    none = weight[0].new_empty(0)
+    dys = [as_rows(d) for d in dy]
+    M = dys[0].shape[0]
+    factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
+    ps = p.reshape(M, J * R).contiguous() if need_du or need_ds else None
+    q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_ds or need_dv else None
+    dx = none
+    if need_dx:
+        dx = input_gradient(dys, _stacked_weight(weight), factor, q, SINGLE, target, tile).view(x.shape)
+    elif q is not None:
+        small_batch.product(dys, factor.v, q)
+    du = torch.empty_like(factor.v) if need_du else None
+    dv = torch.empty_like(factor.c) if need_dv else None
+    ds = torch.empty_like(factor.s) if need_ds else None
+    db = weight[0].new_empty(J * N) if need_db else None
+    rows = as_rows(x) if need_dv else dys[0][:, :0]
+    small_batch.gradients(dys, rows, factor.s, ps, q, mask, offsets, du, dv, ds, db)
+    return (dx, *(none if t is None else t for t in (du, ds, dv, db)))
+
+
+def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile, strategy):
     need_dx, need_du, need_ds, need_dv, need_db = needs
     J, N, R = len(weight), weight[0].shape[0], s[0].shape[0]
     none = weight[0].new_empty(0)
@@ -198,9 +243,10 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
     return w if len(weight) == 1 and 1 in w.stride() else side_by_side(weight)
 
 
-def _choose(x: Tensor, OUT: int, IN: int, R: int, layers: int, target: Target, learning: bool) -> str:
-    M = math.prod(x.shape[:-1])
-    return choose(Call(M, OUT, IN, R, layers, x.dtype, target.capability, learning, precision(x.dtype) == "tf32"))
+def _choose(x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool) -> str:
+    M, tf32 = math.prod(x.shape[:-1]), precision(x.dtype) == "tf32"
+    library = small_batch.available(x) and all(w.stride(1) == 1 for w in weight)
+    return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library))
 
 
 def _too_many(J: int, R: int) -> bool:
@@ -210,7 +256,7 @@ def _too_many(J: int, R: int) -> bool:
 
 def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
     """Raises RuntimeError if the kernels cannot serve a call, saying what can."""
-    why = None
+    why, M = None, math.prod(x.shape[:-1])
     if strategy not in STRATEGIES:
         why = f"there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}"
     elif x.dtype == torch.float64:
@@ -222,7 +268,15 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
         )
     elif strategy == SINGLE and R > COMPUTE_T_MAX_RANK:
         why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTE_T_MAX_RANK}, not {R}; use 'kext'"
-    elif strategy == SINGLE and J > 1 and R > 16 and math.prod(x.shape[:-1]) > SMALL_ROWS:
+    elif strategy == STREAM and not small_batch.available(x):
+        why = (
+            "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() says why); use 'single', "
+            "or build it where nvcc is (README, Install)"
+        )
+    elif strategy == STREAM and (M > STREAM_ROWS or R > STREAM_RANK):
+        most = f"up to {STREAM_ROWS} rows of x and R <= {STREAM_RANK}"
+        why = f"strategy 'stream' serves {most}, not {M} and {R}; use 'kext'"
+    elif strategy == SINGLE and J > 1 and R > 16 and M > SMALL_ROWS:
         # dX holds J tiles of V beside those of x: more shared memory than a program has
         why = f"strategy 'single' serves groups of R <= 16 beyond {SMALL_ROWS} rows, not {R}; use 'kext'"
     if why is not None:

@@ -282,7 +282,7 @@ def test_without_a_gpu_cuda_is_listed_only(capsys):
     assert run.main(["--suite", "all", "--device", "cuda", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "layer/bfloat16/1024x1024/R16: about" in out and "masm-kext, masm-single, masm-addmm, masm-folded" in out
-    assert "18 cases, about 8 minutes on cuda, a guess" in out and "no GPU: nothing was built" in out
+    assert "20 cases, about 8 minutes on cuda, a guess" in out and "no GPU: nothing was built" in out
     assert run.main(["--suite", "layer", "--device", "cuda"]) == 2
     assert "sees no CUDA device" in capsys.readouterr().err
 
@@ -384,7 +384,7 @@ def test_joules_of_a_call_are_its_share_of_the_counter(monkeypatch):
 
 
 def test_on_a_gpu_the_defaults_and_goals_are_those_of_a_gpu():
-    from cases import SUITES, Options
+    from cases import GIBIBYTE, SUITES, Options
     from run import importlib
 
     options = Options(device="cuda:1")
@@ -400,7 +400,14 @@ def test_on_a_gpu_the_defaults_and_goals_are_those_of_a_gpu():
     assert step.values["converted"] == "attention" and step.values["linears"] == 96
     assert step.goals["step", "masm"] == 1.10 and step.goals["step over effort", "masm"] == 1 / 1.3
     assert memory.goals["step memory over effort", "masm"] == 0.8
-    assert {case.values["M"] for key, case in cases.items() if key.startswith("layer")} == {1, 16, 64, 8224}
+    assert {case.values["M"] for key, case in cases.items() if key.startswith("layer")} == {1, 16, 8224}
+    few = cases["layer/bfloat16/4096x1024/R16/M16"]
+    assert few.goals == {(f"{forward} over reference", "masm"): 1 / 1.8}
+    optimizer, large = (cases[f"optimizer/float32/{name}"] for name in ("vit-l/0% masked", "1 GiB of moments"))
+    assert optimizer.values["linears"] == 96 and optimizer.goals["step", "masm"] == 1.1
+    assert optimizer.goals["step over eager-loop", "masm"] == 1 / 5
+    shapes, R = GIBIBYTE
+    assert large.values["R"] == R and abs(8 * R * sum(N + D + 1 for N, D in shapes) / 2**30 - 1) < 0.01
     # asked for, any dtype runs; on a CPU everything is as it was
     named = importlib.import_module("suites.step").cases(Options(device="cuda", model_dtypes=("float32",)))
     assert [case.dtype for case in named] == ["float32"]

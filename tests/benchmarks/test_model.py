@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the model reads the tiles of the Triton kernels; Triton is not installed here")
 
-from masm_ext.kernels import products, subspace_linear, tiles
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES
+from masm_ext.kernels import products, small_batch, subspace_linear, tiles
+from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM
 
 KINDS = {"bf16": (torch.bfloat16, False), "float32": (torch.float32, False), "tf32": (torch.float32, True)}
+CUDA = ("stream_linear", "small_gradients")
 GOAL_SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024))
 
 
@@ -55,7 +56,15 @@ def launched(shape, strategy, target, monkeypatch):
         if all(grid):
             seen.append((kernel.__name__, math.prod(grid)))
 
+    class Ops:
+        """The CUDA library's: their grids are chosen in C++."""
+
+        def __getattr__(self, name):
+            return lambda *_: seen.append((name, None))
+
     monkeypatch.setattr(products, "run", record)
+    monkeypatch.setattr(small_batch, "OPS", Ops())
+    monkeypatch.setattr(small_batch, "available", lambda _: shape.cuda_library)
     M, N, D, R, J = shape.M, shape.N, shape.D, shape.R, shape.layers
 
     def layers(*size, dtype=shape.dtype):  # one after another in memory, as MASMLinear.group lays them
@@ -78,7 +87,8 @@ def launched(shape, strategy, target, monkeypatch):
 
 
 def test_launches_are_those_of_the_kernels(monkeypatch, precision):
-    """Names, grids and counts, for the default tile of each kernel; a change of the launch code fails here."""
+    """Names, grids and counts, for the default tile of each kernel; a change of the launch code fails here. P ahead of
+    `stream` is launched by the same op."""
     from launches import GPUS, Shape
     from model import Model
 
@@ -94,14 +104,22 @@ def test_launches_are_those_of_the_kernels(monkeypatch, precision):
                 *((2056, 384, 1536, 128, 1, True), (777, 1000, 600, 48, 1, True), (2056, 1024, 1024, 16, 3, True)),
                 *((2056, 768, 768, 64, 4, True), (8224, 1024, 4096, 16, 1, False), (1, 1024, 1024, 256, 1, False)),
             ):
-                shape = Shape(M, N, D, R, J, dtype, tf32, learning)
-                for strategy in (KEXT, SINGLE, ADDMM, FOLDED):
-                    if strategy == SINGLE and (tiles.COMPUTE_T_MAX_RANK if J == 1 else 16) < R:
+                for strategy, library in (
+                    (KEXT, True),
+                    (SINGLE, False),
+                    (SINGLE, True),
+                    (STREAM, True),
+                    (ADDMM, True),
+                    (FOLDED, True),
+                ):
+                    shape = Shape(M, N, D, R, J, dtype, tf32, learning, cuda_library=library)
+                    if strategy != FOLDED and not shape.serves(strategy):
                         continue
                     real = launched(shape, strategy, gpu.target, monkeypatch)
                     for (ours, torchs), part in zip(real, (model.forward, model.backward)):
                         modelled = part(shape, strategy)
-                        grids = Counter((x.kernel, x.programs) for x in modelled if x.kernel not in ("cublas", "torch"))
+                        kernels = [x for x in modelled if x.kernel not in ("cublas", "torch", "stream_product")]
+                        grids = Counter((x.kernel, None if x.kernel in CUDA else x.programs) for x in kernels)
                         counts = Counter(x.kernel for x in modelled if x.kernel in ("cublas", "torch"))
                         assert grids == ours and counts == torchs, (gpu.name, shape, strategy, part.__name__)
                         checked += 1
@@ -161,9 +179,9 @@ def test_what_serves_is_what_the_op_takes(monkeypatch):
     """`Shape.serves` agrees with the checks of the launch code, but for folding into a rounded weight."""
     from launches import GPUS, Shape
 
-    for M, R, J in ((8, 16, 1), (8, 65, 1), (8, 256, 1), (8, 257, 1), (8, 64, 4), (8, 65, 4), (8, 4, 5)):
-        for strategy in (KEXT, SINGLE, ADDMM):
-            shape = Shape(M, 32, 32, R, J)
+    for M, R, J in ((8, 16, 1), (8, 65, 1), (8, 256, 1), (8, 257, 1), (8, 64, 4), (8, 65, 4), (8, 4, 5), (65, 4, 1)):
+        for strategy, library in ((KEXT, True), (SINGLE, True), (STREAM, True), (STREAM, False), (ADDMM, True)):
+            shape = Shape(M, 32, 32, R, J, cuda_library=library)
             try:
                 launched(shape, strategy, GPUS["h100"].target, monkeypatch)
                 served = True

@@ -8,12 +8,12 @@ import torch
 from tolerances import GRADIENT, RELATIVE, relative_error
 
 import masm_ext
-from masm_ext import reference
+from masm_ext import _library, reference
 from masm_ext.ops import fold, homes, masked_adamw_, subspace_linear, subspace_linear_group, subspace_penalty
 
 pytestmark = pytest.mark.gpu
 
-STRATEGIES = ("", "kext", "single", "addmm", "folded")
+STRATEGIES = ("", "kext", "single", "stream", "addmm", "folded")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 #: y and sums over rows with tf32 allowed: 11 bits of each operand.
 TF32 = (1e-3, 2e-3)
@@ -39,7 +39,17 @@ def draw(M, N, D, ranks, dtype, device, layers=None):
 
 
 def served(strategy, ranks, layers=1):
-    return not (strategy == "single" and sum(ranks) > 64) and layers * sum(ranks) <= homes.MAX_RANK
+    return not (strategy in ("single", "stream") and sum(ranks) > 64) and layers * sum(ranks) <= homes.MAX_RANK
+
+
+@pytest.fixture
+def fitting(strategy, shapes, device):
+    """`shapes`, with as many rows as the strategy serves."""
+    if strategy != "stream":
+        return shapes
+    if _library.CUDA_LIBRARY is None or device.type != "cuda":
+        pytest.skip("stream is CUDA C++: it runs on a GPU only, where libmasm_cuda is loaded")
+    return [(min(M, homes.STREAM_ROWS), *rest) for M, *rest in shapes]
 
 
 def run(x, dy, parts, offsets, mask=None, strategy=""):
@@ -70,8 +80,8 @@ def check(got, want, terms, dtype, tf32=False):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_forward_and_gradients(strategy, dtype, device, shapes):
-    for M, N, D, ranks in shapes:
+def test_forward_and_gradients(strategy, dtype, device, fitting):
+    for M, N, D, ranks in fitting:
         if not served(strategy, ranks):
             continue
         call = draw(M, N, D, ranks, dtype, device)
@@ -79,16 +89,16 @@ def test_forward_and_gradients(strategy, dtype, device, shapes):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_tf32(strategy, device, shapes):
+def test_tf32(strategy, device, fitting):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    M, N, D, ranks = shapes[0]
+    M, N, D, ranks = fitting[0]
     call = draw(M, N, D, ranks, torch.float32, device)
     check(run(*call, strategy=strategy), *exact(*call), torch.float32, tf32=True)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_masks(strategy, device, shapes):
-    M, N, D, ranks = shapes[0]
+def test_masks(strategy, device, fitting):
+    M, N, D, ranks = fitting[0]
     for bits in ([False] * len(ranks), [True] * (len(ranks) - 1) + [False]):
         mask = torch.tensor(bits, device=device)
         call = draw(M, N, D, ranks, torch.bfloat16, device)
@@ -99,8 +109,8 @@ def test_masks(strategy, device, shapes):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layers", [2, 3])
-def test_groups(layers, strategy, device, shapes):
-    for M, N, D, ranks in shapes[:2]:
+def test_groups(layers, strategy, device, fitting):
+    for M, N, D, ranks in fitting[:2]:
         if not served(strategy, ranks, layers):
             continue
         x, dy, lists, offsets = draw(M, N, D, ranks, torch.bfloat16, device, layers)
@@ -130,7 +140,8 @@ def test_the_table_serves_what_it_names(device, gpu_only, shapes):
         x, _, parts, offsets = draw(M, N, D, ranks, torch.bfloat16, device)
         with torch.no_grad():
             y = subspace_linear(x, *parts, offsets=offsets)
-            forced = [s for s in STRATEGIES[1:] if served(s, ranks)]
+            stream = M <= homes.STREAM_ROWS and _library.CUDA_LIBRARY is not None
+            forced = [s for s in STRATEGIES[1:] if served(s, ranks) and (stream or s != homes.STREAM)]
             assert any(torch.equal(y, subspace_linear(x, *parts, offsets=offsets, strategy=s)) for s in forced)
 
 
@@ -160,27 +171,78 @@ def test_subspace_penalty(device, shapes):
         assert relative_error(got, gradients[0] + 3 * gradients[1]) <= 1e-4
 
 
-def test_masked_adamw(device):
-    """As on the CPU in float64, one block masked and one soft."""
-    sizes = [(40, 12), (12,), (30, 12)]
-    lists = [[torch.randn(size, device=device) for size in sizes] for _ in range(3)]
-    lists.append([torch.rand(size, device=device) for size in sizes])  # params, grads, first and second moments
+ADAMW_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def adamw_step(sizes, dtypes, masks, device, scale=None, shift=0):
+    """Arguments of masked_adamw_, two segments a parameter. shift: elements by which memory misses 16 bytes."""
+
+    def draw(dtype, random=torch.randn):
+        return [random(n + shift, device=device).to(d)[shift:] for n, d in zip(sizes, dtype)]
+
+    wide = [torch.float64 if d == torch.float64 else torch.float32 for d in dtypes]
+    lists = [draw(dtypes), draw(dtypes), draw(wide), draw(wide, torch.rand)]
+    B = len(masks)
+    rows = [
+        (t, a, b, (2 * t + i) % B) for t, n in enumerate(sizes) for i, (a, b) in enumerate(((0, n // 3), (n // 3, n)))
+    ]
     tables = (
-        torch.tensor([0, 3, 10]),
-        torch.tensor([1.0, 0.0, 0.5]),
-        torch.tensor([[i, 0, torch.Size(size).numel(), i] for i, size in enumerate(sizes)]),
-        torch.tensor([[1e-2, 0.9, 0.999, 1e-8, 0.1]] * 3, dtype=torch.float64),
+        torch.arange(B),
+        torch.tensor(masks, dtype=torch.float32),
+        torch.tensor(rows),
+        torch.tensor([[1e-2, 0.9, 0.999, 1e-8, 0.1]] * len(sizes), dtype=torch.float64),
+        None if scale is None else torch.tensor([scale]),
     )
-    exact = [[t.double().cpu() for t in ts] for ts in lists]
-    masked_adamw_(*lists, *(t.to(device, copy=True) for t in tables))
-    reference.masked_adamw_(*exact, *(t.clone() for t in tables))
-    for got, want in zip((*lists[0], *lists[2], *lists[3]), (*exact[0], *exact[2], *exact[3])):
-        assert relative_error(got.cpu(), want) <= 1e-6
+    return lists, [t if t is None else t.to(device) for t in tables]
+
+
+def on_the_cpu(lists, tables):
+    wide = [[t.to("cpu", torch.float64, copy=True) for t in ts] for ts in lists]
+    return wide, [t if t is None else t.to("cpu", copy=True) for t in tables]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("scale", [None, 512.0])
+@pytest.mark.parametrize(
+    "dtypes", [*([d] * 3 for d in ADAMW_TOLERANCE), [torch.bfloat16, torch.float32, torch.float16]], ids=str
+)
+def test_masked_adamw(dtypes, scale, shift, device):
+    """As the formula in float64, blocks masked and soft, and twice the same bits."""
+    masks = (1.0, 0.0, 0.5, 1.0)
+    lists, tables = adamw_step((480, 12, 30_011), dtypes, masks, device, scale, shift)
+    again = [[t.clone() for t in ts] for ts in lists], [t if t is None else t.clone() for t in tables]
+    exact = on_the_cpu(lists, tables)
+    stats, found = masked_adamw_(*lists, *tables)
+    repeated, _ = masked_adamw_(*again[0], *again[1])
+    want, _ = reference.masked_adamw_(*exact[0], *exact[1])
+    assert found.item() == 0 and torch.equal(stats, repeated) and torch.equal(tables[0].cpu(), exact[1][0])
+    for group in (0, 2, 3):
+        for dtype, got, same, ref in zip(dtypes, lists[group], again[0][group], exact[0][group]):
+            assert torch.equal(got, same) and relative_error(got.cpu(), ref) <= ADAMW_TOLERANCE[dtype]
+    assert relative_error(stats.cpu(), want) <= 1e-6 + max(ADAMW_TOLERANCE[d] for d in dtypes)
+
+
+def test_masked_adamw_of_more_parameters_than_a_launch_carries(device):
+    lists, tables = adamw_step([9] * 2000, [torch.float32] * 2000, [1.0] * 300, device)
+    exact = on_the_cpu(lists, tables)
+    masked_adamw_(*lists, *tables)
+    reference.masked_adamw_(*exact[0], *exact[1])
+    assert relative_error(torch.cat(lists[0]).cpu(), torch.cat(exact[0][0])) <= 1e-6
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e19])
+def test_masked_adamw_writes_nothing_after_a_bad_gradient(bad, device):
+    lists, tables = adamw_step((480, 12, 30_000), [torch.float32] * 3, (1.0, 0.0, 0.5, 1.0), device)
+    lists[1][2][9_999] = bad  # the last one of its segment
+    before = [[t.clone() for t in ts] for ts in lists]
+    stats, found = masked_adamw_(*lists, *tables)
+    assert found.item() == 1 and (stats == 0).all() and tables[0].tolist() == [0, 1, 2, 3]
+    assert all(torch.equal(a, b) for g in (0, 2, 3) for a, b in zip(lists[g], before[g]))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_results_are_the_same_bits_every_time(strategy, device, shapes):
-    M, N, D, ranks = shapes[0]
+def test_results_are_the_same_bits_every_time(strategy, device, fitting):
+    M, N, D, ranks = fitting[0]
     call = draw(M, N, D, ranks, torch.bfloat16, device)
     mask = torch.tensor([True] * (len(ranks) - 1) + [False], device=device)
     first = run(*call, mask=mask, strategy=strategy)
@@ -190,8 +252,8 @@ def test_results_are_the_same_bits_every_time(strategy, device, shapes):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_the_host_waits_for_nothing(dtype, strategy, device, gpu_only, shapes):
-    for M, N, D, ranks in (shapes[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 is served by the formula
+def test_the_host_waits_for_nothing(dtype, strategy, device, gpu_only, fitting):
+    for M, N, D, ranks in (fitting[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 is served by the formula
         call = draw(M, N, D, ranks, dtype, device)
         mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
         run(*call, mask=mask, strategy=strategy)  # compiled and tuned
@@ -273,9 +335,9 @@ def test_cuda_graph_of_a_group(device, gpu_only, shapes):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_another_stream(strategy, device, gpu_only, shapes):
+def test_another_stream(strategy, device, gpu_only, fitting):
     """Work is queued on the current stream: behind what makes its input there, before what reads its output there."""
-    M, N, D, ranks = shapes[0]
+    M, N, D, ranks = fitting[0]
     x, dy, parts, offsets = draw(M, N, D, ranks, torch.bfloat16, device)
     want = run(x, dy, parts, offsets, strategy=strategy)
     late = torch.zeros_like(x)
@@ -292,9 +354,9 @@ def test_another_stream(strategy, device, gpu_only, shapes):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_cuda_graph(dtype, strategy, device, gpu_only, shapes):
+def test_cuda_graph(dtype, strategy, device, gpu_only, fitting):
     """Captured once; other inputs and another mask, written in place, count at replay."""
-    M, N, D, ranks = shapes[0]
+    M, N, D, ranks = fitting[0]
     x, dy, parts, offsets = draw(M, N, D, ranks, dtype, device)
     mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
     weight, *rest = parts

@@ -70,7 +70,7 @@ def test_import_is_quiet_and_touches_no_gpu():
 
 
 def test_one_stem_an_op(repo):
-    for stem in ("subspace_linear", "subspace_penalty", "masked_adamw", "fold"):
+    for stem in ("subspace_linear", "subspace_penalty", "masked_adamw", "update_masks", "fold"):
         for place in (
             f"csrc/{stem}.cpp",
             f"csrc/cpu/{stem}.cpp",

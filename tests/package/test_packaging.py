@@ -76,11 +76,26 @@ def test_cuda_library_builds_beside_this_torch_for_every_architecture(repo, tmp_
         listing = run(cuobjdump, "--list-elf", str(library))
         for architecture in ARCHITECTURES:
             assert f".{architecture}." in listing, listing
-    data = library.read_bytes()
-    assert b"fold_kernel" in data
     code = (
         "import torch, masm_ext\n"
         "info = masm_ext.build_info()['libraries']['libmasm_cuda']\n"
         "assert (info == 'loaded') == (torch.version.cuda is not None), info"
+    )
+    check_in_new_interpreter(wheel, tmp_path, code)
+    # Loaded as beside a CUDA build, it holds every op that the table says it serves. A CPU build has no CUDA streams.
+    stub, streams = tmp_path / "streams.c", tmp_path / "streams.so"
+    stub.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    run(os.environ.get("CC", "cc"), "-shared", "-fPIC", stub, "-o", streams)
+    code = (
+        "import torch, ctypes\n"
+        f"if torch.version.cuda is None: ctypes.CDLL({str(streams)!r}, ctypes.RTLD_GLOBAL)\n"
+        "torch.version.cuda = torch.version.cuda or 'made to believe'\n"
+        "import masm_ext\n"
+        "from masm_ext.ops.homes import HOMES\n"
+        "assert masm_ext.build_info()['libraries']['libmasm_cuda'] == 'loaded'\n"
+        "served = {op for (op, device), (kind, _) in HOMES.items() if (device, kind) == ('cuda', 'CUDA')}\n"
+        "assert served >= {'fold', 'masked_adamw_', 'update_masks_'}, served\n"
+        "held = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "assert all(held(f'masm::{op}', 'CUDA') for op in served), served"
     )
     check_in_new_interpreter(wheel, tmp_path, code)

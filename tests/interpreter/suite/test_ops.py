@@ -11,7 +11,7 @@ from torch import nn
 
 import masm_ext
 from masm_ext import MASMConfig, convert, group_projections
-from masm_ext.kernels import products
+from masm_ext.kernels import products, small_batch
 from masm_ext.kernels import subspace_linear as linear_home
 from masm_ext.ops import fold, homes, subspace_linear
 
@@ -144,8 +144,10 @@ def test_no_call_reads_a_tensor_on_the_host(monkeypatch):
     assert waits == []
 
 
-def test_the_table_names_only_what_can_serve_a_call():
+@pytest.mark.parametrize("library", [False, True])
+def test_the_table_names_only_what_can_serve_a_call(library, monkeypatch):
     """Every strategy is chosen somewhere, and no choice is refused by the kernels."""
+    monkeypatch.setattr(small_batch, "available", lambda _: library)
     chosen = set()
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         for capability in (80, 86, 90, 100, 120):
@@ -154,11 +156,11 @@ def test_the_table_names_only_what_can_serve_a_call():
                     for R in (1, 4, 16, 48, 64, 65, 256, 257):
                         for layers in (1, 3, 5):
                             for learning in (True, False):
-                                call = homes.Call(M, OUT, IN, R, layers, dtype, capability, learning)
+                                call = homes.Call(M, OUT, IN, R, layers, dtype, capability, learning, False, library)
                                 name = homes.choose(call)
                                 chosen.add(name)
                                 if name != homes.REFERENCE:
                                     x = torch.empty(M, IN, dtype=dtype, device="meta")
                                     if layers == 1 or not linear_home._too_many(layers, R):
                                         linear_home._check_supported("subspace_linear", x, R, layers, name)
-    assert chosen == set(homes.STRATEGIES)
+    assert chosen == set(homes.STRATEGIES) - (set() if library else {homes.STREAM})
