@@ -1,5 +1,7 @@
 // masm::masked_adamw_ on the CPU: one sweep over the gradients that sums and looks for what is not finite, one that
 // updates.
+#include "../masked_adamw.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -10,7 +12,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "../masked_adamw.h"
 #include "../math/adamw.h"
 #include "dense.h"
 #include "rows.h"
