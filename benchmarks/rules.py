@@ -15,7 +15,7 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
-from masm_ext.ops.homes import STRATEGIES, Call
+from masm_ext.ops.homes import STRATEGIES, STREAM, Call
 
 Row = tuple[Call, dict[str, float]]
 
@@ -51,7 +51,8 @@ class Proposal:
     def code(self, source: str) -> str:
         """A line for RULES."""
         why = f"{source}: {self.rows} calls, {self.mean:.1%} above the best on average, {self.worst:.0%} at most"
-        return f'Rule({self.strategy.upper()}, lambda c: {self.condition}, "{why}"),'
+        served = "c.cuda_library and c.M <= STREAM_ROWS and c.R <= STREAM_RANK and " if self.strategy == STREAM else ""
+        return f'Rule({self.strategy.upper()}, lambda c: {served}{self.condition}, "{why}"),'
 
 
 def propose(rows: Sequence[Row]) -> list[Proposal]:

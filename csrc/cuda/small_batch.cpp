@@ -120,7 +120,7 @@ void small_gradients(List dy, const Tensor& x, const Tensor& s, std::optional<Te
   const ScalarType type = dy[0].scalar_type(), factor = s.scalar_type();
   cuda::SmallGradientsCall call{};
   call.sizes = {J, dy[0].size(0), dy[0].size(1), x.size(1), s.size(0) / J};
-  const auto [layers, M, N, D, R] = call.sizes;
+  const int64_t M = call.sizes.M, N = call.sizes.N, D = call.sizes.D, R = call.sizes.R;
   check_type(op, type, factor);
   check_sizes(op, call.sizes, cuda::kGradientRank / J);
   check_offsets(op, offsets, R);

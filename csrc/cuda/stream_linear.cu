@@ -4,11 +4,14 @@
 namespace masm::cuda {
 
 cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream) {
-  int device = 0, processors = 1, major = 0;
+  int device = 0, processors = 1;
+  cudaFuncAttributes built{};
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  // As all kernels of this file were: on a GPU that runs code made for sm_80 nobody would wait (stream_linear.cuh).
+  if (status == cudaSuccess) status = cudaFuncGetAttributes(&built, stream_linear_kernel<float, float, 8, 1, true>);
   if (status != cudaSuccess) return status;
+  const bool overlaps = built.ptxVersion >= 90;
   auto launch = [&](auto kernel, dim3 grid, int threads, const auto& arguments, bool early) {
     if (status != cudaSuccess) return;
     cudaLaunchAttribute attribute{};
@@ -16,10 +19,10 @@ cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream) {
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
-    config.attrs = &attribute, config.numAttrs = early && major >= 9;
+    config.attrs = &attribute, config.numAttrs = early && overlaps;
     status = cudaLaunchKernelEx(&config, kernel, arguments);
   };
-  start_stream(call, {processors, major >= 9}, launch);
+  start_stream(call, {processors, overlaps ? kSharedFactor : kSharedFactorAlone}, launch);
   return status;
 }
 

@@ -15,7 +15,7 @@ namespace masm::cuda {
 
 // Up to so many bytes every block reads v for itself, where launches overlap and where they do not. Modelled, not
 // measured.
-constexpr int64_t kSharedFactor[] = {64 << 10, 128 << 10};
+constexpr int64_t kSharedFactor = 64 << 10, kSharedFactorAlone = 128 << 10;
 constexpr int kStreamThreads = 256, kStreamWarps = kStreamThreads / 32;
 
 template <class T, class F>
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
 
 struct StreamGpu {
   int64_t processors;
-  bool early_launches;  // from sm_90 on
+  int64_t shared_factor;  // bytes of v that each block still reads for itself; a larger one costs more than a launch
 };
 
 // The rest runs on the host. launch(kernel, grid, threads, arguments, early) starts a kernel; `early`: it may begin
@@ -354,7 +354,7 @@ void start_stream(const StreamCall& from, const StreamGpu& gpu, Launch launch) {
       start_stream<T, F, kRows>(call, unsigned(blocks), unsigned(layers), is_aligned, launch);
   };
   // P in a launch of its own, ahead, if reading v in every block takes longer than a launch.
-  const bool large = R * D * int64_t(sizeof(F)) > kSharedFactor[gpu.early_launches ? 0 : 1];
+  const bool large = R * D * int64_t(sizeof(F)) > gpu.shared_factor;
   const bool p_first = from.only_p || N == 0 || (R > 0 && large);
   if (p_first) start((R + 7) / 8);
   if (from.only_p || N == 0) return;

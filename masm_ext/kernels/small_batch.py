@@ -45,7 +45,8 @@ def forward(
 
 def product(zs: Sequence[Tensor], b: Tensor, out: Tensor) -> None:
     """out [M, J R] float32 = Z_j B_j^T side by side, in one launch. zs J x [M, W], b [J R, W]."""
-    OPS.stream_product(_of_one_row_stride(zs), b.split(b.shape[0] // len(zs)), out)
+    if out.numel() > 0:
+        OPS.stream_product(_of_one_row_stride(zs), b.split(b.shape[0] // len(zs)), out)
 
 
 def gradients(

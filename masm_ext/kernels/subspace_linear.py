@@ -157,6 +157,7 @@ def subspace_linear_group_backward(
             f"{p.dtype} {list(p.shape)} on {p.device}"
         )
     needs = (need_dx, need_du, need_ds, need_dv, need_dbias)
+    learning = need_du or need_ds or need_dv
     with on_device(x), autocast_off(x):
         target = target_of(x.device) if target is None else target
         if not strategy and _too_many(J, R):
@@ -164,7 +165,7 @@ def subspace_linear_group_backward(
             return reference.subspace_linear_group_backward(
                 dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer
             )
-        strategy = strategy or _choose(dy[0], D, N, R, weight, target, need_du or need_ds or need_dv)
+        strategy = strategy or _choose(dy[0], D, N, R, weight, target, learning, small=learning)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
         _check_supported(op, x, R, J, strategy)
@@ -243,9 +244,12 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
     return w if len(weight) == 1 and 1 in w.stride() else side_by_side(weight)
 
 
-def _choose(x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool) -> str:
+def _choose(
+    x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool, small: bool = True
+) -> str:
+    """small: do the CUDA kernels for a few rows have a part in the call? In dX alone they have none."""
     M, tf32 = math.prod(x.shape[:-1]), precision(x.dtype) == "tf32"
-    library = small_batch.available(x) and all(w.stride(1) == 1 for w in weight)
+    library = small and small_batch.available(x) and all(w.stride(1) == 1 for w in weight)
     return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library))
 
 

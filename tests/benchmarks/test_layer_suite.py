@@ -282,7 +282,7 @@ def test_without_a_gpu_cuda_is_listed_only(capsys):
     assert run.main(["--suite", "all", "--device", "cuda", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "layer/bfloat16/1024x1024/R16: about" in out and "masm-kext, masm-single, masm-addmm, masm-folded" in out
-    assert "20 cases, about 8 minutes on cuda, a guess" in out and "no GPU: nothing was built" in out
+    assert "20 cases, about 9 minutes on cuda, a guess" in out and "no GPU: nothing was built" in out
     assert run.main(["--suite", "layer", "--device", "cuda"]) == 2
     assert "sees no CUDA device" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 pytest.importorskip("triton", reason="the tuner reads the tiles of the Triton kernels; Triton is not installed here")
 pytest.importorskip("masm_detect.results", reason="needs the extra masm_ext[detect]")
 
+from masm_ext.ops import homes
 from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, Call
 
 
@@ -57,6 +59,17 @@ def test_a_table_that_was_put_in_comes_out():
     worst = losses(rows, lambda call: KEXT)
     assert worst[0][3] == max(times[KEXT] for _, times in rows) - 1 and worst == sorted(worst, key=lambda row: -row[3])
     assert losses(rows, lambda call: FOLDED)[0][3] == float("inf")
+
+
+def test_a_rule_for_stream_asks_whether_it_can_serve():
+    from rules import Proposal
+
+    line = Proposal(STREAM, "c.R <= 64", 3, 0.0, 0.0).code("measured")
+    rule = eval(line.removesuffix(","), vars(homes))
+    call = Call(M=16, OUT=512, IN=512, R=16, layers=1, dtype=torch.float32, capability=90, cuda_library=True)
+    assert rule.strategy == STREAM and rule.when(call)
+    assert not rule.when(replace(call, M=256)) and not rule.when(replace(call, cuda_library=False))
+    assert not rule.when(replace(call, R=65))
 
 
 def test_a_small_gain_is_no_rule():

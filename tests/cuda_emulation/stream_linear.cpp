@@ -5,9 +5,10 @@
 using namespace masm::cuda;
 
 // addresses: int64 [layers, 7], rows (x, weight, u, s, v, bias, y), 0 for none; sizes: layers, M, N, D, R.
+// p_first: P in a launch of its own, whatever v's size.
 extern "C" const char* stream_linear(const int64_t* addresses, const int64_t* sizes, int64_t only_p, float* p,
                                      int64_t x_row, int64_t weight_row, int64_t p_row, int64_t type,
-                                     int64_t factor_type, int64_t processors, int64_t early, int64_t seed) {
+                                     int64_t factor_type, int64_t processors, int64_t p_first, int64_t seed) {
   return guarded([&] {
     StreamCall call{};
     call.sizes = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
@@ -22,6 +23,6 @@ extern "C" const char* stream_linear(const int64_t* addresses, const int64_t* si
     auto launch = [&](auto kernel, dim3 grid, int threads, const auto& arguments, bool) {
       emulation::launch(unsigned(seed), kernel, grid, unsigned(threads), 0, arguments);
     };
-    start_stream(call, {processors, early != 0}, launch);
+    start_stream(call, {processors, p_first ? 0 : int64_t(1) << 40}, launch);
   });
 }

@@ -45,8 +45,8 @@ class Layers:
     def lists(self):
         return self.weight, self.u, self.s, self.v, self.bias
 
-    def emulate(self, emulated, seed, processors=3, early=0, xs=None):
-        """y J x [M, N] and P [M, J R]; early: as where launches overlap, P in one of its own. xs
+    def emulate(self, emulated, seed, processors=3, p_first=0, xs=None):
+        """y J x [M, N] and P [M, J R]; p_first: as where launches overlap, P in one of its own. xs
         J x [M, D]: P alone, of those."""
         J, M, N, _, R = self.sizes
         only_p = xs is not None
@@ -61,7 +61,7 @@ class Layers:
         call(
             emulated("stream_linear").stream_linear, addresses, torch.tensor(self.sizes), int(only_p),
             whole[:, 1:], self.x.stride(0), 0 if only_p else self.weight[0].stride(0), p_row,
-            *types, processors, early, seed % 2**31,
+            *types, processors, p_first, seed % 2**31,
         )  # fmt: skip
         assert whole[:, [0, -1]].isnan().all()
         return ys, whole[:M, 1:-1]
@@ -85,7 +85,7 @@ def test_matches_the_formula(kind, M, N, D, R, emulated, seed):
     layers = Layers(M, N, D, R, kind)
     ys, p = layers.emulate(emulated, seed)
     layers.check(ys, p)
-    twice = layers.emulate(emulated, seed, early=1)
+    twice = layers.emulate(emulated, seed, p_first=1)
     assert torch.equal(twice[0][0], ys[0]) and torch.equal(twice[1], p)  # P in a launch of its own: the same sums
 
 
@@ -93,9 +93,9 @@ def test_matches_the_formula(kind, M, N, D, R, emulated, seed):
 @pytest.mark.parametrize("processors", [1, 2, 132])
 def test_tiles_of_a_block(kind, processors, emulated, seed):
     """One block walks all tiles several at a time, or takes one."""
-    for M, early in ((3, 0), (40, 1), (40, 0)):
+    for M, p_first in ((3, 0), (40, 1), (40, 0)):
         layers = Layers(M, 51, 72, 20, kind)
-        layers.check(*layers.emulate(emulated, seed, processors, early))
+        layers.check(*layers.emulate(emulated, seed, processors, p_first))
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], KINDS[1], KINDS[4]], ids=["bfloat16", "factors", "float32"])
@@ -110,8 +110,8 @@ def test_rows_anywhere(kind, gaps, emulated, seed):
 @pytest.mark.parametrize("J", [2, 3, 4])
 def test_groups(kind, J, emulated, seed):
     layers = Layers(9, 20, 48, 6, kind, J)
-    for early in (0, 1):
-        layers.check(*layers.emulate(emulated, seed, 4, early))
+    for p_first in (0, 1):
+        layers.check(*layers.emulate(emulated, seed, 4, p_first))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: "-".join(str(t).removeprefix("torch.") for t in k))
@@ -130,8 +130,8 @@ def test_product_alone(kind, M, D, R, J, emulated, seed):
 def test_empty(M, N, D, R, emulated, seed):
     for kind in (KINDS[0], KINDS[4]):
         layers = Layers(M, N, D, R, kind)
-        for early in (0, 1):
-            layers.check(*layers.emulate(emulated, seed, early=early))
+        for p_first in (0, 1):
+            layers.check(*layers.emulate(emulated, seed, p_first=p_first))
 
 
 def test_without_bias(emulated, seed):

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
 
@@ -98,3 +99,14 @@ def test_a_tile_that_does_not_fit_is_left_out(monkeypatch):
     assert tuning.measure(TILES, launch) == TILES[1]
     with pytest.raises(tuning.OutOfResources):
         tuning.measure(TILES[:1], launch)
+
+
+def test_stream_is_not_chosen_for_dx_alone(monkeypatch):
+    """It has no kernel for it: the product would be that of another strategy, chosen by nobody."""
+    from masm_ext.kernels import small_batch, subspace_linear
+
+    monkeypatch.setattr(small_batch, "available", lambda t: True)
+    x, weight = torch.empty(16, 4096), [torch.empty(4096, 4096)]
+    arguments = (x, 4096, 4096, 64, weight, Target(90, 132), False)
+    assert subspace_linear._choose(*arguments) == "stream"  # inference
+    assert subspace_linear._choose(*arguments, small=False) == "reference"
