@@ -45,6 +45,11 @@ class Mutation(NamedTuple):
         return f"{self.file}: {self.text.strip()} -> {self.mutated.strip() or 'nothing'}"
 
 
+def kernels() -> list[Path]:
+    """The sources that run on a GPU."""
+    return sorted([*(SOURCES / "cuda").glob("*.cuh"), *(SOURCES / "math").glob("*.h")])
+
+
 def mutations(file: Path) -> list[Mutation]:
     found = []
     for number, line in enumerate(file.read_text().splitlines()):
@@ -59,7 +64,8 @@ def mutations(file: Path) -> list[Mutation]:
 def tests_of(file: str) -> list[str]:
     """device.cuh and mma.cuh serve all kernels, a header of csrc/math its own."""
     own = HERE / f"test_{Path(file).stem}.py"
-    return [str(own)] if own.exists() else sorted(str(p) for p in HERE.glob("test_*.py") if p.stem != "test_sanitized")
+    others = {"test_sanitized", "test_mutate"}
+    return [str(own)] if own.exists() else sorted(str(p) for p in HERE.glob("test_*.py") if p.stem not in others)
 
 
 def is_caught(mutation: Mutation | None, file: str) -> bool:
@@ -84,8 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stems", nargs="*", help="kernel files without their suffix; all by default")
     stems = parser.parse_args().stems
-    files = sorted([*(SOURCES / "cuda").glob("*.cuh"), *(SOURCES / "math").glob("*.h")])
-    files = [p for p in files if not stems or p.stem in stems]
+    files = [p for p in kernels() if not stems or p.stem in stems]
     table: dict[str, str] = {}
     for file in files:
         own = mutations(file)
