@@ -32,23 +32,24 @@ __device__ inline void each_pack(int64_t n, int64_t begin, bool even, Body body)
 
 __device__ inline bool starts_even(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// The sum of the squares of this thread's share of a gradient; `bad` where one of them is not finite: such a square
-// would make a second moment infinite, which stops its element for good.
+// The sum of the squares of this thread's share of a gradient; NaN where one of them is not finite: such a square would
+// make a second moment infinite, which stops its element for good.
 template <class P, class F>
-__device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale, bool& bad) {
+__device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale) {
   const P* g = global<P>(own.grad) + at.begin;
   double sum = 0;
+  F not_finite = 0;
   each_pack<16 / sizeof(P)>(at.end - at.begin, at.begin, starts_even(own.grad), [&](int64_t i, auto count) {
     const auto pack = load<decltype(count)::value>(g + i);
 #pragma unroll
     for (int j = 0; j < decltype(count)::value; ++j) {
       const F value = F(pack.at[j]) * inverse_scale;
       const F square = value * value;
-      bad |= !(square - square == 0);  // infinity and NaN leave NaN
+      not_finite += square - square;  // 0, or NaN of infinity and NaN
       sum += double(value) * double(value);
     }
   });
-  return sum;
+  return sum + double(not_finite);
 }
 
 // Updates this thread's share of a segment; the sum of the squares of its new first moments.
@@ -107,45 +108,54 @@ __device__ inline int64_t first_of(const AdamWSegment* segments, int64_t S, int6
   return low;
 }
 
+// What a thread, and then its block, has seen.
+constexpr int kBad = 1, kInvalid = 2, kUnsorted = 4;
+__device__ inline int flags_of_block(int flags) {
+  int all = 0;
+  for (int flag = kBad; flag <= kUnsorted; flag *= 2) all |= __syncthreads_or(flags & flag) ? flag : 0;
+  return all;
+}
+
 __global__ void __launch_bounds__(kAdamWThreads)
     masked_adamw_kernel(const __grid_constant__ AdamWTables a, const __grid_constant__ AdamWList list,
                         const AdamWParameter* uploaded) {
   MASM_SHARED(double, scratch, 32);
   const auto parameter = [&](int64_t t) { return uploaded != nullptr ? uploaded[t] : list.at[t]; };
   const double inverse_scale = a.grad_scale ? 1 / double(*a.grad_scale) : 1;
-  bool bad = a.found_inf && *a.found_inf != 0, invalid = false, unsorted = false;
+  int flags = a.found_inf && *a.found_inf != 0 ? kBad : 0;
 
   for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < a.B; b += int64_t(gridDim.x) * blockDim.x)
-    invalid |= !(a.mask[b] >= 0 && a.mask[b] <= 1);
+    if (!(a.mask[b] >= 0 && a.mask[b] <= 1)) flags |= kInvalid;
   for (int64_t i = blockIdx.x; i < a.S; i += gridDim.x) {
     const AdamWSegment at = a.segments[i];
-    unsorted |= i > 0 && a.segments[i - 1].block > at.block;
+    if (i > 0 && a.segments[i - 1].block > at.block) flags |= kUnsorted;
     const bool inside = at.tensor >= 0 && at.tensor < a.T && at.block >= 0 && at.block < a.B;
     const AdamWParameter own = inside ? parameter(at.tensor) : AdamWParameter{};
     const float mask = inside ? a.mask[at.block] : 0;
     if (!inside || at.begin < 0 || at.begin > at.end || at.end > own.numel) {
-      invalid = true;
+      flags |= kInvalid;
       continue;
     }
     if (mask == 0) continue;
-    const double grad2 = block_sum(
-        with_types(DType(own.type),
-                   [&](auto p, auto f) { return inspect<decltype(p)>(own, at, decltype(f)(inverse_scale), bad); }),
-        scratch);
+    const double grad2 =
+        block_sum(with_types(DType(own.type),
+                             [&](auto p, auto f) { return inspect<decltype(p)>(own, at, decltype(f)(inverse_scale)); }),
+                  scratch);
+    if (grad2 != grad2) flags |= kBad;
     if (threadIdx.x == 0) {
       const double* h = a.hyper + 5 * at.tensor;
       a.work[i].step = adamw_step<double>(h[0], h[1], h[2], h[3], h[4], mask, double(a.steps[at.block] + 1));
       a.work[i].grad2 = grad2;
     }
   }
-  bad = __syncthreads_or(bad), invalid = __syncthreads_or(invalid);
-  if (threadIdx.x == 0) a.flags[blockIdx.x] = int(bad) | int(invalid) << 1 | int(unsorted) << 2;
+  flags = flags_of_block(flags);
+  if (threadIdx.x == 0) a.flags[blockIdx.x] = flags;
   grid_barrier();
 
-  int flags = 0;
+  flags = 0;
   for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) flags |= a.flags[block];
-  bad = __syncthreads_or(flags & 1), invalid = __syncthreads_or(flags & 2), unsorted = __syncthreads_or(flags & 4);
-  const bool taken = !bad && !invalid;
+  flags = flags_of_block(flags);
+  const bool taken = (flags & (kBad | kInvalid)) == 0;
   if (taken && blockIdx.x < a.S) {
     const int64_t last = (a.S - 1 - int64_t(blockIdx.x)) / gridDim.x * gridDim.x + blockIdx.x;
     for (int64_t i = last; i >= blockIdx.x; i -= gridDim.x) {
@@ -165,8 +175,8 @@ __global__ void __launch_bounds__(kAdamWThreads)
   for (int64_t b = blockIdx.x; b < a.B; b += gridDim.x) {
     double bias2 = 0, grad2 = 0;
     bool owns = false;
-    const int64_t begin = unsorted ? 0 : first_of(a.segments, a.S, b),
-                  end = unsorted ? a.S : first_of(a.segments, a.S, b + 1);
+    const int64_t begin = flags & kUnsorted ? 0 : first_of(a.segments, a.S, b),
+                  end = flags & kUnsorted ? a.S : first_of(a.segments, a.S, b + 1);
     if (taken && a.mask[b] != 0)
       for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
         if (a.segments[i].block == b) bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
@@ -176,7 +186,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
       if (owns) a.steps[b] += 1;
     }
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0) a.found[0] = invalid ? 2.0f : bad ? 1.0f : 0.0f;
+  if (blockIdx.x == 0 && threadIdx.x == 0) a.found[0] = flags & kInvalid ? 2.0f : flags & kBad ? 1.0f : 0.0f;
 }
 
 // Parameters that do not fit into the arguments, as many as one launch can carry.

@@ -2,7 +2,7 @@
 runs the tests of that kernel, which must fail.
 
 python tests/cuda_emulation/mutate.py            # all; the table goes to mutations.json
-python tests/cuda_emulation/mutate.py fold ...   # of these files only; printed
+python tests/cuda_emulation/mutate.py fold ...   # of these files only; the rest of the table stays
 """
 
 from __future__ import annotations
@@ -103,8 +103,9 @@ def main() -> int:
                 name += "'"
             table[name] = result
             print(f"{result}: {name}", flush=True)
-    if not stems:
-        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    known = json.loads(TABLE.read_text()) if stems and TABLE.exists() else {}
+    others = {name: result for name, result in known.items() if name.split(":")[0] not in {p.name for p in files}}
+    TABLE.write_text(json.dumps(dict(sorted((others | table).items())), indent=1) + "\n")
     missed = [name for name, result in table.items() if result == "NOT CAUGHT"]
     print(f"{len(table)} mutations, {len(missed)} not caught")
     return 1 if missed else 0
