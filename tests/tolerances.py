@@ -22,7 +22,7 @@ GRADIENT = {
 
 
 def relative_error(out: torch.Tensor, ref: torch.Tensor, terms: torch.Tensor | None = None) -> float:
-    """NaN anywhere in ``out`` gives NaN, which no tolerance accepts. ``terms``: one summand of ``ref``, for where few
+    """NaN anywhere in ``out`` gives NaN, which no tolerance accepts. ``terms``: the size of its summands, for where few
     elements may cancel: the error is then over the larger of the two norms."""
     out, ref = out.detach().double(), ref.detach().double()
     assert out.shape == ref.shape, (out.shape, ref.shape)
