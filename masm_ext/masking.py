@@ -27,6 +27,11 @@ HISTORY_ROWS = 256
 Policy = Callable[[Tensor, int, Tensor], Tensor]
 
 
+def is_captured(device: torch.device) -> bool:
+    """Is a CUDA graph of the current stream being made? Then nothing may wait, and copies are repeated by replays."""
+    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 class LayerMasks:
     """Masks ``[L, K]`` of the L converted layers and K subspaces of a model, and the statistics they follow.
 
@@ -178,9 +183,7 @@ class LayerMasks:
     def _make_room(self) -> None:
         """Read the ring while what the steps since the last reading may have selected is still in it."""
         self._calls += 1
-        if self._calls // self.config.mask_interval + 1 >= HISTORY_ROWS and not (
-            self._state[0].is_cuda and torch.cuda.is_current_stream_capturing()
-        ):
+        if self._calls // self.config.mask_interval + 1 >= HISTORY_ROWS and not is_captured(self._state[0].device):
             self._drain()
 
     def _drain(self) -> None:

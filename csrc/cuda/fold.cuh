@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "device.cuh"
+#include "dtype.h"
 
 namespace masm::cuda {
 
@@ -18,6 +19,24 @@ __global__ void fold_kernel(T* __restrict__ out, const T* __restrict__ weight, c
     A sum = A(weight[n * D + d]);
     for (int64_t r = 0; r < R; ++r) sum += A(s[r]) * A(u[r * N + n]) * A(v[r * D + d]);
     out[n * D + d] = T(sum);
+  }
+}
+
+// On the host: run(kernel, zero of T, zero of F) with the kernel for these types, and what it returns.
+template <class Run>
+auto with_fold_kernel(DType weight_type, DType factor_type, Run run) {
+  const bool wide = factor_type == DType::f32;
+  switch (weight_type) {
+    case DType::f32:
+      return run(fold_kernel<float, float, float>, float(), float());
+    case DType::f64:
+      return run(fold_kernel<double, double, double>, double(), double());
+    case DType::f16:
+      return wide ? run(fold_kernel<half_t, float, float>, half_t(0.0f), float())
+                  : run(fold_kernel<half_t, half_t, float>, half_t(0.0f), half_t(0.0f));
+    default:
+      return wide ? run(fold_kernel<bf16_t, float, float>, bf16_t(0.0f), float())
+                  : run(fold_kernel<bf16_t, bf16_t, float>, bf16_t(0.0f), bf16_t(0.0f));
   }
 }
 

@@ -171,41 +171,39 @@ def subspace_linear_group_backward(
         _check_supported(op, x, R, J, strategy)
         small = strategy == STREAM or (strategy == SINGLE and small_batch.serves_gradients(dy[0]))
         serve = _small_backward if small else partial(_backward, strategy=strategy)
-        return serve(dy, x, weight, u, s, v, p, mask, offsets, needs, target=target, tile=tile)
+        dys = [as_rows(d) for d in dy]
+        ps = p.reshape(dys[0].shape[0], J * R).contiguous() if need_du or need_ds else None
+        xs = as_rows(x) if need_dv else dys[0][:, :0]  # without columns where only ds is made beside it
+        factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
+        dx, *rest = serve(dys, xs, weight, factor, ps, mask, offsets, needs, target=target, tile=tile)
+        return dx.view(x.shape) if need_dx else dx, *rest
 
 
-def _small_backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile):
+def _small_backward(dys, xs, weight, factor, ps, mask, offsets, needs, target, tile):
     """Two launches: dX with Q, or Q alone, and all other gradients."""
     need_dx, need_du, need_ds, need_dv, need_db = needs
-    J, N, R = len(weight), weight[0].shape[0], s[0].shape[0]
+    J, (M, N) = len(dys), dys[0].shape
+    R = factor.s.shape[0] // J
     none = weight[0].new_empty(0)
-    dys = [as_rows(d) for d in dy]
-    M = dys[0].shape[0]
-    factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
-    ps = p.reshape(M, J * R).contiguous() if need_du or need_ds else None
     q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_ds or need_dv else None
     dx = none
     if need_dx:
-        dx = input_gradient(dys, _stacked_weight(weight), factor, q, SINGLE, target, tile).view(x.shape)
+        dx = input_gradient(dys, _stacked_weight(weight), factor, q, SINGLE, target, tile)
     elif q is not None:
         small_batch.product(dys, factor.v, q)
     du = torch.empty_like(factor.v) if need_du else None
     dv = torch.empty_like(factor.c) if need_dv else None
     ds = torch.empty_like(factor.s) if need_ds else None
     db = weight[0].new_empty(J * N) if need_db else None
-    rows = as_rows(x) if need_dv else dys[0][:, :0]
-    small_batch.gradients(dys, rows, factor.s, ps, q, mask, offsets, du, dv, ds, db)
+    small_batch.gradients(dys, xs, factor.s, ps, q, mask, offsets, du, dv, ds, db)
     return (dx, *(none if t is None else t for t in (du, ds, dv, db)))
 
 
-def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile, strategy):
+def _backward(dys, xs, weight, factor, ps, mask, offsets, needs, target, tile, strategy):
     need_dx, need_du, need_ds, need_dv, need_db = needs
-    J, N, R = len(weight), weight[0].shape[0], s[0].shape[0]
+    J, (M, N) = len(dys), dys[0].shape
+    R = factor.s.shape[0] // J
     none = weight[0].new_empty(0)
-    dys = [as_rows(d) for d in dy]
-    M = dys[0].shape[0]
-    factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
-    ps = p.reshape(M, J * R).contiguous() if need_du or need_ds else None
     every, each = Live.of(mask, offsets), [Live.of(mask[j : j + 1], offsets) for j in range(J)]
 
     # The sums over rows: du and dbias from dY, dv and ds from x. One pass over dY gives Q as well where it fits.
@@ -213,7 +211,7 @@ def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile, str
     q_from_gemm = need_dx and strategy == SINGLE
     q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_q else None
     du_sums = dv_sums = None
-    if need_du and need_q and not q_from_gemm and both_max_rank(x.dtype, precision(x.dtype)) >= R:
+    if need_du and need_q and not q_from_gemm and both_max_rank(dys[0].dtype, precision(dys[0].dtype)) >= R:
         du_sums = both_products(dys, factor.v, ps, each, q, need_db, target, tile)
     else:
         if need_q and not q_from_gemm:
@@ -223,10 +221,9 @@ def _backward(dy, x, weight, u, s, v, p, mask, offsets, needs, target, tile, str
             du_sums = reduce_rows(dys, ps, each, target, tile, need_sum=need_db)
     dx = none
     if need_dx:
-        dx = input_gradient(dys, _stacked_weight(weight), factor, q, strategy, target, tile).view(x.shape)
+        dx = input_gradient(dys, _stacked_weight(weight), factor, q, strategy, target, tile)
     if need_dv or need_ds:
-        rows = as_rows(x) if need_dv else dys[0][:, :0]
-        dv_sums = reduce_rows([rows], q, [every], target, tile, p=ps if need_ds else None)
+        dv_sums = reduce_rows([xs], q, [every], target, tile, p=ps if need_ds else None)
 
     du = torch.empty_like(factor.v) if need_du else none
     dv = torch.empty_like(factor.c) if need_dv else none

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..masking import LayerMasks
+from ..masking import LayerMasks, is_captured
 from ..ops import masked_adamw_
 from ..reference.precision import accumulate_dtype
 
@@ -264,7 +264,7 @@ class _Hyper:
             for i, g in enumerate(groups)
         ]
         if values != self._values or self._table.device != device:
-            if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            if is_captured(device):
                 raise RuntimeError(
                     "MaskedAdamW: a rate, beta, eps or weight decay changed since the last step, and replays would put "
                     "the value of now back; take one step before the capture, or make lr a tensor on the device"

@@ -17,6 +17,6 @@ def test_matches_the_formula(shape, dtype, wide, emulated, seed):
     weight = torch.randn(N, D).to(dtype)
     u, s, v = (t.to(factors) for t in (torch.randn(R, N), torch.rand(R), torch.randn(R, D)))
     out = torch.full((N, D), torch.nan, dtype=dtype)
-    call(emulated("fold").fold, out, weight, u, s, v, N, D, R, DTYPES[dtype], int(wide), seed % 2**31)
+    call(emulated("fold").fold, out, weight, u, s, v, N, D, R, DTYPES[dtype], DTYPES[factors], seed % 2**31)
     exact = reference.fold(*(t.double() for t in (weight, u, s, v)))
     assert relative_error(out, exact, terms=weight) <= RELATIVE[dtype]
