@@ -8,11 +8,13 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test gpu-check lint format clean
+.PHONY: help demo test gpu-check gpu-test gpu-sanitize lint format clean
 help:
 	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
 	@echo "make test   build, install and run the test suite"
-	@echo "make gpu-check   tests on an NVIDIA GPU, then again under compute-sanitizer (see docs/gpu.md)"
+	@echo "make gpu-check   on an NVIDIA GPU, both of these (see docs/gpu.md):"
+	@echo "make gpu-test   the tests that need a GPU"
+	@echo "make gpu-sanitize   tests of the operators and the optimizer under compute-sanitizer; SANITIZERS=\"$(SANITIZERS)\""
 	@echo "make lint   ruff and clang-format, as CI runs them"
 	@echo "make clean  remove the virtual environment and build folders"
 
@@ -25,10 +27,15 @@ test: $(BIN)/.installed $(VENV)/triton-3.6/.installed
 # On a machine with an NVIDIA GPU, with the environment that docs/gpu.md sets up (a CUDA build of torch, nvcc).
 GPU_PYTHON ?= python
 SANITIZED := tests/gpu/test_ops_on_gpu.py tests/gpu/test_optimizer_on_gpu.py -k "not graph and not opcheck and not waits and not same_bits"
-gpu-check:
+SANITIZERS ?= memcheck racecheck initcheck synccheck
+gpu-check: gpu-test gpu-sanitize
+
+gpu-test:
 	$(GPU_PYTHON) -m pytest -m gpu
+
+gpu-sanitize:
 	@command -v compute-sanitizer >/dev/null || { echo "make: compute-sanitizer is missing: it comes with the CUDA toolkit; put its folder on PATH"; exit 1; }
-	for tool in memcheck racecheck initcheck synccheck; do \
+	for tool in $(SANITIZERS); do \
 		echo "== compute-sanitizer --tool $$tool"; \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --launch-timeout 0 \
 			$(GPU_PYTHON) -m pytest -m gpu $(SANITIZED) || exit 1; \

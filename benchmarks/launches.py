@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, log2
 
 import torch
 
@@ -35,6 +35,7 @@ from masm_ext.ops.homes import (
     STREAM_ROWS,
     Call,
 )
+from masm_ext.optim.masked_adamw import PIECE
 
 try:
     from masm_ext.kernels import tiles
@@ -44,6 +45,9 @@ except ImportError as error:
     raise ImportError(
         f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
     ) from error
+
+#: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 92 registers.
+ADAMW_RESIDENT = 5
 
 #: Tiles that cuBLAS may choose from, and the fewest rows of the inner dimension that it splits off.
 CUBLAS_TILES = ((128, 256), (128, 128), (64, 64), (128, 32), (32, 128))
@@ -127,6 +131,31 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What a step of MaskedAdamW updates: u, s and v of the layers of `shapes` (N, D), R directions in K subspaces,
+    float32. `live`: share of the blocks (layer, subspace) that are not masked."""
+
+    shapes: tuple[tuple[int, int], ...]
+    R: int
+    K: int
+    live: float = 1.0
+
+    @property
+    def blocks(self) -> int:
+        return len(self.shapes) * self.K
+
+    @property
+    def elements(self) -> int:
+        return self.R * sum(N + D + 1 for N, D in self.shapes)
+
+    @property
+    def segments(self) -> int:
+        """Pieces of a block's rows of one tensor, as masm_ext.optim.masked_adamw cuts them."""
+        ranks = [self.R // self.K + (k < self.R % self.K) for k in range(self.K)]
+        return sum(max(1, ceil(r * width / PIECE)) for N, D in self.shapes for r in ranks for width in (N, 1, D))
+
+
+@dataclass(frozen=True)
 class Launch:
     """`kernel`: our function's name; "cublas" and "torch" are products and all else of torch. `chunks`: partial sums
     that it leaves."""
@@ -146,7 +175,8 @@ def seconds(launches: Iterable[Launch]) -> float:
 @dataclass(frozen=True)
 class Costs:
     """A GPU and what is assumed: the shares of the data sheet that cuBLAS and a pass over memory reach, Triton's share
-    of cuBLAS by kind of product, seconds between two launches and of a load that nothing hides."""
+    of cuBLAS by kind of product, seconds between two launches, of a load that nothing hides, and of a barrier that a
+    whole grid waits at."""
 
     gpu: Gpu = GPUS["h100"]
     cublas_share: float = 0.8
@@ -156,6 +186,7 @@ class Costs:
     triton_ieee: float = 0.5
     gap: float = 2e-6
     latency: float = 0.25e-6
+    barrier: float = 1.5e-6
 
     def slower(self, share: float):
         """The same with Triton's products at `share` of their rate."""
@@ -369,3 +400,25 @@ class Costs:
         rate = self.gpu.ieee * self.cublas_share * self.triton_ieee
         programs = ceil(s.N / 64) * ceil(s.D / 64)
         return s.layers * [self.launch("fold_weight", programs, rate, *work, waits=chunks)]
+
+    def masked_adamw(self, f: Factors) -> list[Launch]:
+        """masked_adamw.cuh: one launch in three parts, its sweeps; the second and third begin with a barrier.
+
+        Gradients come from memory once, and for the update from L2 as far as half of it holds them: the update begins
+        with those read last. Parameters and both moments are read and written. A segment's row (32 bytes) comes from
+        memory once, later from L2, where the 72 bytes lie that are kept of it between the sweeps. Waits: for a row and
+        its mask; for the flags of all thread blocks, a row and its mask; in the third sweep for two binary searches, a
+        row, its sums and the step count. Arithmetic is not modelled: all of it hides behind memory."""
+        segments, gradients = f.live * f.segments, 4 * f.live * f.elements
+        behind, held = replace(self, gap=self.barrier), min(gradients, self.gpu.l2 / 2)
+        rounds = ceil(f.blocks / (ADAMW_RESIDENT * self.gpu.processors))
+        waits = 2 * ceil(log2(max(2, f.segments))) + 3
+
+        def sweep(costs: Costs, traffic: float, scratch: float, waits: float) -> Launch:
+            return costs.launch("masked_adamw", 0, 1.0, 0.0, 0.0, traffic, scratch, waits)
+
+        return [
+            sweep(self, gradients + 32 * f.segments, 64 * segments, 2),
+            sweep(behind, 7 * gradients - held, held + 32 * f.segments + 64 * segments, 3),
+            sweep(behind, 0.0, (32 + 16) * segments, waits * rounds),
+        ]

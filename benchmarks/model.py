@@ -1,8 +1,9 @@
-"""What a call of masm::subspace_linear should cost on a GPU: a model, not a measurement.
+"""What a call of masm::subspace_linear, or masm::masked_adamw_, should cost on a GPU: a model, not a measurement.
 
     python benchmarks/model.py                       # the goal shapes on an H100: ratio over the frozen layer
     python benchmarks/model.py --gpu a100 --m 2056 --dtype float32 --r 16,256 --layers 3
     python benchmarks/model.py --launches kext       # every launch of a strategy
+    python benchmarks/model.py --optimizer vit-l     # a step of MaskedAdamW on the attention layers of a model
 
 A call is the list of launches that masm_ext/kernels makes for it; tests/benchmarks/test_model.py compares names and
 grids with the real launch code. What a launch costs, and what is assumed for it, is in launches.py.
@@ -15,8 +16,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cases import BOTH, DTYPES, FORWARD, LAYERS
-from launches import GPUS, Costs, Launch, Shape, seconds
+from cases import BOTH, DTYPES, FORWARD, LAYERS, MODELS, SUBSPACES
+from launches import GPUS, Costs, Factors, Launch, Shape, seconds
 
 from masm_ext.kernels import tiles
 from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, STREAM_ROWS, choose
@@ -144,6 +145,10 @@ SHAPES, RANKS = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024)), (16, 4
 def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     model = Model(GPUS[asked.gpu], triton=asked.triton)
+    if asked.optimizer:
+        factors = Factors(tuple(MODELS[asked.optimizer].attention), asked.r[0], SUBSPACES, 1 - asked.masked)
+        _print_optimizer(model, asked.optimizer, factors)
+        return 0
     shapes = [(n, d) for n, d in SHAPES if asked.n in (None, n) and asked.d in (None, d)]
     if asked.n and asked.d:
         shapes = [(asked.n, asked.d)]
@@ -195,6 +200,20 @@ def _print_launches(model: Model, s: Shape, strategy: str) -> None:
             print(f"  {launch.kernel:18} {launch.seconds * 1e6:7.1f} us {numbers}  {grid}")
 
 
+def _print_optimizer(model: Model, name: str, f: Factors) -> None:
+    sweeps, memory = model.masked_adamw(f), model.gpu.memory * model.memory_share
+    names = ("gradients are looked at", "update", "sums of the blocks")
+    starts = (("launch", model.gap), *2 * [("barrier", model.barrier)])
+    print(f"{model.gpu.name}: modelled, not measured\n")
+    layers = f"{len(f.shapes)} attention layers, R = {f.R}, K = {f.K}, {1 - f.live:.0%} of the blocks masked"
+    print(f"{name}, {layers}: {f.segments} segments, {f.elements} elements, {4 * f.elements / 1e6:.1f} MB")
+    print(f"{seconds(sweeps) * 1e6:.1f} us, {sum(sweep.traffic for sweep in sweeps) / 1e6:.1f} MB from and to memory")
+    for what, (start, first), sweep in zip(names, starts, sweeps):
+        busy = sweep.traffic / memory
+        terms = f"{start} {first * 1e6:.1f}, memory {busy * 1e6:.1f}, waits {(sweep.seconds - first - busy) * 1e6:.1f}"
+        print(f"  {what:24} {sweep.seconds * 1e6:6.1f} us {sweep.traffic / 1e6:7.1f} MB  ({terms})")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", choices=list(GPUS), default="h100")
@@ -206,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
     parser.add_argument("--tf32", action="store_true", help="float32 products in tf32")
     parser.add_argument("--inference", action="store_true", help="nothing learns")
+    parser.add_argument("--optimizer", choices=list(MODELS), help="print a step of MaskedAdamW, R = the first of --r")
+    parser.add_argument("--masked", type=float, default=0.0, metavar="SHARE", help="of the blocks, with --optimizer")
     parser.add_argument("--triton", type=float, default=1.0, help="Triton's half-precision products over cuBLAS")
     parser.add_argument("--launches", choices=STRATEGIES, help="print every launch of a strategy, R = the first of --r")
     return parser

@@ -1,30 +1,27 @@
 """The cost model: its launches are those of the kernels, its numbers are sane, the table of strategies follows it."""
 
+import json
 import math
-import sys
 from collections import Counter
+from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="the model reads the tiles of the Triton kernels; Triton is not installed here")
 
+from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, MASMLinear
+from masm_ext.decomposition import Decomposition
 from masm_ext.kernels import products, small_batch, subspace_linear, tiles
 from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM
+from masm_ext.optim.masked_adamw import PIECE
 
 KINDS = {"bf16": (torch.bfloat16, False), "float32": (torch.float32, False), "tf32": (torch.float32, True)}
 CUDA = ("stream_linear", "small_gradients")
 GOAL_SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def program(request):
-    """The modules of benchmarks/ are importable by name, as they are for the scripts in it."""
-    folder = str(request.config.rootpath / "benchmarks")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
 
 
 @pytest.fixture
@@ -252,3 +249,65 @@ def test_the_table_chooses_well_for_groups():
 def test_tf32_never_folds():
     """A product in tf32 rounds the weight to 10 bits, and what was learned is lost like in half precision."""
     choice_losses("tf32", [1, 64, 2056, 32896], False)  # asserts that the choice can serve
+
+
+def optimizer_of(shapes, ranks):
+    """MaskedAdamW over layers of these shapes, after a step: (optimizer, parameters)."""
+    layers, R = nn.ModuleList(), sum(ranks)
+    for N, D in shapes:
+        weight, factors = torch.ones(1, 1).expand(N, D), (torch.zeros(R, N), torch.zeros(R), torch.zeros(R, D))
+        layers.append(MASMLinear(Decomposition(weight, *factors, (0, *accumulate(ranks)), 0.0)))
+    optimizer = MaskedAdamW(layers.parameters(), masks=LayerMasks(layers, MASMConfig(num_subspaces=len(ranks))))
+    params = list(layers.parameters())
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return optimizer, params
+
+
+@pytest.mark.parametrize("ranks", [(4, 4, 4, 4), (12, 12, 12, 12), (6, 5, 5)])
+@pytest.mark.parametrize("model", ["vit-s", "vit-l"])
+def test_the_optimizer_moves_the_bytes_of_its_tensors(model, ranks):
+    from cases import MODELS
+    from launches import Factors
+    from model import Model
+
+    shapes, h100 = MODELS[model].attention, Model()
+    optimizer, params = optimizer_of(shapes, ranks)
+    states = [optimizer.state[p] for p in params]
+    read = [params, [p.grad for p in params], *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq"))]
+    sizes = [sum(t.nbytes for t in tensors) for tensors in read]
+    segments = optimizer._blocks.segments(params, PIECE)
+    f = Factors(tuple(shapes), sum(ranks), len(ranks))
+    assert [4 * f.elements] * 4 == sizes and (f.segments, f.blocks) == (len(segments), optimizer._blocks.count)
+    for live, own in ((1.0, segments), (0.5, segments[segments[:, 3] < f.blocks // 2]), (0.0, segments[:0])):
+        elements = int((own[:, 2] - own[:, 1]).sum())
+        look, update, sums = h100.masked_adamw(replace(f, live=live))
+        # everything is read once, what L2 lost of the gradients again, and all but the gradients is written
+        held = min(4 * elements, h100.gpu.l2 / 2)
+        assert look.traffic == 4 * elements + segments.nbytes
+        assert update.traffic == 4 * elements * (3 + 3) + 4 * elements - held and sums.traffic == 0
+
+
+def test_a_step_of_the_optimizer_is_sane(repo, capsys):
+    from cases import MODELS, SUBSPACES
+    from launches import ADAMW_RESIDENT, GPUS, Factors, seconds
+    from model import Model, main
+
+    f, h100 = Factors(tuple(MODELS["vit-l"].attention), 16, SUBSPACES), Model()
+    time = seconds(h100.masked_adamw(f))
+    assert time > 28 * f.elements / h100.gpu.memory  # p, g and both moments read, all but g written
+    assert seconds(Model(barrier=h100.barrier + 1e-6).masked_adamw(f)) == pytest.approx(time + 2e-6)
+    assert seconds(Model(gap=h100.gap + 1e-6).masked_adamw(f)) == pytest.approx(time + 1e-6)
+    faster = [seconds(Model(GPUS[name]).masked_adamw(f)) for name in ("a100", "h100", "h200", "b200")]
+    assert faster == sorted(faster, reverse=True)
+    shares = [seconds(h100.masked_adamw(replace(f, live=live))) for live in (0, 0.25, 0.5, 1)]
+    assert shares == sorted(shares)
+    ranks = [seconds(h100.masked_adamw(replace(f, R=R))) for R in (4, 16, 64, 256)]
+    assert ranks == sorted(ranks)
+    for table in json.loads((repo / "tests/compile/nvcc.json").read_text()).values():
+        registers = [found[0] for name, found in table.items() if name.endswith(": masked_adamw_kernel")]
+        assert registers and {65536 // (128 * (8 * math.ceil(n / 8))) for n in registers} == {ADAMW_RESIDENT}
+    assert main(["--optimizer", "vit-l"]) == 0
+    out = capsys.readouterr().out
+    assert f"{f.segments} segments, {f.elements} elements" in out and f"\n{time * 1e6:.1f} us, " in out

@@ -1,7 +1,6 @@
 """The tuner: what it proposes, and its run without a GPU. No test here asserts a time."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,15 +11,6 @@ pytest.importorskip("masm_detect.results", reason="needs the extra masm_ext[dete
 
 from masm_ext.ops import homes
 from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, Call
-
-
-@pytest.fixture(scope="module", autouse=True)
-def program(request):
-    """The modules of benchmarks/ are importable by name, as they are for the scripts in it."""
-    folder = str(request.config.rootpath / "benchmarks")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
 
 
 def rows_with(best, dtype=torch.bfloat16):
