@@ -58,9 +58,12 @@ def test_a_group_gives_what_its_layers_give(bias, dtype, calls):
     x = torch.randn(2, 7, 24, dtype=dtype)
     got, want = gradients(model, x), gradients(single, x)
     assert len(calls) == 2 and len(got) == len(want)
+    # dX of three layers is summed in another order. In bfloat16 a ds of six numbers that cancel may move by some
+    # percent; layers that were swapped would differ wholly.
+    each, together = (1e-5, 1e-5) if dtype == torch.float32 else (1e-1, 2e-2)
     for a, b in zip(got, want):
-        # dX of three layers is summed in another order
-        assert relative_error(a, b) <= (1e-5 if dtype == torch.float32 else 2e-2)
+        assert relative_error(a, b) <= each
+    assert relative_error(*(torch.cat([t.flatten() for t in tensors]) for tensors in (got, want))) <= together
     assert model[0].q_proj.u.grad[0].abs().max() == 0 and model[0].k_proj.u.grad[0].abs().max() > 0
 
 

@@ -62,9 +62,11 @@ def test_forward_and_gradients_match_float64_autograd(case, dtype, factor_dtype)
     dy = torch.randn(ref.shape, dtype=torch.float64).to(dtype)
     y.backward(dy)
     ref.backward(dy.double())
-    # Sums over few rows may cancel: the roundings of u and v to bfloat16 count against the root of the terms' squares
-    # where that is larger than the sum, and for ds = sum_m P * Q, a number a direction, against the terms.
-    p, q = (t.detach() for t in (exact["x"] @ exact["v"].T, dy.double() @ exact["u"].T))
+    # Sums of few terms may cancel, those over rows and P and Q themselves: the roundings of u and v to bfloat16 count
+    # against the root of the terms' squares where that is larger than the sum.
+    x, u, v = (exact[name].detach() for name in "xuv")
+    p, q = x @ v.T, dy.double() @ u.T
+    p_terms, q_terms = (x.square() @ v.square().T).sqrt(), (dy.double().square() @ u.square().T).sqrt()
     squares = [
         t.detach().double().square().reshape(-1, t.shape[-1]) for t in (p * exact["s"], dy, q * exact["s"], exact["x"])
     ]
@@ -74,7 +76,8 @@ def test_forward_and_gradients_match_float64_autograd(case, dtype, factor_dtype)
         assert got.dtype == args[name].dtype
         assert relative_error(got, exact[name].grad, terms.get(name)) <= GRADIENT[dtype], name
     error = (args["s"].grad.double() - exact["s"].grad).norm()
-    assert error <= GRADIENT[dtype] * (p * q).abs().reshape(-1, p.shape[-1]).sum(0).norm()
+    products = torch.maximum(p.abs(), p_terms) * torch.maximum(q.abs(), q_terms)
+    assert error <= GRADIENT[dtype] * products.reshape(-1, p.shape[-1]).sum(0).norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
