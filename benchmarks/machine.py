@@ -1,18 +1,17 @@
-"""The machine: what it is, what it can do at best, and what a GPU spends."""
+"""The machine: what it is, and what it can do at best."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Call, interleave, load_average, synchronize
+from bench import Call, interleave, load_average
 from cases import DTYPES
+from masm_detect.meter import Meter as Meter
 from masm_detect.results import cpu_field, git_state, provenance
 
 from masm_ext import _library, build_info
@@ -51,7 +50,6 @@ def describe(device: torch.device) -> dict[str, Any]:
     record["ops"] = build_info()["ops"]
     if device.type == "cuda":
         record["device"] |= {"memory_bytes": torch.cuda.get_device_properties(device).total_memory}
-        record["device"]["driver"] = Meter(device).driver()
     return record
 
 
@@ -81,61 +79,3 @@ def ceilings(device: torch.device, dtypes: tuple[str, ...], seconds: float, smal
             "copy_bytes": size,
         }
     return table
-
-
-class Meter:
-    """Energy and clocks of a GPU through nvidia-ml-py; without it, or on a CPU, everything is None."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._nvml = self._handle = None
-        if device.type != "cuda":
-            return
-        try:
-            import pynvml
-        except ImportError:
-            return
-        try:
-            pynvml.nvmlInit()
-            # By UUID: the order of NVML is not that of CUDA_VISIBLE_DEVICES.
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except pynvml.NVMLError:
-            return
-        self._nvml = pynvml
-
-    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        if self._nvml is None:
-            return None
-        try:
-            return question(self._handle, *arguments)
-        except self._nvml.NVMLError:
-            return None
-
-    def driver(self) -> str | None:
-        return None if self._nvml is None else self._nvml.nvmlSystemGetDriverVersion()
-
-    def clocks(self) -> dict[str, Any] | None:
-        """MHz of the multiprocessors and the memory, degrees Celsius, watts: of now."""
-        nvml = self._nvml
-        if nvml is None:
-            return None
-        power = self._ask(nvml.nvmlDeviceGetPowerUsage)
-        return {
-            "sm_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            "memory_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
-            "celsius": self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-            "watts": None if power is None else power / 1e3,
-        }
-
-    def joules(self, run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float | None:
-        """Joules of one call, from a burst of about `seconds`; the counter moves only every few tens of ms."""
-        if self._nvml is None:
-            return None
-        synchronize(device)
-        before, count, begin = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption), 0, time.perf_counter()
-        while time.perf_counter() - begin < seconds:
-            run()
-            synchronize(device)
-            count += 1
-        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
-        return None if before is None or after is None else (after - before) / 1e3 / count

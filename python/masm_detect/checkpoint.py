@@ -24,7 +24,7 @@ from .hashes import file_sha256, tensors_sha256
 from .results import ResultError, read_json, write_text
 
 FORMAT = "masm-detect-checkpoint"
-VERSION = 2
+VERSION = 3
 
 
 class CheckpointError(UserError, ValueError):

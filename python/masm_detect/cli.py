@@ -130,12 +130,13 @@ def _prepare(values: Any) -> None:
 
 
 def _train(values: Any) -> None:
-    from .report.tables import results_table, show
+    from .report.tables import results_table, show, speed_line
     from .train import train
 
     options = {key: value for key, value in vars(values).items() if key != "config"}
     result = train(TrainConfig(**options))
     show(results_table({result.method.name: result.metrics["source_validation"]}))
+    print(speed_line(result.metrics))
     print(f"source validation only; run folder: {result.folder}")
 
 

@@ -38,6 +38,8 @@ class DataConfig:
     `compression`, `label_map` and `missing` are those of `data.records.read_deepfakebench`, for JSON files.
     `frames_per_video` keeps that many evenly spread frames of each video. `crop`, `normalize_first` (side, JPEG
     quality) and `augment` (training only; null: none) are those of `data.images.ImageTransform`.
+    `workers` processes read the images (0: the process that trains; null: 0 on the CPU, else one less than there are
+    cores, at most 16); no result depends on them.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ class DataConfig:
     crop: Literal["resize", "center"] = "resize"
     normalize_first: tuple[int, int] | None = None
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2")
@@ -64,7 +66,12 @@ class DataConfig:
             self.frames_per_video,
             "at least 1, or null for all",
         )
-        _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        _require(
+            self.workers is None or self.workers >= 0,
+            "data.workers",
+            self.workers,
+            "0 or more, or null for the default of the device",
+        )
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .adapters import load_method
 from .config import ConfigError, EvalConfig, TrainConfig, load_config, to_dict
 from .data.images import FrameDataset
+from .data.loading import Batches, in_order
 from .data.records import DatasetError, Sample, check_samples, limit_frames
 from .metrics import evaluate_scores
 from .models.detector import Detector, load_detector
@@ -30,22 +30,21 @@ def predict(
     *,
     batch_size: int = 32,
     precision: str = "fp32",
-    workers: int = 0,
+    workers: int | None = None,
     progress: str | None = None,
 ) -> Tensor:
-    """Logits [len(dataset)], float32 on the CPU, in the order of the data set. `progress` is the label of a bar, or
-    None.
+    """Logits [len(dataset)], float32 on the CPU, in the order of the data set. `workers` is that of
+    `data.loading.Batches`, `progress` the label of a bar, or None.
     """
     device = next(detector.parameters()).device
     detector.eval()
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=workers, generator=torch.Generator())
     logits = []
     with tqdm(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
-        for batch in loader:
+        for images, _ in Batches(dataset, in_order(len(dataset), batch_size), device, workers):
             with autocast(precision, device):
-                logits.append(detector(batch["image"].to(device)).float().cpu())
-            bar.update(len(batch["image"]))
-    return torch.cat(logits)
+                logits.append(detector(images).float())
+            bar.update(len(images))
+        return torch.cat(logits).cpu()  # once: a copy a batch would wait for the GPU each time
 
 
 def score_samples(detector: Detector, dataset: FrameDataset, **options: Any) -> np.ndarray:

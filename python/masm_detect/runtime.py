@@ -28,6 +28,9 @@ def set_up(runtime: RuntimeConfig) -> torch.device:
     # warn_only: one CUDA op without a deterministic form (resizing of trained position embeddings) must not forbid
     # "full".
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # On by default with the above: a kernel for every torch.empty, to find readers of memory that nobody wrote. There
+    # are none here.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     return device
 
 

@@ -86,7 +86,9 @@ def train(config: TrainConfig) -> RunResult:
 
     save_method(detector, method, config.method, folder / "adapter", base=base)
     precision = resolve_precision(runtime.precision, device)
-    scores = score_samples(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision)
+    scores = score_samples(
+        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=config.data.workers
+    )
     metrics = {
         "provenance": provenance(runtime.device),
         "method": config.method.name,
@@ -97,6 +99,10 @@ def train(config: TrainConfig) -> RunResult:
         "chosen_epoch": result.best_epoch,
         "steps": result.steps,
         "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "waited": result.waited,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "gpu_busy": result.gpu_busy,
         "skipped_steps": result.skipped_steps,
         "source_validation": evaluate_scores(val_samples, scores, seed=runtime.seed),
         "mask_history": result.mask_history,

@@ -29,7 +29,8 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
     for method in ("probe", "masm"):
         arguments = train_arguments(tiny_data, tiny_backbone, tmp_path / method)
         assert main([*arguments, f"--method.name={method}"]) == 0
-    assert "stripes" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "stripes" in out and out.count("images/s") == out.count("% of the time spent waiting for data") == 2
     options = ["--n_bootstrap=20", "--runtime.progress=false", "--out", f"{tmp_path}/eval"]
     assert main(["eval", f"{tmp_path}/probe", f"{tmp_path}/masm", "--data", str(tiny_data), *options]) == 0
     out = capsys.readouterr().out

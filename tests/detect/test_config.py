@@ -26,9 +26,19 @@ def test_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "workers"), [("workers: 0", 0), ("workers: 3", 3), ("workers: null", None), ("", None)]
+)
+def test_workers_of_saved_runs(tmp_path, text, workers):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{paths: [a], {text}}}\n")
+    assert load_config(path).data.workers == workers
+
+
+@pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: DataConfig(val_fraction=1.5), "data.val_fraction is 1.5"),
+        (lambda: DataConfig(workers=-1), "data.workers is -1.*or null"),
         (lambda: OptimConfig(epochs=0), "optim.epochs is 0"),
         (lambda: MethodConfig(name="nope"), "method.name is 'nope'.*probe"),
         (lambda: MethodConfig(lr=-1.0), "method.lr is -1.0"),

@@ -13,7 +13,7 @@ from masm_detect.data.records import DatasetError, read_folder, write_deepfakebe
 from masm_detect.evaluate import evaluate, predict, score_samples
 from masm_detect.metrics import evaluate_scores
 from masm_detect.report.plots import plot_auc, plot_auc_bars, plot_drift, plot_history, plot_masks
-from masm_detect.report.tables import auc_cells, format_cell, results_table
+from masm_detect.report.tables import auc_cells, format_cell, results_table, speed_line
 from masm_detect.results import read_json
 from masm_detect.sources import frame_dataset
 
@@ -25,6 +25,8 @@ def test_scores_are_in_the_order_of_the_samples(tiny_data, tiny_detector):
     together = predict(detector, dataset, batch_size=5)
     alone = torch.cat([predict(detector, frame_dataset([s], detector.backbone, DataConfig())) for s in samples])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert together.dtype == torch.float32 and together.device.type == "cpu"
+    assert torch.equal(together, predict(detector, dataset, batch_size=5, workers=2))
     scores = score_samples(detector, dataset)
     assert scores.dtype == np.float64 and scores.min() > 0 and scores.max() < 1
     np.testing.assert_allclose(scores, torch.sigmoid(together.double()).numpy())
@@ -57,6 +59,14 @@ def test_tables_and_cells(result):
     assert "run was trained on 2 of these 9 groups" in warned.caption
     alone = {**result, "datasets": {"reals": {"all": result["datasets"]["set"]["all"], "methods": {}}}}
     assert results_table({"run": alone}).row_count == 1  # no data set vanishes
+
+
+def test_speed_in_words():
+    metrics = {"images_per_second": 12.34, "seconds": 8.0, "waited": 2.0, "peak_memory_bytes": None, "gpu_busy": None}
+    assert speed_line(metrics) == "training: 12.3 images/s, 25% of the time spent waiting for data"
+    on_a_gpu = {**metrics, "peak_memory_bytes": 3 * 2**29, "gpu_busy": 0.875}
+    assert speed_line(on_a_gpu).endswith("for data, peak memory 1.5 GiB, GPU busy 88% of the time")
+    assert speed_line({**metrics, "seconds": 0.0}) == "training: 12.3 images/s"
 
 
 def test_figures_are_png(result, tmp_path):

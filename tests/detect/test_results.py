@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from masm_detect import checkpoint
+from masm_detect import checkpoint, results
 from masm_detect.checkpoint import CheckpointError
 from masm_detect.results import ResultError, check_output_folder, provenance, read_json, write_json, write_text
 
@@ -40,7 +41,17 @@ def test_broken_json_is_named(tmp_path):
 def test_provenance_is_json_without_paths():
     content = json.dumps(provenance())
     assert torch.__version__.split("+")[0] in content
+    assert "triton" in results._PACKAGES
     assert "/home" not in content and "/root" not in content and "/work" not in content
+
+
+def test_provenance_of_a_gpu(monkeypatch):
+    properties = SimpleNamespace(name="a GPU", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(results, "Meter", lambda device: SimpleNamespace(driver=lambda: f"driver of {device}"))
+    wanted = {"type": "cuda", "name": "a GPU", "capability": "9.0", "cuda": "13.0", "driver": "driver of cuda:1"}
+    assert provenance("cuda:1")["device"] == wanted
 
 
 def state(step: int = 3) -> dict:

@@ -8,11 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from masm_detect import loop
+from masm_detect import checkpoint, loop
 from masm_detect.checkpoint import CheckpointError
 from masm_detect.config import (
     METHODS,
@@ -26,15 +30,25 @@ from masm_detect.config import (
     TrainConfig,
     save_config,
 )
-from masm_detect.data.images import AugmentConfig
+from masm_detect.data.images import AugmentConfig, FrameDataset
 from masm_detect.data.records import DatasetError, Sample, read_folder, write_deepfakebench
 from masm_detect.errors import UserError
 from masm_detect.evaluate import load_run, score_samples
+from masm_detect.loop import TrainingError
+from masm_detect.methods import Method
+from masm_detect.results import read_json
+from masm_detect.runtime import set_up
 from masm_detect.sources import frame_dataset, limit_frames, load_samples, source_splits, split_by_group
+from masm_detect.step_losses import StepLosses
 from masm_detect.train import train
+from no_waiting import NoWaiting, Waits
 from safetensors.torch import load_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from masm_ext import MaskedAdamW, MASMConfig, MASMLinear, regularization_loss
 from masm_ext.checkpoint import AdapterError
+from masm_ext.decomposition import Decomposition
 
 
 def run_config(data, backbone, out, method="masm", **changes) -> TrainConfig:
@@ -67,7 +81,8 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 def history(folder) -> list[dict]:
     entries = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+    measured = {"seconds", "waited", "peak_memory_bytes", "gpu_busy"}
+    return [{key: value for key, value in entry.items() if key not in measured} for entry in entries]
 
 
 def assert_same_run(first, second) -> None:
@@ -105,6 +120,179 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_backbone, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     if method == "masm":
         assert resumed.fit.mask_history == whole.fit.mask_history != []
+
+
+class OneStepLate(StepLosses):
+    """Losses that arrive as they do on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = []
+
+    def put(self, *arguments):
+        arrived, self.held = self.held, super().put(*arguments)
+        return arrived
+
+    def drain(self):
+        arrived, self.held = self.held, []
+        return arrived
+
+
+@pytest.mark.parametrize("method", ["probe", "masm"])
+def test_losses_that_arrive_late_change_nothing(tiny_data, tiny_backbone, tmp_path, monkeypatch, method):
+    train(run_config(tiny_data, tiny_backbone, tmp_path / "whole", method))
+    monkeypatch.setattr(loop, "StepLosses", OneStepLate)
+    train(run_config(tiny_data, tiny_backbone, tmp_path / "late", method))
+    assert_same_run(tmp_path / "whole", tmp_path / "late")
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "killed", method)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(7, patch)
+        train(config)
+    train(replace(config, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("losses", [StepLosses, OneStepLate])
+@pytest.mark.parametrize(
+    ("bad", "every", "kept"),
+    [(2, 0, None), (4, 0, None), (14, 0, 10), (5, 3, 5), (6, 1, 6), (14, 1, 14)],  # 4 and 14 end an epoch
+)
+def test_a_loss_that_is_not_finite_is_told_with_its_step(
+    tiny_data, tiny_backbone, tmp_path, monkeypatch, losses, bad, every, kept
+):
+    real, calls = loop.train_step, iter(range(99))
+
+    def breaking(*arguments, **options):
+        task, penalty = real(*arguments, **options)
+        return task * (float("nan") if next(calls) == bad else 1), penalty
+
+    monkeypatch.setattr(loop, "train_step", breaking)
+    monkeypatch.setattr(loop, "StepLosses", losses)
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe")
+    with pytest.raises(TrainingError, match=f"the loss became nan at step {bad}: lower"):
+        train(replace(config, runtime=replace(config.runtime, checkpoint_every=every)))
+    last = tmp_path / "run" / "last"
+    assert last.exists() == (kept is not None)
+    if kept is not None:  # written before the bad step
+        assert checkpoint.load(last)["position"]["step"] == kept
+
+
+def test_a_step_waits_for_nothing():
+    """Fake tensors, on the CPU: autograd knows "cuda" only where there is one. The optimizer under masks:
+    tests/optim/test_no_waiting.py.
+    """
+
+    class Tiny(nn.Module):
+        asks = False
+
+        def __init__(self):
+            super().__init__()
+            u, s, v = torch.ones(3, 12), torch.ones(3), torch.ones(3, 12)
+            self.layer = MASMLinear(Decomposition(torch.ones(12, 12), u, s, v, (0, 1, 2, 3), 0.0))
+            self.head = nn.Linear(12, 1)
+
+        def forward(self, images):
+            logits = self.head(self.layer(images.flatten(1))).squeeze(-1)
+            return logits * logits.max().item() if self.asks else logits
+
+    with FakeTensorMode():
+        detector = Tiny()
+        config = MASMConfig(num_subspaces=3, subspace_rank=1)
+        method = Method(
+            "masm-nomask", MaskedAdamW(detector.parameters()), lambda: regularization_loss(detector, config), None, 0
+        )
+        images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
+        options = {"weights": torch.ones(2), "grad_clip": 1.0, "autocast_context": nullcontext()}
+        with NoWaiting(warming_up=True):
+            loop.train_step(detector, method, images, labels, **options)
+        with NoWaiting():
+            for _ in range(2):
+                losses = loop.train_step(detector, method, images, labels, **options)
+            assert [loss.shape for loss in losses] == [(), ()] and not any(loss.requires_grad for loss in losses)
+            detector.asks = True
+            with pytest.raises(Waits):
+                loop.train_step(detector, method, images, labels, **options)
+
+
+def test_deterministic_without_filling_memory():
+    set_up(RuntimeConfig())
+    assert torch.are_deterministic_algorithms_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def slow_images(monkeypatch, seconds: float) -> None:
+    real = FrameDataset.__getitem__
+
+    def slow(*arguments):
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(FrameDataset, "__getitem__", slow)
+
+
+def test_waiting_for_data_is_in_the_time(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    slow_images(monkeypatch, 0.01)
+    result = train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
+    for entry in result.fit.history:
+        assert 0.199 <= entry["waited"] < entry["seconds"]  # 20 images
+        assert "peak_memory_bytes" not in entry and "gpu_busy" not in entry
+    saved = read_json(tmp_path / "run" / "metrics.json")
+    assert saved["waited"] == pytest.approx(sum(entry["waited"] for entry in result.fit.history))
+    assert saved["seconds"] == pytest.approx(sum(entry["seconds"] for entry in result.fit.history))
+    assert saved["images_per_second"] == pytest.approx(60 / saved["seconds"])
+    assert saved["peak_memory_bytes"] is saved["gpu_busy"] is None
+
+
+def test_writing_checkpoints_is_in_the_time(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    real = checkpoint.save
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1, batch_size=4))
+    [entry] = train(config).fit.history
+    assert entry["seconds"] >= entry["waited"] + 0.099  # after steps 2 and 4
+
+
+def test_the_times_of_a_resumed_epoch_add_up(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        slow_images(patch, 0.05)
+        die_at(9, patch)
+        train(config)
+    before = checkpoint.load(tmp_path / "run" / "last")["position"]
+    assert before["batch"] == 3 and 0.599 <= before["waited"] < before["seconds"]
+    entry = train(replace(config, resume=True)).fit.history[1]
+    assert entry["waited"] > before["waited"] - 1e-3 and entry["seconds"] > before["seconds"]
+
+
+def test_what_an_epoch_takes_of_a_gpu(monkeypatch):
+    resets = []
+    monkeypatch.setattr(loop, "Meter", lambda device: SimpleNamespace(busy=lambda: 0.5))
+    monkeypatch.setattr(loop, "BusyMean", partial(loop.BusyMean, every=0.0))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 77)
+    usage = loop._Usage(torch.device("cuda", 1))
+    for epoch in range(2):
+        usage.start()
+        assert len(resets) == epoch + 1
+        assert usage.numbers() == {"peak_memory_bytes": 77, "gpu_busy": None}
+        usage.sample()
+        assert usage.numbers() == {"peak_memory_bytes": 77, "gpu_busy": 0.5}
+    history = [{"seconds": 1.0, "gpu_busy": 0.2}, {"seconds": 3.0, "gpu_busy": 0.6}, {"seconds": 9.0, "gpu_busy": None}]
+    assert loop._mean_busy(history) == pytest.approx(0.5)
+    assert loop._mean_busy([{"seconds": 1.0}]) is None
+
+
+def test_results_do_not_depend_on_the_workers(tiny_data, tiny_backbone, tmp_path):
+    for workers in (None, 0, 2):
+        config = run_config(tiny_data, tiny_backbone, tmp_path / str(workers), "probe")
+        train(replace(config, data=replace(config.data, workers=workers)))
+    assert_same_run(tmp_path / "None", tmp_path / "0")
+    assert_same_run(tmp_path / "None", tmp_path / "2")
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "2", "probe", resume=True)
+    train(replace(config, data=replace(config.data, workers=None)))  # not a setting that a run depends on
 
 
 def test_sigkill_in_another_process(tiny_data, tiny_backbone, tmp_path):

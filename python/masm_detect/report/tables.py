@@ -75,6 +75,18 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def speed_line(metrics: Mapping[str, Any]) -> str:
+    """How fast a training run was, and what it waited for, in words: of what `train` writes to metrics.json."""
+    parts = [f"{metrics['images_per_second']:.1f} images/s"]
+    if metrics["seconds"]:
+        parts.append(f"{metrics['waited'] / metrics['seconds']:.0%} of the time spent waiting for data")
+    if metrics["peak_memory_bytes"] is not None:
+        parts.append(f"peak memory {metrics['peak_memory_bytes'] / 2**30:.1f} GiB")
+    if metrics["gpu_busy"] is not None:
+        parts.append(f"GPU busy {metrics['gpu_busy']:.0%} of the time")
+    return "training: " + ", ".join(parts)
+
+
 def mapping_table(title: str, content: Mapping[str, Any]) -> Table:
     """Two columns, name and value; nested mappings become dotted names."""
     table = Table(title=title, title_justify="left", show_header=False)

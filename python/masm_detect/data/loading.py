@@ -1,0 +1,111 @@
+"""Batches of a data set on a device: worker processes, pinned memory, copies that the host does not wait for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from masm_detect.data.images import FrameDataset
+from masm_detect.errors import UserError
+
+#: Worker processes at most, where their number is not given: beyond it, more of them mostly cost memory.
+MOST_WORKERS = 16
+
+
+def worker_count(workers: int | None, device: torch.device) -> int:
+    """`workers`, or where it is None: none on the CPU, whose cores train; on CUDA the usable cores but one, at most
+    `MOST_WORKERS`.
+    """
+    if workers is not None:
+        return workers
+    if device.type != "cuda":
+        return 0
+    return max(0, min(MOST_WORKERS, _usable_cores() - 1))
+
+
+class Batches:
+    """The batches of `dataset` that `indices` lists, in that order, as (images [B, 3, H, W], labels [B]) on `device`.
+
+    What comes out does not depend on `workers` (None: see `worker_count`). `waited` is the seconds that the consumer
+    was blocked until the data were there, the start of the workers included; on a GPU, which may still have had work
+    meanwhile, it is an upper limit of what the data cost.
+    """
+
+    def __init__(
+        self, dataset: FrameDataset, indices: Sequence[Sequence[int]], device: torch.device, workers: int | None = None
+    ) -> None:
+        self.dataset, self.indices, self.device = dataset, indices, device
+        self.workers = min(worker_count(workers, device), len(indices))
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        started = time.perf_counter()
+        loader = iter(
+            DataLoader(
+                _Told(self.dataset) if self.workers else self.dataset,
+                batch_sampler=self.indices,
+                num_workers=self.workers,
+                collate_fn=_collate,
+                pin_memory=self.device.type == "cuda",
+                worker_init_fn=_start_worker,
+                # A generator of its own: the loader would draw from the global one that dropout uses, and a resumed
+                # epoch draws again.
+                generator=torch.Generator(),
+            )
+        )
+        while True:
+            batch = next(loader, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            if isinstance(batch, UserError):
+                raise batch
+            yield tuple(batch[name].to(self.device, non_blocking=True) for name in ("image", "label"))
+            started = time.perf_counter()
+
+
+def in_order(size: int, batch_size: int) -> list[range]:
+    """The indices 0 to `size` - 1 in batches."""
+    return [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
+
+
+class _Told(Dataset):
+    """A data set in a worker: a user's mistake comes back as a value, since a worker's exceptions arrive as tracebacks
+    in words.
+    """
+
+    def __init__(self, dataset: FrameDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict] | UserError:
+        try:
+            return [self.dataset[index] for index in indices]
+        except UserError as error:
+            return error
+
+
+def _collate(items: list[dict] | UserError) -> Any:
+    return items if isinstance(items, UserError) else default_collate(items)
+
+
+def _start_worker(_: int) -> None:
+    # The workers are the threads: OpenCV's own would fight with them, and its pool does not survive a fork. 0, not 1:
+    # 1 waits for the end of threads that are not here.
+    cv2.setNumThreads(0)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

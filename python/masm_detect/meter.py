@@ -1,0 +1,95 @@
+"""What a GPU tells about itself through nvidia-ml-py: how busy it is, its clocks, its energy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Meter:
+    """One GPU, asked through NVML; without nvidia-ml-py, or on a CPU, every answer is None."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml = self._handle = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            return
+        try:
+            pynvml.nvmlInit()
+            # By UUID: the order of NVML is not that of CUDA_VISIBLE_DEVICES.
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        except pynvml.NVMLError:
+            return
+        self._nvml = pynvml
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        if self._nvml is None:
+            return None
+        try:
+            return question(self._handle, *arguments)
+        except self._nvml.NVMLError:
+            return None
+
+    def driver(self) -> str | None:
+        """Version of the driver."""
+        return self._ask(lambda _: self._nvml.nvmlSystemGetDriverVersion())
+
+    def busy(self) -> float | None:
+        """Share of the time, 0 to 1, in which a kernel ran: over NVML's last sample, of 1/6 s to 1 s."""
+        rates = None if self._nvml is None else self._ask(self._nvml.nvmlDeviceGetUtilizationRates)
+        return None if rates is None else rates.gpu / 100
+
+    def clocks(self) -> dict[str, Any] | None:
+        """MHz of the multiprocessors and the memory, degrees Celsius, watts: of now."""
+        nvml = self._nvml
+        if nvml is None:
+            return None
+        power = self._ask(nvml.nvmlDeviceGetPowerUsage)
+        return {
+            "sm_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+            "celsius": self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "watts": None if power is None else power / 1e3,
+        }
+
+    def joules(self, run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float | None:
+        """Joules of one call, from a burst of about `seconds`; the counter moves only every few tens of ms."""
+        if self._nvml is None:
+            return None
+        torch.cuda.synchronize(device)
+        before, count, begin = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption), 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            run()
+            torch.cuda.synchronize(device)
+            count += 1
+        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if before is None or after is None else (after - before) / 1e3 / count
+
+
+class BusyMean:
+    """Mean of what `Meter.busy` says whenever `sample` is called, asked at most every `every` seconds from now on."""
+
+    def __init__(self, meter: Meter, every: float = 0.25) -> None:
+        self._meter, self._every = meter, every
+        self._sum, self._count, self._next = 0.0, 0, time.perf_counter() + every
+
+    def sample(self) -> None:
+        now = time.perf_counter()
+        if now < self._next:
+            return
+        self._next = now + self._every
+        share = self._meter.busy()
+        if share is not None:
+            self._sum, self._count = self._sum + share, self._count + 1
+
+    @property
+    def mean(self) -> float | None:
+        """None if there was no answer."""
+        return self._sum / self._count if self._count else None
