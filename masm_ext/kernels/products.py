@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..ops.homes import ADDMM, FOLDED, KEXT, MAX_LAYERS, SINGLE
 from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
-from .launch import Target, Tile, low_rank_precision, padded, precision, run
+from .launch import Target, Tile, cdiv, low_rank_precision, padded, precision, run
 from .tiles import BOTH, GEMM, GEMM_TMA, INNER, REDUCE, SKINNY, SMALL, SMALL_ROWS, UNALIGNED, rank_tile, tiles
 
 GROUP = 8  # rows of tiles that share the tiles of the weight in L2
@@ -181,7 +180,7 @@ def subspace_gemm(
     t_row = 0 if t is None else t.stride(0)
 
     def launch(tile: Tile) -> None:
-        grid = (triton.cdiv(M, tile.BM) * members * triton.cdiv(OUT, tile.BN),)
+        grid = (cdiv(M, tile.BM) * members * cdiv(OUT, tile.BN),)
         options = dict(**constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, warps=tile.warps, stages=tile.stages)
         low_rank = (t, factor.s, factor.v, factor.c, bias, *_padded_list(ys))
         if kernel == GEMM_TMA:
@@ -233,7 +232,7 @@ def skinny_product(z: Tensor, b: Tensor, out: Tensor, target: Target, tile: Tile
     rank = rank_tile(R, 64)
 
     def launch(tile: Tile) -> None:
-        grid = (triton.cdiv(M, tile.BM), triton.cdiv(R, rank))
+        grid = (cdiv(M, tile.BM), cdiv(R, rank))
         constants = dict(PRECISION=precision(z.dtype), EVEN=W % tile.BK == 0, BM=tile.BM, BW=tile.BK, BR=rank)
         operands = (z, b, out, M, W, R, z.stride(0), out.stride(0))
         run(skinny.skinny, grid, *operands, **constants, warps=tile.warps, stages=tile.stages)
@@ -243,8 +242,8 @@ def skinny_product(z: Tensor, b: Tensor, out: Tensor, target: Target, tile: Tile
 
 def chunk_rows_of(M: int, BM: int, programs: int, target: Target) -> int:
     """Rows of a chunk, a multiple of BM: as many chunks as make two programs an SM, each of two tiles or more."""
-    chunks = max(1, min(2 * target.processors // max(1, programs), triton.cdiv(M, 2 * BM)))
-    return max(1, triton.cdiv(M, chunks * BM)) * BM
+    chunks = max(1, min(2 * target.processors // max(1, programs), cdiv(M, 2 * BM)))
+    return max(1, cdiv(M, chunks * BM)) * BM
 
 
 class Sums(NamedTuple):
@@ -273,9 +272,9 @@ def reduce_rows(
     sums: list[Sums] = []
 
     def launch(tile: Tile) -> None:
-        tiles_w, tiles_r = max(1, triton.cdiv(W, tile.BN)), max(1, triton.cdiv(R, rank))
+        tiles_w, tiles_r = max(1, cdiv(W, tile.BN)), max(1, cdiv(R, rank))
         rows = chunk_rows_of(M, tile.BM, tiles_w * tiles_r, target)
-        chunks = triton.cdiv(M, rows)
+        chunks = cdiv(M, rows)
         sums[:] = [_new_sums(t, chunks, W, J, p is not None, need_sum)]
         g, ds, total = sums[0]
         constants = dict(HAS_DS=p is not None, HAS_SUM=need_sum, PRECISION=precision(z[0].dtype))
@@ -307,9 +306,9 @@ def both_products(
     sums: list[Sums] = []
 
     def launch(tile: Tile) -> None:
-        tiles_w = triton.cdiv(W, tile.BN)
+        tiles_w = cdiv(W, tile.BN)
         rows = chunk_rows_of(M, tile.BM, tiles_w, target)
-        chunks = triton.cdiv(M, rows)
+        chunks = cdiv(M, rows)
         sums[:] = [_new_sums(t, chunks, W, J, False, need_sum)]
         g, _, total = sums[0]
         q_parts = z[0].new_empty(tiles_w, M, R, dtype=torch.float32)
@@ -357,9 +356,9 @@ def finish(
     du_parts, db_parts = (du_sums.g, du_sums.total) if du_sums is not None else (None, None)
     dv_parts, ds_parts = (dv_sums.g, dv_sums.ds) if dv_sums is not None else (None, None)
     chunks = [0 if t is None else t.shape[0] for t in (du_parts, dv_parts, ds_parts)]
-    du_programs = R * triton.cdiv(N, BW) if du.numel() else 0
-    dv_programs = R * triton.cdiv(D, BW) if dv.numel() else 0
-    db_programs = triton.cdiv(db.shape[0], BW)
+    du_programs = R * cdiv(N, BW) if du.numel() else 0
+    dv_programs = R * cdiv(D, BW) if dv.numel() else 0
+    db_programs = cdiv(db.shape[0], BW)
     grid = (du_programs + dv_programs + (ds.numel() > 0) + db_programs,)
     given = dict(HAS_DU=du_programs > 0, HAS_DV=dv_programs > 0, HAS_DS=ds.numel() > 0, HAS_DB=db_programs > 0)
     parts = (du_parts, dv_parts, ds_parts, db_parts)
@@ -373,7 +372,7 @@ def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor, target: Target, tile: 
     (N, D), R = weight.shape, s.shape[0]
     out = weight.new_empty(N, D)
     BM, BN = (tile.BM, tile.BN) if tile is not None else (64, 64)
-    grid = (triton.cdiv(D, BN), triton.cdiv(N, BM))
+    grid = (cdiv(D, BN), cdiv(N, BM))
     operands = (weight, u.contiguous(), s.contiguous(), v.contiguous(), out, N, D, R, *weight.stride())
     run(fold_weight.fold_weight, grid, *operands, BM=BM, BN=BN, BR=16, warps=8)
     return out

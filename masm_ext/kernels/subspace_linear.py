@@ -53,9 +53,11 @@ from .products import (
     side_by_side,
     skinny_product,
 )
+from .tape import repeated
 from .tiles import COMPUTE_T_MAX_RANK, SMALL_ROWS, both_max_rank
 
 
+@repeated
 def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy="", target=None, tile=None):
     y, p = subspace_linear_group(
         *(x, [weight], [u], [s], [v], [] if bias is None else [bias], [] if mask is None else [mask]),
@@ -64,6 +66,7 @@ def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strate
     return y[0], p
 
 
+@repeated
 def subspace_linear_backward(
     dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy="",
     target=None, tile=None,
@@ -74,6 +77,7 @@ def subspace_linear_backward(
     )
 
 
+@repeated
 def subspace_linear_group(
     x: Tensor,
     weight: Sequence[Tensor],
@@ -119,6 +123,7 @@ def subspace_linear_group(
     return [y_j.view(*lead, N) for y_j in y], p.view(*lead, J * R) if need_p else none
 
 
+@repeated
 def subspace_linear_group_backward(
     dy: Sequence[Tensor],
     x: Tensor,

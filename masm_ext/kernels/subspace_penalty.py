@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .. import reference
 from ..reference.subspace_penalty import weight_products as plain_products
 from . import skinny
-from .launch import Target, Tile, on_device, padded, run, target_of
+from .launch import Target, Tile, cdiv, on_device, padded, run, target_of
 from .products import chunk_rows_of
 from .tiles import PENALTY, tiles
 
@@ -51,7 +50,7 @@ def weight_products(
     (L, R, D), N = b.shape, weights[0].shape[0]
     weights = [w if _in_place(w) else w.clone(memory_format=torch.contiguous_format) for w in weights]
     tile = tiles(PENALTY, target, torch.float32, "tf32")[0] if tile is None else tile
-    together = max(1, WORKSPACE // (4 * MAX_ROWS * max(1, triton.cdiv(D, tile.BN)) * max(N, 1)))
+    together = max(1, WORKSPACE // (4 * MAX_ROWS * max(1, cdiv(D, tile.BN)) * max(N, 1)))
     a_weight, b_weight = torch.empty_like(b), torch.empty_like(a)
     for first in range(0, L, together):
         layers = slice(first, min(L, first + together))
@@ -66,9 +65,9 @@ def weight_products(
 def _products(table, like, a, b, a_weight, b_weight, target, tile) -> None:
     """Of the weights in `table`, all like `like` [N, D]: a weight and b weight^T, for at most MAX_ROWS rows."""
     (L, R, D), N = b.shape, like.shape[0]
-    tiles_d = triton.cdiv(D, tile.BN)
+    tiles_d = cdiv(D, tile.BN)
     rows = chunk_rows_of(N, tile.BM, tiles_d * L, target)
-    chunks = triton.cdiv(N, rows)
+    chunks = cdiv(N, rows)
     out = b.new_empty(L, tiles_d, N, R), b.new_empty(L, chunks, R, D)
     constants = dict(TABLE=True, DTYPE=_TYPES[like.dtype], OFFSETS=None, HAS_MASK=False, HAS_SUM=False)
     sizes = dict(BM=tile.BM, BW=tile.BN, BR=padded(R), warps=tile.warps, stages=tile.stages)

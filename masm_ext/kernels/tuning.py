@@ -20,7 +20,8 @@ import triton
 from triton.runtime.errors import OutOfResources
 
 from ..files import write_atomically
-from .launch import Target, Tile
+from .launch import Target, Tile, next_power_of_2, recording
+from .tape import forget
 
 _enabled = True
 _chosen: dict[Path, dict[str, Tile]] = {}
@@ -30,6 +31,7 @@ def set_enabled(enabled: bool) -> None:
     """Whether tiles that were never timed on this GPU are timed at their first use (the default)."""
     global _enabled
     _enabled = enabled
+    forget()
 
 
 @lru_cache
@@ -43,7 +45,7 @@ def cache_file(target: Target, folder: Path | None = None) -> Path:
 
 def key_of(kernel: str, M: int, *rest: object) -> str:
     """M counts as the power of two above it: a batch with one image more is not timed again."""
-    return " ".join(map(str, (kernel, triton.next_power_of_2(max(M, 1)), *rest)))
+    return " ".join(map(str, (kernel, next_power_of_2(max(M, 1)), *rest)))
 
 
 def choose(
@@ -61,7 +63,12 @@ def choose(
     known = _chosen[path].get(key)
     if known in candidates:
         return known
-    if not _enabled or not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing():
+    if not _enabled or not torch.cuda.is_available():
+        return candidates[0]
+    tape = recording()
+    if tape is not None:
+        tape.spoil("its tiles are not chosen yet", again=True)
+    if torch.cuda.is_current_stream_capturing():
         return candidates[0]
     best = measure(candidates, launch)
     _chosen[path][key] = best

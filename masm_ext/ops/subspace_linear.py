@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
 from ..reference.precision import accumulate_dtype
+from .derivative import register_derivative
 
 
 @torch.library.register_fake("masm::subspace_linear")
@@ -96,8 +97,8 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-torch.library.register_autograd("masm::subspace_linear", _backward, setup_context=_setup_context)
-torch.library.register_autograd("masm::subspace_linear_backward", _no_double_backward)
+register_derivative("subspace_linear", _backward, _setup_context)
+register_derivative("subspace_linear_backward", _no_double_backward)
 
 
 def subspace_linear(

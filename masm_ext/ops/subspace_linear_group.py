@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _library, reference  # noqa: F401  (_library loads the schemas)
 from ..reference.checks import check_blocks, check_layers
 from ..reference.precision import accumulate_dtype
+from .derivative import register_derivative
 from .subspace_linear import cast_for_autocast
 
 
@@ -132,8 +133,8 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-torch.library.register_autograd("masm::subspace_linear_group", _backward, setup_context=_setup_context)
-torch.library.register_autograd("masm::subspace_linear_group_backward", _no_double_backward)
+register_derivative("subspace_linear_group", _backward, _setup_context)
+register_derivative("subspace_linear_group_backward", _no_double_backward)
 
 
 def subspace_linear_group(

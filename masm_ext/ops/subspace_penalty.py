@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
 from ..reference.precision import accumulate_dtype
+from .derivative import register_derivative
 
 
 @torch.library.register_fake("masm::subspace_penalty")
@@ -58,7 +59,7 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
     return none, pieces[:L], pieces[2 * L :], pieces[L : 2 * L], none, none, None, None, None
 
 
-torch.library.register_autograd("masm::subspace_penalty", _backward, setup_context=_setup_context)
+register_derivative("subspace_penalty", _backward, _setup_context)
 
 
 def subspace_penalty(

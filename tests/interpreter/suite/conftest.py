@@ -20,3 +20,13 @@ def poison():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_tapes():
+    """A test may patch what plans depend on: what it records is its own."""
+    from masm_ext.kernels import tape
+
+    tape.forget()
+    yield
+    tape.forget()

@@ -1,0 +1,83 @@
+"""The host's cost of a call, and that a tape starts what the plan would have started."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+
+#: A process of its own: Triton keeps what it has seen of a driver. Prints, for a call that is planned and the same call
+#: played from a tape, what each launch was given; addresses as (which argument, offset), or "new".
+PROGRAM = """
+import json, sys
+import torch
+import host
+from masm_ext.kernels import subspace_linear, tape
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+def draw(J, M=80, N=64, D=64, R=16):
+    def each(*shape, dtype=torch.bfloat16):
+        return list(torch.randn(J, *shape).to(dtype).unbind(0))
+    u, s, v = each(R, N, dtype=torch.float32), each(R, dtype=torch.float32), each(R, D, dtype=torch.float32)
+    return torch.randn(M, D).bfloat16(), each(N, D), u, s, v, each(N), [torch.ones(2, dtype=torch.bool)] * J, each(M, N)
+
+def seen(started, given):
+    def place(address):
+        for i, t in enumerate(given):
+            if t.data_ptr() <= address < t.data_ptr() + t.numel() * t.itemsize:
+                return [i, address - t.data_ptr()]
+        return "new"
+    def of(value):
+        if isinstance(value, (TensorDescriptor, torch.Tensor)):
+            base = value.base if isinstance(value, TensorDescriptor) else value
+            rest = [list(value.shape), list(value.strides), list(value.block_shape)] if base is not value else []
+            return [place(base.data_ptr()) if base is not value or value.numel() else None, *rest]
+        if isinstance(value, int) and value > 1 << 32:
+            return [place(value)]
+        return [None] if value is None else str(value)
+    return [[name, grid, [of(a) for a in arguments]] for name, grid, arguments in started]
+
+with host.cuda_on_the_cpu() as stand_in:
+    out = []
+    for J in (1, 3):
+        for strategy in ("kext", "single"):
+            runs, kept = [], []
+            for i in range(4):
+                x, w, u, s, v, b, mask, dy = call = draw(J)
+                mask = mask if J == 1 else []
+                kept.append(call)
+                stand_in.started = []
+                y, p = subspace_linear.subspace_linear_group(x, w, u, s, v, b, mask, [0, 8, 16], True, strategy)
+                subspace_linear.subspace_linear_group_backward(
+                    dy, x, w, u, s, v, p, mask, [0, 8, 16], True, True, True, True, True, strategy)
+                runs.append(seen(stand_in.started, [x, *w, *u, *s, *v, *b, *mask, *dy, p, *y]))
+            out.append(runs)
+    assert sum(isinstance(t, tape.Tape) for t in tape._tapes.values()) == 8
+print(json.dumps(out))
+"""
+
+
+def test_a_tape_starts_what_the_plan_starts(repo):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        cwd=repo / "benchmarks", capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for planned, recorded, *played in json.loads(done.stdout.splitlines()[-1]):
+        assert len(planned) >= 4 and planned == recorded
+        for run in played:
+            assert run == planned
+
+
+def test_the_command_prints_and_writes_every_case(repo, tmp_path):
+    out = tmp_path / "host.json"
+    command = [sys.executable, "-W", "ignore", "host.py", "--seconds", "0.2", "--out", str(out)]
+    done = subprocess.run(command, cwd=repo / "benchmarks", capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = json.loads(out.read_text())
+    for table in saved["seconds"].values():
+        assert {"frozen", "masm-single", "masm-kext, planned anew", "effort", "masm-group, three"} <= set(table)
+        assert all(entry["median"] > 0 and entry["ratio"]["median"] > 0 for entry in table.values())
+        assert all(f"| {name} |" in done.stdout for name in table)

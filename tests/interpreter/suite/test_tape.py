@@ -1,0 +1,188 @@
+"""A call that was made before is played from a tape: other values at other addresses, and the results are right."""
+
+import dataclasses
+
+import pytest
+import torch
+from inputs import POINTERS, TMA, check, draw
+
+from masm_ext.kernels import subspace_linear as kernels
+from masm_ext.kernels import tape
+
+SHAPES = {"odd": (37, 33, 35, (3, 5)), "aligned": (70, 48, 64, (8, 8)), "wide": (33, 72, 40, (1, 2, 3, 4, 7))}
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """How many calls were played."""
+    count = []
+    play = tape.Tape.play
+    monkeypatch.setattr(tape.Tape, "play", lambda self, inputs: count.append(1) or play(self, inputs))
+    return count
+
+
+def rehearse(make, played, *arguments, **options):
+    """The third call and every later one is played; each has inputs of its own."""
+    for i in range(4):
+        check(make(), *arguments, **options)
+        assert len(played) == 2 * max(0, i - 1)
+
+
+@pytest.mark.parametrize("strategy", ["kext", "single", "addmm", "folded", "reference"])
+@pytest.mark.parametrize(("shape", "target"), [("odd", POINTERS), ("aligned", TMA), ("wide", TMA)], ids=str)
+def test_strategies(shape, strategy, target, played):
+    rehearse(lambda: draw(*SHAPES[shape], torch.bfloat16), played, strategy, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_other_types(dtype, played):
+    rehearse(lambda: draw(*SHAPES["odd"], dtype, factor_dtype=dtype), played, "kext")
+
+
+@pytest.mark.parametrize("strategy", ["kext", "single", "addmm"])
+@pytest.mark.parametrize("adjacent", [True, False], ids=["adjacent", "scattered"])
+def test_groups(adjacent, strategy, played):
+    def make():
+        call = draw(*SHAPES["aligned"], torch.bfloat16, layers=3, masks=[[True, False], [True, True], [False, True]])
+        if not adjacent:
+            return call
+        names = ("weight", "u", "s", "v", "bias", "mask")
+        return dataclasses.replace(call, **{n: list(torch.stack(getattr(call, n)).unbind(0)) for n in names})
+
+    rehearse(make, played, strategy, TMA)
+
+
+@pytest.mark.parametrize("needs", [(True, False, False, False, False), (False, True, True, True, True)], ids=str)
+@pytest.mark.parametrize("strategy", ["kext", "single"])
+def test_some_gradients(strategy, needs, played):
+    rehearse(lambda: draw(*SHAPES["odd"], torch.float32), played, strategy, needs=needs)
+
+
+def test_masks_are_read_when_the_tape_is_played(played):
+    for mask in ([True, True], [True, True], [True, False], [False, True]):
+        check(draw(*SHAPES["odd"], torch.bfloat16, masks=[mask]), "kext")
+    assert len(played) == 4
+
+
+def test_strides_alignment_and_precision_are_calls_of_their_own(played):
+    """What a plan depends on is in the key."""
+
+    def moved(t):
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype)
+        memory[1:] = t.flatten()
+        return memory[1:].view(t.shape)
+
+    def transposed(t):
+        return t.mT.contiguous().mT if t.dim() == 2 else t
+
+    def draw_one():
+        return draw(*SHAPES["aligned"], torch.float32)
+
+    for make in (draw_one, lambda: draw_one().map(moved), lambda: draw_one().map(transposed)):
+        for _ in range(3):
+            check(make(), "kext", TMA)
+    assert len(played) == 6
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        check(draw_one(), "kext", TMA, precision="tf32")
+        assert len(played) == 6
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def test_results_are_new_memory(played):
+    call = draw(*SHAPES["odd"], torch.bfloat16)
+    results = [call.forward("kext") for _ in range(4)]
+    assert len({y[0].data_ptr() for y, _ in results}) == 4 and len({p.data_ptr() for _, p in results}) == 4
+    assert all(torch.equal(y[0], results[0][0][0]) for y, _ in results) and len(played) == 2
+
+
+def test_what_a_step_no_longer_needs_is_given_back():
+    """Temporary memory of the plan is temporary on the tape."""
+    call = draw(*SHAPES["odd"], torch.bfloat16)
+    _, p = call.forward("kext")
+    for _ in range(2):
+        call.backward(p, "kext")
+    [recorded] = [t for t in tape._tapes.values() if isinstance(t, tape.Tape)]
+    released = [slot for step in recorded._steps if isinstance(step, tape.Release) for slot in step.slots]
+    allocated = {step.slot for step in recorded._steps if isinstance(step, tape.Allocate)}
+    returned = {ref.slot for ref in recorded._outputs if isinstance(ref, tape.Ref)}
+    assert len(released) == len(set(released)) and set(released) == allocated - returned and released
+    last = {}
+    for i, step in enumerate(recorded._steps):
+        if isinstance(step, tape.Release):
+            assert all(last[slot] == i - 1 for slot in step.slots)  # at once
+        else:
+            last |= dict.fromkeys(step.uses, i)
+
+
+def test_arguments_that_share_memory_are_never_recorded(played):
+    call = draw(24, 32, 32, (4,), torch.bfloat16)
+    shared = dataclasses.replace(call, dy=[call.x])
+    for _ in range(4):
+        _, p = shared.forward("kext")
+        shared.backward(p, "kext")
+    assert len(played) == 2  # the forward pass only
+    for _ in range(4):  # the same key, other memory: recorded as ever
+        check(draw(24, 32, 32, (4,), torch.bfloat16), "kext")
+    assert len(played) > 4
+
+
+def test_a_call_that_reads_values_is_never_recorded(played, monkeypatch):
+    chosen = []
+    original = kernels._choose
+
+    def reads(x, *arguments, **options):
+        chosen.append(float(x.sum()))
+        return original(x, *arguments, **options)
+
+    monkeypatch.setattr(kernels, "_choose", reads)
+    call = draw(*SHAPES["odd"], torch.bfloat16)
+    for _ in range(4):
+        call.forward("")
+    assert len(chosen) == 4 and not played
+
+
+def test_an_error_while_recording_is_raised_and_forgotten(played, monkeypatch):
+    call = draw(*SHAPES["odd"], torch.bfloat16)
+    call.forward("kext")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(kernels, "forward_product", lambda *a: 1 / 0)
+        call.forward("kext")
+    for _ in range(2):
+        call.forward("kext")
+    assert len(played) == 1
+    with pytest.raises(RuntimeError, match="offsets must rise"):
+        dataclasses.replace(call, offsets=[0, 2]).forward("kext")
+
+
+def test_tiles_that_are_still_to_be_chosen_are_not_recorded(played, monkeypatch):
+    from masm_ext.kernels import tuning
+
+    measured = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: len(measured) < 2)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "_write", lambda *a: None)
+    monkeypatch.setattr(tuning, "measure", lambda tiles, launch: measured.append(launch(tiles[1])) or tiles[1])
+    call = draw(*SHAPES["aligned"], torch.bfloat16)
+    call.forward("kext", TMA, None)  # in a graph that is being captured: the first tile
+    call.forward("kext", TMA, None)
+    assert not measured and not played
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    call.forward("kext", TMA, None)  # measured now
+    assert measured
+    call.forward("kext", TMA, None)  # recorded
+    assert not played
+    call.forward("kext", TMA, None)
+    assert len(played) == 1
+    tuning.set_enabled(True)
+    call.forward("kext", TMA, None)
+    assert len(played) == 1
+
+
+def test_the_number_of_tapes_is_bounded(monkeypatch):
+    monkeypatch.setattr(tape, "MOST", 3)
+    for M in range(1, 9):
+        draw(M, 8, 8, (2,), torch.bfloat16).forward("reference")
+    assert len(tape._tapes) <= 3
