@@ -9,6 +9,7 @@ tuned, is not recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -261,10 +262,18 @@ class Tape(TorchDispatchMode):
             self._outputs = [self._leaf(o) if isinstance(o, Tensor) else [self._leaf(t) for t in o] for o in outputs]
         except Unrepeatable as error:
             self.spoil(str(error))
+        self._check()
         self._release()
         self._spans.clear()
         self._kept.clear()
         return not self.spoiled
+
+    def _check(self) -> None:
+        """Memory that no step works on was written by something that is not on the tape."""
+        allocated = {step.slot for step in self._steps if isinstance(step, Allocate) and math.prod(step.shape) > 0}
+        used = {slot for step in self._steps if not isinstance(step, Allocate) for slot in step.uses}
+        if unused := allocated - used:
+            self.spoil(f"no step writes what {len(unused)} steps allocate")
 
     def _release(self) -> None:
         leaves = [leaf for o in self._outputs for leaf in (o if type(o) is list else [o])]

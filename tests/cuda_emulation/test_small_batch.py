@@ -1,25 +1,38 @@
 """Strategy `stream` from the op's CUDA home down: the Python code that launches its kernels, which run emulated."""
 
+import re
+
 import pytest
 import torch
-from emulated import DTYPES, call
+from emulated import DTYPES, SOURCES, call
 from tolerances import GRADIENT, RELATIVE, relative_error
 
 pytest.importorskip("triton", reason="the home of the op on CUDA imports Triton, which is not installed here")
 
 from masm_ext import reference
-from masm_ext.kernels import small_batch, subspace_linear
+from masm_ext.kernels import small_batch, subspace_linear, tape
 from masm_ext.kernels.launch import Target
 from masm_ext.ops import homes
 
 GPU = Target(90, 3)
+#: Of the ops that csrc/cuda/small_batch.cpp registers.
+SCHEMAS = [
+    "".join(re.findall(r'"(.*?)"', definition))
+    for definition in re.findall(r"m\.def\((.*?)\);", (SOURCES / "cuda/small_batch.cpp").read_text(), re.S)
+]
 
 
 class Emulated:
-    """The ops of csrc/cuda/small_batch.cpp: what they check of strides and sizes, and the kernels."""
+    """The ops of csrc/cuda/small_batch.cpp: what they check of strides and sizes, and the kernels. ``ops``: as torch
+    ops, which is how they are called, and what a tape sees of them."""
 
     def __init__(self, emulated, seed):
         self.emulated, self.seed, self.launches = emulated, seed % 2**31, []
+        self.library = torch.library.Library("masm_emulated", "FRAGMENT")
+        for schema in SCHEMAS:
+            name = self.library.define(schema)
+            self.library.impl(name, getattr(self, name), "CPU")
+        self.ops = torch.ops.masm_emulated
 
     def stream(self, x, weight, u, s, v, bias, y, p, only_p):
         J, (M, D), R = len(v), x[0].shape, v[0].shape[0]
@@ -86,10 +99,13 @@ def ops(emulated, seed, monkeypatch):
         return dx.to(dys[0].dtype)
 
     ops = Emulated(emulated, seed)
-    monkeypatch.setattr(small_batch, "OPS", ops)
+    monkeypatch.setattr(small_batch, "OPS", ops.ops)
     monkeypatch.setattr(small_batch, "available", lambda t: True)
     monkeypatch.setattr(subspace_linear, "input_gradient", input_gradient)
-    return ops
+    tape.forget()  # what earlier tests recorded calls ops that are gone
+    yield ops
+    tape.forget()
+    ops.library._destroy()
 
 
 def draw(lead, N, D, R, J=1, dtype=torch.bfloat16, factor=torch.float32):
@@ -133,6 +149,21 @@ def test_forward_and_gradients(J, dtype, ops):
         rest = (mask, [0, 2, 3, 6], (True,) * 5)
         check(*case, *rest, run(*case, *rest))
     assert ops.launches == 2 * ["stream_linear", "small_gradients"]  # and dX
+
+
+@pytest.mark.parametrize("J", [1, 3])
+def test_repeated_calls_are_played(J, ops, monkeypatch):
+    """The third call and every later one, each with inputs of its own: other values at other addresses."""
+    played = []
+    play = tape.Tape.play
+    monkeypatch.setattr(tape.Tape, "play", lambda self, inputs: played.append(1) or play(self, inputs))
+    for i in range(4):
+        case = draw((18,), 24, 40, 6, J)
+        mask = [torch.rand(3) < 0.5 for _ in range(J)]
+        rest = (mask, [0, 2, 3, 6], (True,) * 5)
+        check(*case, *rest, run(*case, *rest))
+        assert ops.launches == (i + 1) * ["stream_linear", "small_gradients"]
+        assert len(played) == 2 * max(0, i - 1)
 
 
 @pytest.mark.parametrize("bits", range(32))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from inputs import POINTERS, TMA, check, draw
+from torch.utils._python_dispatch import _disable_current_modes
 
 from masm_ext.kernels import subspace_linear as kernels
 from masm_ext.kernels import tape
@@ -141,6 +142,24 @@ def test_a_call_that_reads_values_is_never_recorded(played, monkeypatch):
     for _ in range(4):
         call.forward("")
     assert len(chosen) == 4 and not played
+
+
+def test_what_something_else_writes_is_never_recorded(played, monkeypatch):
+    """A kernel that neither the launch code nor torch starts is on no tape: its output would stay unwritten."""
+    original = kernels.forward_product
+
+    def unseen(*arguments):
+        ys, p = original(*arguments)
+        written = [y.new_empty(y.shape) for y in ys]
+        with _disable_current_modes():
+            for y, out in zip(ys, written):
+                out.copy_(y)
+        return written, p
+
+    monkeypatch.setattr(kernels, "forward_product", unseen)
+    for _ in range(4):
+        check(draw(*SHAPES["odd"], torch.bfloat16), "kext")
+    assert len(played) == 2  # the backward passes
 
 
 def test_an_error_while_recording_is_raised_and_forgotten(played, monkeypatch):
