@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import ceil, log2
+from math import ceil
 
 import torch
 
@@ -46,7 +46,7 @@ except ImportError as error:
         f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
     ) from error
 
-#: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 92 registers.
+#: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 96 registers.
 ADAMW_RESIDENT = 5
 
 #: Tiles that cuBLAS may choose from, and the fewest rows of the inner dimension that it splits off.
@@ -407,18 +407,17 @@ class Costs:
         Gradients come from memory once, and for the update from L2 as far as half of it holds them: the update begins
         with those read last. Parameters and both moments are read and written. A segment's row (32 bytes) comes from
         memory once, later from L2, where the 72 bytes lie that are kept of it between the sweeps. Waits: for a row and
-        its mask; for the flags of all thread blocks, a row and its mask; in the third sweep for two binary searches, a
-        row, its sums and the step count. Arithmetic is not modelled: all of it hides behind memory."""
+        its mask; for the flags of all thread blocks, a row and its mask; in the third sweep for a block's mask and
+        first row, that row, its sums and the step count. Arithmetic is not modelled: all of it hides behind memory."""
         segments, gradients = f.live * f.segments, 4 * f.live * f.elements
         behind, held = replace(self, gap=self.barrier), min(gradients, self.gpu.l2 / 2)
         rounds = ceil(f.blocks / (ADAMW_RESIDENT * self.gpu.processors))
-        waits = 2 * ceil(log2(max(2, f.segments))) + 3
 
         def sweep(costs: Costs, traffic: float, scratch: float, waits: float) -> Launch:
             return costs.launch("masked_adamw", 0, 1.0, 0.0, 0.0, traffic, scratch, waits)
 
         return [
             sweep(self, gradients + 32 * f.segments, 64 * segments, 2),
-            sweep(behind, 7 * gradients - held, held + 32 * f.segments + 64 * segments, 3),
-            sweep(behind, 0.0, (32 + 16) * segments, waits * rounds),
+            sweep(behind, 7 * gradients - held, held + 32 * (f.segments + segments) + 64 * segments, 3),
+            sweep(behind, 0.0, (32 + 16) * segments, 4 * rounds),
         ]

@@ -6,8 +6,7 @@
 // 2. The update, with the sum of the squares of the new first moments. Segments are taken in the opposite order: the
 //    gradients read last are still in the L2 cache.
 // 3. The sums of the segments become those of the blocks, in the order of the segments: the same bits every time. Where
-// the segments
-//    are sorted by block each looks at its own only.
+//    the segments are sorted by block each looks at its own only, from the first, which the second sweep has noted.
 #pragma once
 #include <cstdint>
 
@@ -95,19 +94,6 @@ __device__ inline double with_types(DType type, Function f) {
   }
 }
 
-// The first of the segments, sorted by block, that belongs to block b or a later one.
-__device__ inline int64_t first_of(const AdamWSegment* segments, int64_t S, int64_t b) {
-  int64_t low = 0, high = S;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (segments[middle].block < b)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 // What a thread, and then its block, has seen.
 constexpr int kBad = 1, kInvalid = 2, kUnsorted = 4;
 __device__ inline int flags_of_block(int flags) {
@@ -124,8 +110,10 @@ __global__ void __launch_bounds__(kAdamWThreads)
   const double inverse_scale = a.grad_scale ? 1 / double(*a.grad_scale) : 1;
   int flags = a.found_inf && *a.found_inf != 0 ? kBad : 0;
 
-  for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < a.B; b += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; b < a.B; b += int64_t(gridDim.x) * blockDim.x) {
     if (!(a.mask[b] >= 0 && a.mask[b] <= 1)) flags |= kInvalid;
+    a.first[b] = a.S;  // until the second sweep
+  }
   for (int64_t i = blockIdx.x; i < a.S; i += gridDim.x) {
     const AdamWSegment at = a.segments[i];
     if (i > 0 && a.segments[i - 1].block > at.block) flags |= kUnsorted;
@@ -155,7 +143,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
   flags = 0;
   for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) flags |= a.flags[block];
   flags = flags_of_block(flags);
-  const bool taken = (flags & (kBad | kInvalid)) == 0;
+  const bool taken = (flags & (kBad | kInvalid)) == 0, sorted = (flags & kUnsorted) == 0;
   if (taken && blockIdx.x < a.S) {
     const int64_t last = (a.S - 1 - int64_t(blockIdx.x)) / gridDim.x * gridDim.x + blockIdx.x;
     for (int64_t i = last; i >= blockIdx.x; i -= gridDim.x) {
@@ -167,7 +155,10 @@ __global__ void __launch_bounds__(kAdamWThreads)
               DType(own.type),
               [&](auto p, auto f) { return update<decltype(p)>(own, at, decltype(f)(inverse_scale), a.work[i].step); }),
           scratch);
-      if (threadIdx.x == 0) a.work[i].bias2 = bias2;
+      if (threadIdx.x == 0) {
+        a.work[i].bias2 = bias2;
+        if (sorted && (i == 0 || a.segments[i - 1].block != at.block)) a.first[at.block] = i;
+      }
     }
   }
   grid_barrier();
@@ -175,11 +166,13 @@ __global__ void __launch_bounds__(kAdamWThreads)
   for (int64_t b = blockIdx.x; b < a.B; b += gridDim.x) {
     double bias2 = 0, grad2 = 0;
     bool owns = false;
-    const int64_t begin = flags & kUnsorted ? 0 : first_of(a.segments, a.S, b),
-                  end = flags & kUnsorted ? a.S : first_of(a.segments, a.S, b + 1);
     if (taken && a.mask[b] != 0)
-      for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
-        if (a.segments[i].block == b) bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
+      for (int64_t i = (sorted ? a.first[b] : 0) + threadIdx.x; i < a.S; i += blockDim.x) {
+        if (a.segments[i].block == b)
+          bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
+        else if (sorted)
+          break;
+      }
     bias2 = block_sum(bias2, scratch), grad2 = block_sum(grad2, scratch), owns = __syncthreads_or(owns);
     if (threadIdx.x == 0) {
       a.stats[2 * b] = bias2, a.stats[2 * b + 1] = grad2;

@@ -66,18 +66,21 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                            static_cast<double*>(stats.mutable_data_ptr()),
                            static_cast<float*>(found.mutable_data_ptr()),
                            nullptr,
+                           nullptr,
                            nullptr};
   int32_t blocks = 0;
   cudaError_t status = cuda::masked_adamw_blocks(tables, &blocks);
   STD_TORCH_CHECK(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
-  // work, flags and, where they do not fit into the arguments, the parameters: one allocation, in units of 8 bytes
+  // work, first, flags and, where they do not fit into the arguments, the parameters: one allocation, in units of 8
+  // bytes
   const int64_t work = S * int64_t(sizeof(cuda::AdamWWork) / 8), flags = (blocks + 1) / 2;
   const int64_t uploaded = T > cuda::kAdamWInline ? T * int64_t(sizeof(cuda::AdamWParameter) / 8) : 0;
-  Tensor workspace = torch::stable::new_empty(steps, {work + flags + uploaded});
+  Tensor workspace = torch::stable::new_empty(steps, {work + B + flags + uploaded});
   int64_t* memory = static_cast<int64_t*>(workspace.mutable_data_ptr());
   tables.work = reinterpret_cast<cuda::AdamWWork*>(memory);
-  tables.flags = reinterpret_cast<int32_t*>(memory + work);
-  auto* list_on_device = uploaded ? reinterpret_cast<cuda::AdamWParameter*>(memory + work + flags) : nullptr;
+  tables.first = memory + work;
+  tables.flags = reinterpret_cast<int32_t*>(memory + work + B);
+  auto* list_on_device = uploaded ? reinterpret_cast<cuda::AdamWParameter*>(memory + work + B + flags) : nullptr;
   status = cuda::masked_adamw(list.data(), tables, list_on_device, blocks, stream_of(mask));
   STD_TORCH_CHECK(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
   return {stats, found};

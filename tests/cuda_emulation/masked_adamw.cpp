@@ -23,10 +23,21 @@ extern "C" const char* masked_adamw(const int64_t* addresses, const int64_t* typ
     }
     std::vector<AdamWWork> work(S);
     if (S > 0) std::memset(static_cast<void*>(work.data()), 0xff, S * sizeof(AdamWWork));  // as new memory on a GPU
+    std::vector<int64_t> first(B, -1);
     std::vector<int32_t> flags(blocks, -1);
-    const AdamWTables tables{T,           S,     B,     reinterpret_cast<const AdamWSegment*>(segments),
-                             hyper,       mask,  steps, grad_scale,
-                             found_inf,   stats, found, work.data(),
+    const AdamWTables tables{T,
+                             S,
+                             B,
+                             reinterpret_cast<const AdamWSegment*>(segments),
+                             hyper,
+                             mask,
+                             steps,
+                             grad_scale,
+                             found_inf,
+                             stats,
+                             found,
+                             work.data(),
+                             first.data(),
                              flags.data()};
     std::vector<AdamWParameter> uploaded(T);
     if (T > 0) std::memset(static_cast<void*>(uploaded.data()), 0xff, T * sizeof(AdamWParameter));

@@ -122,7 +122,7 @@ def test_every_order_and_grid_gives_the_same_bits(emulated):
 
 @pytest.mark.parametrize("order", ["sorted by block", "reversed"])
 def test_segments_in_any_order(order, emulated, seed):
-    step, other = (s := Step([torch.float32] * 3)), s.clone()
+    step, other = (s := Step([torch.float32] * 3, (1, 0.5, 0, 1, 1))), s.clone()
     rows = sorted(SEGMENTS, key=lambda row: row[3]) if order == "sorted by block" else SEGMENTS[::-1]
     other.segments = torch.tensor(rows)
     stats, _ = step.emulate(emulated, seed)
