@@ -1,11 +1,12 @@
-"""What a call on CUDA costs the host, measured without a GPU: all that happens before the driver starts a kernel.
+"""What a call on CUDA costs the host, measured without a GPU: all that Python does for it.
 
     python benchmarks/host.py
     python benchmarks/host.py --seconds 20 --out host.json
 
 The real launch code runs on CPU tensors: kernels are compiled for an H100, and a stand-in for the driver starts none.
-Layers are so small that computing takes the peers' CPU operators less than being called does; what a launch costs in
-the driver (a few us each) is in no figure. A model that runs eagerly on a GPU waits for the host wherever a layer's
+Layers are so small that computing takes the peers' CPU operators less than being called does. What a launch costs in
+Triton's launcher in C (where it encodes a TMA descriptor, too) and in the driver, a few us each, is in no figure. A
+model that runs eagerly on a GPU waits for the host wherever a layer's
 kernels take less than this.
 """
 
@@ -152,20 +153,22 @@ def measure(seconds: float, progress: bool) -> dict[str, dict[str, Any]]:
     x = torch.randn(M, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     table: dict[str, dict[str, Any]] = {}
     modules = layers()
-    for measure, backward in (("forward", False), ("forward+backward", True)):
+    for what, backward in (("forward", False), ("forward+backward", True)):
 
         def run(name: str, backward: bool = backward) -> None:
             tapes = tape._tapes
             if name.endswith(PLANNED):
                 tape._tapes = {}
-            y = modules[name](x)
-            if backward:
-                y.backward(y.detach())
-            tape._tapes = tapes
+            try:
+                y = modules[name](x)
+                if backward:
+                    y.backward(y.detach())
+            finally:
+                tape._tapes = tapes
 
         calls = {name: Call(lambda name=name: run(name)) for name in modules}
-        samples = interleave(calls, CPU, seconds / 2, warm_up=4, progress=measure if progress else "")
-        table[measure] = statistics(samples, "frozen")
+        samples = interleave(calls, CPU, seconds / 2, warm_up=4, progress=what if progress else "")
+        table[what] = statistics(samples, "frozen")
     return table
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from bench import Call, interleave, load_average
 from cases import DTYPES
-from masm_detect.meter import Meter as Meter
 from masm_detect.results import cpu_field, git_state, provenance
 
 from masm_ext import _library, build_info

@@ -1,5 +1,5 @@
-"""What every launch needs: the machine it is for, the tile it runs with, and the one place where kernels are
-started."""
+"""What every launch needs: the machine it is for, the tile it runs with, and where kernels are started: :func:`run`,
+whose calls a tape (tape.py) notes and starts again."""
 
 from __future__ import annotations
 

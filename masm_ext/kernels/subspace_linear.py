@@ -101,7 +101,7 @@ def subspace_linear_group(
     for b in bias:
         check_bias(op, b, weight[0])
     for m in mask or [None]:
-        check_blocks(op, m, offsets, s[0].shape[0])
+        check_blocks(op, m, offsets, s[0])
     lead, J, (N, D), R = x.shape[:-1], len(weight), weight[0].shape, s[0].shape[0]
     with on_device(x), autocast_off(x):
         target = target_of(x.device) if target is None else target
@@ -153,7 +153,7 @@ def subspace_linear_group_backward(
             raise RuntimeError(f"masm::{op}: x {list(x.shape)} and dy {list(d.shape)} disagree on the number of rows")
     check_input(op, "x", x, weight[0].shape[1], weight[0])
     for m in mask or [None]:
-        check_blocks(op, m, offsets, s[0].shape[0])
+        check_blocks(op, m, offsets, s[0])
     J, (N, D), R = len(weight), weight[0].shape, s[0].shape[0]
     wide = accumulate_dtype(x.dtype)
     if (p.shape, p.dtype, p.device) != ((*x.shape[:-1], J * R), wide, x.device) and (need_du or need_ds):

@@ -1,10 +1,10 @@
 """Repeats what a call launched, without the Python that planned it.
 
-What an op launches follows from the shapes, strides, types and alignment of its arguments: from its key. The first call
-with a key runs as it is written. The second is recorded: what is allocated, which kernels start with which addresses,
-which torch ops run between them. From the third on the tape is played, which costs the host a fraction
-(benchmarks/host.py); a model that runs eagerly waits for the host. A call that reads a value back, or that is being
-tuned, is not recorded.
+What an op launches follows from the shapes, strides, types, devices and alignment of its arguments: from its key. The
+first call with a key runs as it is written. The second is recorded: what is allocated, which kernels start with which
+addresses, which torch ops run between them. From the third on the tape is played, which costs the host a fraction
+(benchmarks/host.py); a model that runs eagerly waits for the host. A call whose launches depend on values, or whose
+arguments share elements, is never recorded; one that is being tuned, not yet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from .launch import autocast_off, on_device, record_on, recording
 
 aten = torch.ops.aten
 _ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
+_VALUES = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 #: Keys that are kept; past it all are forgotten.
 MOST = 4096
 
@@ -128,11 +128,12 @@ class Launch:
 @dataclass(slots=True)
 class Run:
     """A torch op, or a kernel in Triton's interpreter, which takes tensors. `leaves` and `structure`: its arguments as
-    a pytree; `results`: (place among what it returns, slot) of each new tensor."""
+    a pytree; `writes`: may it write to them; `results`: (place among what it returns, slot) of each new tensor."""
 
     function: Callable[..., Any]
     leaves: list[Any]
     structure: Any
+    writes: bool
     results: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -160,14 +161,9 @@ class Tape(TorchDispatchMode):
         self._inputs = self._count = 0
         self._steps: list[Any] = []
         self._outputs: list[Ref | Empty | list[Ref | Empty]] = []
-        self._spans: list[tuple[int, int, int]] = []  # (first byte, one past the last, slot)
-        self._kept: list[Tensor] = []  # so that no address is given away twice
+        self._owned: list[tuple[int, int, int, Tensor]] = []  # (first byte, one past the last, slot, tensor)
         for t in inputs:
             self._inputs = self._own(t) + 1
-
-    def overlaps(self) -> bool:
-        """Do arguments share memory? Then an address does not tell which of them is meant."""
-        return any(end > first for (_, end, _), (first, _, _) in pairwise(sorted(self._spans)))
 
     def spoil(self, why: str, again: bool = False) -> None:
         """This recording is of no use. `again`: the next may be."""
@@ -175,18 +171,23 @@ class Tape(TorchDispatchMode):
 
     def _own(self, t: Tensor) -> int:
         slot, self._count = self._count, self._count + 1
-        self._kept.append(t)
         if t.numel():
             extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
-            self._spans.append((t.data_ptr(), t.data_ptr() + extent * t.itemsize, slot))
+            # kept until the end, so that no address is given away twice
+            self._owned.append((t.data_ptr(), t.data_ptr() + extent * t.itemsize, slot, t))
         return slot
 
     def _place(self, t: Tensor) -> tuple[int, int]:
         address = t.data_ptr()
-        for first, end, slot in reversed(self._spans):
-            if first <= address < end:
-                return slot, address - first
-        raise Unrepeatable(f"no step made a tensor of shape {list(t.shape)} that is read")
+        owners = [(slot, address - first) for first, end, slot, own in self._owned
+                  if first <= address < end and _is_element(own, address - first)]  # fmt: skip
+        if len(owners) != 1:
+            raise Unrepeatable(
+                f"no step made a tensor of shape {list(t.shape)} that is read"
+                if not owners
+                else "arguments share elements: an address does not tell which is meant"
+            )
+        return owners[0]
 
     def _leaf(self, value: Any) -> Any:
         """What stands on the tape for an argument or a result."""
@@ -209,17 +210,18 @@ class Tape(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
         given, structure = tree_flatten((args, kwargs))
         results = [] if returned is None else tree_flatten(returned)[0]
-        if not all(isinstance(t, Tensor) and t.device == self._device for t in results):
-            raise Unrepeatable(f"{func} reads values back")
+        if _VALUES & set(func.tags) or not all(isinstance(t, Tensor) and t.device == self._device for t in results):
+            raise Unrepeatable(f"what {func} returns depends on values")
         if func.overloadpacket in _ALLOCATIONS:
             self._steps.append(Allocate(self._own(returned), returned.shape, returned.stride(), returned.dtype))
             return
         storages = {t.untyped_storage()._cdata for t in given if isinstance(t, Tensor)}
         new = [i for i, t in enumerate(results) if t.untyped_storage()._cdata not in storages]
-        if not new and not func._schema.is_mutable:
+        writes = func._schema.is_mutable
+        if not new and not writes:
             return  # a view, which its address will tell
         leaves = [self._leaf(value) for value in given]
-        self._steps.append(Run(func, leaves, structure, [(i, self._own(results[i])) for i in new]))
+        self._steps.append(Run(func, leaves, structure, writes, [(i, self._own(results[i])) for i in new]))
 
     def launch(
         self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any], options: dict[str, Any]
@@ -234,7 +236,7 @@ class Tape(TorchDispatchMode):
                 described = [(a.base, a.block_shape) if isinstance(a, TensorDescriptor) else a for a in arguments]
                 leaves, structure = tree_flatten((described, options))
                 leaves = [self._leaf(leaf) for leaf in leaves]
-                self._steps.append(Run(partial(_interpret, kernel[grid]), leaves, structure))
+                self._steps.append(Run(partial(_interpret, kernel[grid]), leaves, structure, True))
         except Unrepeatable as error:
             self.spoil(str(error))
 
@@ -250,7 +252,7 @@ class Tape(TorchDispatchMode):
                 continue
             step.arguments[i] = None
             if described:
-                fields = {**vars(a), "shape": list(a.shape), "strides": list(a.strides)}
+                fields = {**vars(a), "base": None, "shape": list(a.shape), "strides": list(a.strides)}
                 step.descriptors.append((i, *self._place(t), fields))
             elif t.numel():
                 step.pointers.append((i, *self._place(t)))
@@ -264,16 +266,22 @@ class Tape(TorchDispatchMode):
             self.spoil(str(error))
         self._check()
         self._release()
-        self._spans.clear()
-        self._kept.clear()
+        self._owned.clear()
         return not self.spoiled
 
     def _check(self) -> None:
-        """Memory that no step works on was written by something that is not on the tape."""
-        allocated = {step.slot for step in self._steps if isinstance(step, Allocate) and math.prod(step.shape) > 0}
-        used = {slot for step in self._steps if not isinstance(step, Allocate) for slot in step.uses}
-        if unused := allocated - used:
-            self.spoil(f"no step writes what {len(unused)} steps allocate")
+        """Was all that the steps allocate written by them? As far as can be told: nobody says what a compiled kernel
+        writes of that which it is given."""
+        unwritten = set()
+        for step in self._steps:
+            if isinstance(step, Allocate):
+                unwritten |= {step.slot} if math.prod(step.shape) else set()
+                continue
+            if isinstance(step, Run) and not step.writes and unwritten.intersection(step.uses):
+                self.spoil(f"something that is not on the tape wrote what {step.function} reads")
+            unwritten.difference_update(step.uses)
+        if unwritten:
+            self.spoil("something that is not on the tape wrote what a step allocates")
 
     def _release(self) -> None:
         leaves = [leaf for o in self._outputs for leaf in (o if type(o) is list else [o])]
@@ -293,6 +301,15 @@ class Tape(TorchDispatchMode):
         return tuple(o.of(slots) if type(o) is not list else [leaf.of(slots) for leaf in o] for o in self._outputs)
 
 
+def _is_element(t: Tensor, offset: int) -> bool:
+    """Does an element of `t` begin `offset` bytes behind its first?"""
+    left, inside = divmod(offset, t.itemsize)
+    for stride, size in sorted(zip(t.stride(), t.shape), reverse=True):
+        if stride:
+            left -= stride * min(left // stride, size - 1)
+    return left == 0 and inside == 0
+
+
 def _interpret(kernel: Callable[..., object], *arguments: Any, **options: Any) -> None:
     kernel(*(TensorDescriptor.from_tensor(*a) if isinstance(a, tuple) else a for a in arguments), **options)
 
@@ -307,7 +324,8 @@ def forget() -> None:
 
 def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Play `function` from a tape where it can. It maps tensors, lists of tensors and values to a tuple of new tensors
-    and lists of them; what it launches must follow from its key, or from what calls :func:`forget` when it changes."""
+    and lists of them; what it launches must follow from its key, or from what calls :func:`forget` when it changes. The
+    first argument is, or begins with, a tensor."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -322,8 +340,9 @@ def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
             if len(_tapes) >= MOST:
                 forget()
             _tapes[key] = False
-        if tape is not False or (tape := Tape(tensors)).overlaps():
+        if tape is not False:
             return function(*args, **kwargs)
+        tape = Tape(tensors)
         with record_on(tape):
             outputs = function(*args, **kwargs)
         if tape.end(outputs):
@@ -338,16 +357,15 @@ def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
 def _key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, list[Tensor]]:
     """What the plan of a call depends on, and its tensors in their order."""
     tensors: list[Tensor] = []
-    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision]
-    for a in (*args, *kwargs.items()) if kwargs else args:
+    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, *kwargs]
+    for a in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(a, Tensor):
             tensors.append(a)
-            key.append((a.shape, a.stride(), a.dtype, a.data_ptr() & 15))
+            key.append((a.shape, a.stride(), a.dtype, a.device, a.data_ptr() & 15))
         elif isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor):
             tensors += a
-            key.append(tuple([(t.shape, t.stride(), t.dtype, t.data_ptr() & 15) for t in a]))
+            key.append(tuple([(t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15) for t in a]))
             key.append(len(a) == 1 or lie_side_by_side(a))
         else:
             key.append(tuple(a) if isinstance(a, list) else a)
-    key.append(tensors[0].device)
     return tuple(key), tensors

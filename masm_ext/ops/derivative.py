@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
+#: Below the tracking of views, too: what an op returns is new memory, though it may have made it as a view of such.
+below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _library = torch.library.Library("masm", "IMPL")
 
 
@@ -29,27 +30,26 @@ def register_derivative(
     defaults = tuple(a.default_value for a in arguments)
     lists = [str(a.type) == "List[Tensor]" for a in arguments]
 
-    class Derivative(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *given):
-            *args, sizes, result_sizes = given
-            args = _nested(args, sizes)
-            with below_autograd():
-                results = op(*args)
-            if setup_context is not None:
-                # the dispatcher leaves out trailing arguments that are equal to their defaults
-                setup_context(ctx, (*args, *defaults[len(args) :]), results)
-            ctx.sizes = sizes
-            ctx.result_sizes = result_sizes
-            result_sizes += _sizes(results)
-            return tuple(_flat(results, result_sizes))
+    def forward(ctx, *given):
+        *args, sizes, result_sizes = given
+        args = _nested(args, sizes)
+        with below_autograd():
+            results = op(*args)
+        if setup_context is not None:
+            # the dispatcher leaves out trailing arguments that are equal to their defaults
+            setup_context(ctx, (*args, *defaults[len(args) :]), results)
+        ctx.sizes = sizes
+        ctx.result_sizes = result_sizes
+        result_sizes += _sizes(results)
+        return tuple(_flat(results, result_sizes))
 
-        @staticmethod
-        def backward(ctx, *grads):
-            needed = backward(ctx, *_nested(grads, ctx.result_sizes))
-            return *_flat(needed, ctx.sizes), None, None
+    def flat_backward(ctx, *grads):
+        needed = backward(ctx, *_nested(grads, ctx.result_sizes))
+        return *_flat(needed, ctx.sizes), None, None
 
-    Derivative.__name__ = Derivative.__qualname__ = f"{name}_derivative"
+    # made by name: autograd shows it in graphs, profiles and errors
+    static = {"forward": staticmethod(forward), "backward": staticmethod(flat_backward)}
+    Derivative = type(f"{name}_derivative", (torch.autograd.Function,), static)
 
     def differentiable(*args):
         sizes = [len(a) if is_list else None for a, is_list in zip(args, lists)]

@@ -146,9 +146,10 @@ def subspace_linear(
 
 def cast_for_autocast(x, weight, u, s, v, bias):
     """The arguments in the dtypes that autocast asks for, each but x a list over layers."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return x, weight, u, s, v, bias
-    dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = torch.get_autocast_dtype(device)
     if u[0].dtype not in (dtype, torch.float32):
         u, s, v = ([t.float() for t in ts] for ts in (u, s, v))
     return x.to(dtype), [w.to(dtype) for w in weight], u, s, v, [b.to(dtype) for b in bias]

@@ -162,7 +162,7 @@ def subspace_linear_group(
     x, weight, u, s, v, bias = cast_for_autocast(x, list(weight), list(u), list(s), list(v), list(bias))
     if offsets is None:
         offsets = [0, s[0].shape[0]]
-    check_blocks("subspace_linear_group", None, offsets, s[0].shape[0])
+    check_blocks("subspace_linear_group", None, offsets, s[0])
     need_p = torch.is_grad_enabled() and any(t.requires_grad for t in (*u, *s))
     return list(
         torch.ops.masm.subspace_linear_group(x, weight, u, s, v, bias, list(mask), list(offsets), need_p, strategy)[0]

@@ -42,8 +42,9 @@ def check_input(op: str, name: str, t: Tensor, last: int, weight: Tensor) -> Non
         raise RuntimeError(f"masm::{op}: {name} is on {t.device} and weight on {weight.device}")
 
 
-def check_blocks(op: str, mask: Tensor | None, offsets: Sequence[int], R: int) -> None:
-    """offsets: K + 1 bounds from 0 to R; mask bool [K]."""
+def check_blocks(op: str, mask: Tensor | None, offsets: Sequence[int], s: Tensor) -> None:
+    """offsets: K + 1 bounds from 0 to R, the length of s; mask bool [K] on its device."""
+    R = s.shape[0]
     rising = len(offsets) >= 2 and all(a <= b for a, b in pairwise(offsets))
     if not rising or offsets[0] != 0 or offsets[-1] != R:
         raise RuntimeError(
@@ -53,6 +54,8 @@ def check_blocks(op: str, mask: Tensor | None, offsets: Sequence[int], R: int) -
         raise RuntimeError(
             f"masm::{op}: expected a bool mask of shape [K] = [{len(offsets) - 1}], got {mask.dtype} {list(mask.shape)}"
         )
+    if mask is not None and mask.device != s.device:
+        raise RuntimeError(f"masm::{op}: mask is on {mask.device}, the factors on {s.device}: move it there")
 
 
 def check_bias(op: str, bias: Tensor, weight: Tensor) -> None:

@@ -29,7 +29,7 @@ def subspace_linear(
     """
     check_factors("subspace_linear", weight, u, s, v)
     check_input("subspace_linear", "x", x, weight.shape[1], weight)
-    check_blocks("subspace_linear", mask, [0, s.shape[0]] if offsets is None else offsets, s.shape[0])
+    check_blocks("subspace_linear", mask, [0, s.shape[0]] if offsets is None else offsets, s)
     p = wide(x) @ wide(v).mT  # [..., R]
     y = wide(x) @ wide(weight).mT + (p * wide(s)) @ wide(u)
     if bias is not None:
@@ -62,7 +62,7 @@ def subspace_linear_backward(
     """
     check_factors("subspace_linear_backward", weight, u, s, v)
     check_input("subspace_linear_backward", "dy", dy, weight.shape[0], weight)
-    check_blocks("subspace_linear_backward", mask, offsets, s.shape[0])
+    check_blocks("subspace_linear_backward", mask, offsets, s)
     none = weight.new_empty(0)
     M = math.prod(dy.shape[:-1])
     g = wide(dy).reshape(M, weight.shape[0])

@@ -143,7 +143,7 @@ def _check(weights, u, s, v, s0, weight_norm2, offsets, subspaces) -> list[tuple
     for i, (weight, bound) in enumerate(zip(weights, bounds)):
         op = f"subspace_penalty: layer {i}"
         check_factors(op, weight, u[i], s[i], v[i])
-        check_blocks(op, None, bound, s[i].shape[0])
+        check_blocks(op, None, bound, s[i])
         if s0[i].shape != s[i].shape:
             raise RuntimeError(f"masm::{op}: expected s0 of shape [R] = {list(s[i].shape)}, got {list(s0[i].shape)}")
         if weight_norm2[i].numel() != 1:

@@ -38,8 +38,6 @@ class DataConfig:
     `compression`, `label_map` and `missing` are those of `data.records.read_deepfakebench`, for JSON files.
     `frames_per_video` keeps that many evenly spread frames of each video. `crop`, `normalize_first` (side, JPEG
     quality) and `augment` (training only; null: none) are those of `data.images.ImageTransform`.
-    `workers` processes read the images (0: the process that trains; null: 0 on the CPU, else one less than there are
-    cores, at most 16); no result depends on them.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -56,7 +54,6 @@ class DataConfig:
     crop: Literal["resize", "center"] = "resize"
     normalize_first: tuple[int, int] | None = None
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    workers: int | None = None
 
     def __post_init__(self) -> None:
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2")
@@ -65,12 +62,6 @@ class DataConfig:
             "data.frames_per_video",
             self.frames_per_video,
             "at least 1, or null for all",
-        )
-        _require(
-            self.workers is None or self.workers >= 0,
-            "data.workers",
-            self.workers,
-            "0 or more, or null for the default of the device",
         )
 
 
@@ -175,11 +166,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """The machine's side of a run. `precision: auto` is bf16 autocast where the device has it natively, else fp32."""
+    """The machine's side of a run. `precision: auto` is bf16 autocast where the device has it natively, else fp32.
+    `workers` processes read the images (0: the process that trains; null: 0 on the CPU, else one less than there are
+    cores, at most 16); no result depends on them.
+    """
 
     device: str = "cpu"
     precision: Precision = "auto"
     threads: int | None = None
+    workers: int | None = None
     seed: int = 0
     eval_batch_size: int = 32
     checkpoint_every: int = 200
@@ -187,6 +182,12 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "at least 1, or null")
+        _require(
+            self.workers is None or self.workers >= 0,
+            "runtime.workers",
+            self.workers,
+            "0 or more, or null for the default of the device",
+        )
         _require(self.eval_batch_size >= 1, "runtime.eval_batch_size", self.eval_batch_size, "at least 1")
         _require(
             self.checkpoint_every >= 0,
@@ -259,6 +260,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def load_config(path: Path) -> TrainConfig:
     """Read a saved run's config.yaml; unknown or wrongly typed keys raise `ConfigError`."""
+    import yaml
     from jsonargparse import ArgumentParser
 
     if not path.is_file():
@@ -266,7 +268,10 @@ def load_config(path: Path) -> TrainConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig)
     try:
-        return TrainConfig(**vars(parser.instantiate(parser.parse_path(str(path)))))
+        content = yaml.safe_load(path.read_text())
+        if isinstance(content.get("data"), dict):
+            content["data"].pop("workers", None)  # of runs of 0.1.0: now runtime.workers, and no result depends on it
+        return TrainConfig(**vars(parser.instantiate(parser.parse_object(content))))
     except Exception as error:
         raise ConfigError(f"{path} is not a valid run configuration: {error}") from error
 

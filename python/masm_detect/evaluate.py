@@ -86,7 +86,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             dataset,
             batch_size=config.runtime.eval_batch_size,
             precision=resolve_precision(config.runtime.precision, device),
-            workers=run.data.workers,
+            workers=config.runtime.workers,
             progress=Path(folder).name if config.runtime.progress else None,
         )
         metrics = evaluate_scores(

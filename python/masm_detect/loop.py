@@ -48,14 +48,16 @@ class TrainingError(UserError, RuntimeError):
 class Position:
     """Where a run stands: the next batch to train on, and what this epoch has summed up so far.
 
-    `seconds`: wall time from asking for the first batch on, checkpoints included; `waited`: those of them in which the
-    host was blocked until a batch was there.
+    `seen`: images trained on; `counted`: those of them whose losses are in the sums. `seconds`: wall time from asking
+    for the first batch to the end of the last step, checkpoints in between included; `waited`: those of them in which
+    the host was blocked until a batch was there.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     seen: int = 0
+    counted: int = 0
     task_sum: float = 0.0
     penalty_sum: float = 0.0
     seconds: float = 0.0
@@ -63,14 +65,20 @@ class Position:
 
     def add(self, losses: Iterable[StepLoss], method: Method) -> None:
         """Sum up losses that have arrived. Raises TrainingError for one that is not finite, but with MASM, whose
-        optimizer skips such a step.
+        optimizer skips such a step: it is left out.
         """
         for loss in losses:
             if not math.isfinite(loss.task) and not method.is_masm:
                 raise TrainingError(f"the loss became {loss.task} at step {loss.step}: lower the learning rate")
             self.seen += loss.images
-            self.task_sum += loss.task * loss.images
-            self.penalty_sum += loss.penalty * loss.images
+            if math.isfinite(loss.task) and math.isfinite(loss.penalty):
+                self.counted += loss.images
+                self.task_sum += loss.task * loss.images
+                self.penalty_sum += loss.penalty * loss.images
+
+    def mean_losses(self) -> tuple[float, float]:
+        """Mean (task loss, penalty) an image; NaN if there was none."""
+        return tuple(total / self.counted if self.counted else math.nan for total in (self.task_sum, self.penalty_sum))
 
 
 @dataclass
@@ -78,9 +86,9 @@ class FitResult:
     """What `fit` leaves: the detector holds the chosen weights. `history` has one dict an epoch, `mask_history` one
     a change.
 
-    `seconds` and `waited` are those of `Position`, over all epochs; validation is not in them. On CUDA,
-    `peak_memory_bytes` is the most that tensors took in training, and `gpu_busy` the share of the time in which a
-    kernel ran (None without nvidia-ml-py).
+    `seconds` and `waited` are those of `Position`, over all epochs; validation and the checkpoint after it are not in
+    them. On CUDA, `peak_memory_bytes` is the most that tensors took in training, and `gpu_busy` the share of the time
+    in which a kernel ran, sampled (None without nvidia-ml-py).
     """
 
     history: list[dict[str, Any]]
@@ -179,12 +187,11 @@ def fit(
     *,
     optim: OptimConfig,
     runtime: RuntimeConfig,
-    workers: int | None = None,
     folder: Path | None = None,
     resume: bool = False,
 ) -> FitResult:
     """Train `detector` by `method` on `train_set`, watching `val_set` (source validation, nothing else is ever
-    looked at). `workers`: processes that read the images (None: `data.loading.worker_count`).
+    looked at).
 
     With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. At the
     end the detector holds the weights of the best validation epoch, or of the last one if `optim.select` is "last".
@@ -195,7 +202,7 @@ def fit(
     weights = class_weights([sample.label for sample in train_set.samples], optim.class_balance).to(device)
     steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
     total = steps_per_epoch * optim.epochs
-    drift, losses, usage = WeightDrift(detector), StepLosses(), _Usage(device)
+    drift, losses, usage = WeightDrift(detector), StepLosses(), _GpuUsage(device)
     conditions = _conditions(detector, train_set, val_set, precision) if folder is not None else {}
     position, best, history = Position(), Best(), []
     torch.manual_seed(runtime.seed)
@@ -217,9 +224,10 @@ def fit(
             detector.train()
             usage.start()
             batches = epoch_batches(len(train_set), optim.batch_size, runtime.seed, position.epoch)[position.batch :]
-            batches = Batches(train_set, batches, device, workers)
+            batches = Batches(train_set, batches, device, runtime.workers)
             clock = _Clock(position, batches)
             for images, labels in batches:
+                usage.sample()
                 rate = one_cycle(position.step, total, optim.warmup, optim.final)
                 for group in method.optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate
@@ -235,10 +243,7 @@ def fit(
                 position.add(losses.put(position.step, len(labels), task, penalty), method)
                 position.batch += 1
                 position.step += 1
-                usage.sample()
-                if position.seen:
-                    mean = position.task_sum / position.seen
-                    bar.set_postfix(epoch=position.epoch, loss=f"{mean:.3f}", refresh=False)
+                bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
                 bar.update(optim.batch_size)
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
                 if folder is not None and due and position.batch < steps_per_epoch:
@@ -249,7 +254,7 @@ def fit(
             clock.read()
 
             used = usage.numbers()
-            entry = _end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision, workers)
+            entry = _end_of_epoch(detector, method, val_set, position, drift, rate, runtime, precision)
             history.append(entry | used)
             if best.beaten_by(history[-1]["val_auc"], history[-1]["val_loss"]):
                 best = Best(
@@ -311,7 +316,7 @@ class _Clock:
         self._position.waited = self._waited + self._batches.waited
 
 
-class _Usage:
+class _GpuUsage:
     """What an epoch takes of a GPU; nothing on the CPU. A resumed epoch counts from where it was resumed."""
 
     def __init__(self, device: torch.device) -> None:
@@ -348,14 +353,16 @@ def _end_of_epoch(
     rate: float,
     runtime: RuntimeConfig,
     precision: str,
-    workers: int | None,
 ) -> dict[str, Any]:
-    logits = predict(detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=workers)
+    logits = predict(
+        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=runtime.workers
+    )
     if not torch.isfinite(logits).all():
         raise TrainingError(
             f"the detector's outputs are not finite after step {position.step}: lower the learning rates"
         )
     labels = torch.tensor([sample.label for sample in val_set.samples])
+    train_loss, penalty = position.mean_losses()
     entry = {
         "epoch": position.epoch,
         "step": position.step,
@@ -363,8 +370,8 @@ def _end_of_epoch(
         "seconds": round(position.seconds, 3),
         "waited": round(position.waited, 3),
         "rate": rate,
-        "train_loss": position.task_sum / position.seen,
-        "penalty": position.penalty_sum / position.seen,
+        "train_loss": train_loss,
+        "penalty": penalty,
         "val_auc": float(roc_auc_score(labels.numpy(), logits.numpy())),
         "val_loss": float(task_loss(logits, labels, torch.ones(2))),
     }
@@ -425,20 +432,26 @@ def _save(
     best: Best,
     history: list[dict[str, Any]],
 ) -> None:
-    cuda = next(detector.parameters()).is_cuda
+    """Write the checkpoint, over the one before. Raises TrainingError instead if the weights are not finite: a gradient
+    can overflow where the loss does not, which only the next loss would tell.
+    """
+    device = next(detector.parameters()).device
+    weights = checkpoint.trainable_state(detector)
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise TrainingError(f"the weights are not finite after step {position.step}: lower the learning rates")
     checkpoint.save(
         folder / "last",
         {
             "method": method.name,
             "conditions": conditions,
             "position": asdict(position),
-            "weights": checkpoint.trainable_state(detector),
+            "weights": weights,
             "optimizer": method.optimizer.state_dict(),
             "masks": None if method.masks is None else method.masks.state_dict(),
             "best": asdict(best),
             "history": history,
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state() if cuda else None,
+            "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         },
     )
 
@@ -462,5 +475,5 @@ def _load(
         method.masks.load_state_dict(state["masks"])
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] is not None:
-        torch.cuda.set_rng_state(state["rng_cuda"])
+        torch.cuda.set_rng_state(state["rng_cuda"], next(detector.parameters()).device)
     return Position(**state["position"]), Best(**state["best"]), state["history"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,74 +23,77 @@ class Meter:
             return
         try:
             pynvml.nvmlInit()
-            # By UUID: the order of NVML is not that of CUDA_VISIBLE_DEVICES.
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         except pynvml.NVMLError:
             return
         self._nvml = pynvml
+        # By UUID: the order of NVML is not that of CUDA_VISIBLE_DEVICES.
+        self._handle = self._ask(
+            pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        if self._nvml is None:
-            return None
         try:
-            return question(self._handle, *arguments)
+            return question(*arguments)
         except self._nvml.NVMLError:
             return None
 
     def driver(self) -> str | None:
         """Version of the driver."""
-        return self._ask(lambda _: self._nvml.nvmlSystemGetDriverVersion())
+        return None if self._nvml is None else self._ask(self._nvml.nvmlSystemGetDriverVersion)
 
     def busy(self) -> float | None:
         """Share of the time, 0 to 1, in which a kernel ran: over NVML's last sample, of 1/6 s to 1 s."""
-        rates = None if self._nvml is None else self._ask(self._nvml.nvmlDeviceGetUtilizationRates)
+        rates = None if self._handle is None else self._ask(self._nvml.nvmlDeviceGetUtilizationRates, self._handle)
         return None if rates is None else rates.gpu / 100
 
     def clocks(self) -> dict[str, Any] | None:
         """MHz of the multiprocessors and the memory, degrees Celsius, watts: of now."""
-        nvml = self._nvml
-        if nvml is None:
+        nvml, gpu = self._nvml, self._handle
+        if gpu is None:
             return None
-        power = self._ask(nvml.nvmlDeviceGetPowerUsage)
+        power = self._ask(nvml.nvmlDeviceGetPowerUsage, gpu)
         return {
-            "sm_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            "memory_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
-            "celsius": self._ask(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "sm_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask(nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_MEM),
+            "celsius": self._ask(nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
             "watts": None if power is None else power / 1e3,
         }
 
     def joules(self, run: Callable[[], object], device: torch.device, seconds: float = 1.0) -> float | None:
         """Joules of one call, from a burst of about `seconds`; the counter moves only every few tens of ms."""
-        if self._nvml is None:
+        if self._handle is None:
             return None
+        energy = partial(self._ask, self._nvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
         torch.cuda.synchronize(device)
-        before, count, begin = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption), 0, time.perf_counter()
+        before, count, begin = energy(), 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:
             run()
             torch.cuda.synchronize(device)
             count += 1
-        after = self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption)
+        after = energy()
         return None if before is None or after is None else (after - before) / 1e3 / count
 
 
 class BusyMean:
-    """Mean of what `Meter.busy` says whenever `sample` is called, asked at most every `every` seconds from now on."""
+    """Mean of what `Meter.busy` says whenever `sample` is called, asked at most every `every` seconds from now on. An
+    answer counts for the time since the last one: call it where a pause ends, or the calls after it drown it.
+    """
 
     def __init__(self, meter: Meter, every: float = 0.25) -> None:
         self._meter, self._every = meter, every
-        self._sum, self._count, self._next = 0.0, 0, time.perf_counter() + every
+        self._busy, self._seconds, self._last = 0.0, 0.0, time.perf_counter()
 
     def sample(self) -> None:
         now = time.perf_counter()
-        if now < self._next:
+        passed = now - self._last
+        if passed < self._every:
             return
-        self._next = now + self._every
+        self._last = now
         share = self._meter.busy()
         if share is not None:
-            self._sum, self._count = self._sum + share, self._count + 1
+            self._busy, self._seconds = self._busy + share * passed, self._seconds + passed
 
     @property
     def mean(self) -> float | None:
         """None if there was no answer."""
-        return self._sum / self._count if self._count else None
+        return self._busy / self._seconds if self._seconds else None

@@ -79,7 +79,6 @@ def train(config: TrainConfig) -> RunResult:
         val_set,
         optim=config.optim,
         runtime=runtime,
-        workers=config.data.workers,
         folder=folder,
         resume=resume,
     )
@@ -87,7 +86,7 @@ def train(config: TrainConfig) -> RunResult:
     save_method(detector, method, config.method, folder / "adapter", base=base)
     precision = resolve_precision(runtime.precision, device)
     scores = score_samples(
-        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=config.data.workers
+        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=runtime.workers
     )
     metrics = {
         "provenance": provenance(runtime.device),
@@ -137,7 +136,7 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in new for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
-    ignored = ("out", "resume", "data.workers", "runtime.progress", "runtime.checkpoint_every", "runtime.threads")
+    ignored = ("out", "resume", *(f"runtime.{name}" for name in ("progress", "checkpoint_every", "threads", "workers")))
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
 

@@ -9,13 +9,29 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
 
 #: A process of its own: Triton keeps what it has seen of a driver. Prints, for a call that is planned and the same call
-#: played from a tape, what each launch was given; addresses as (which argument, offset), or "new".
+#: played from a tape, what each launch was given; addresses as (which argument or result, offset), or, in memory that
+#: the call had for itself, (which of its allocations by first use, offset). Ends with how much memory the tapes keep.
 PROGRAM = """
-import json, sys
+import gc, json, sys
 import torch
 import host
 from masm_ext.kernels import subspace_linear, tape
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+class Keeping(TorchDispatchMode):
+    # nothing is given back, so that no address is used twice
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returned = func(*args, **(kwargs or {}))
+        self.kept += [t for t in tree_leaves(returned) if isinstance(t, torch.Tensor)]
+        return returned
 
 def draw(J, M=80, N=64, D=64, R=16):
     def each(*shape, dtype=torch.bfloat16):
@@ -23,12 +39,18 @@ def draw(J, M=80, N=64, D=64, R=16):
     u, s, v = each(R, N, dtype=torch.float32), each(R, dtype=torch.float32), each(R, D, dtype=torch.float32)
     return torch.randn(M, D).bfloat16(), each(N, D), u, s, v, each(N), [torch.ones(2, dtype=torch.bool)] * J, each(M, N)
 
-def seen(started, given):
+def seen(started, given, kept):
+    own = []
+
     def place(address):
         for i, t in enumerate(given):
             if t.data_ptr() <= address < t.data_ptr() + t.numel() * t.itemsize:
                 return [i, address - t.data_ptr()]
-        return "new"
+        [first] = {s.data_ptr() for s in (t.untyped_storage() for t in kept)
+                   if s.data_ptr() <= address < s.data_ptr() + s.nbytes()}
+        if first not in own:
+            own.append(first)
+        return ["own", own.index(first), address - first]
     def of(value):
         if isinstance(value, (TensorDescriptor, torch.Tensor)):
             base = value.base if isinstance(value, TensorDescriptor) else value
@@ -40,22 +62,27 @@ def seen(started, given):
     return [[name, grid, [of(a) for a in arguments]] for name, grid, arguments in started]
 
 with host.cuda_on_the_cpu() as stand_in:
-    out = []
+    out, storages = [], []
     for J in (1, 3):
         for strategy in ("kext", "single"):
-            runs, kept = [], []
+            runs = []
             for i in range(4):
-                x, w, u, s, v, b, mask, dy = call = draw(J)
+                x, w, u, s, v, b, mask, dy = draw(J)
                 mask = mask if J == 1 else []
-                kept.append(call)
                 stand_in.started = []
-                y, p = subspace_linear.subspace_linear_group(x, w, u, s, v, b, mask, [0, 8, 16], True, strategy)
-                subspace_linear.subspace_linear_group_backward(
-                    dy, x, w, u, s, v, p, mask, [0, 8, 16], True, True, True, True, True, strategy)
-                runs.append(seen(stand_in.started, [x, *w, *u, *s, *v, *b, *mask, *dy, p, *y]))
+                with Keeping() as keeping:
+                    y, p = subspace_linear.subspace_linear_group(x, w, u, s, v, b, mask, [0, 8, 16], True, strategy)
+                    grads = subspace_linear.subspace_linear_group_backward(
+                        dy, x, w, u, s, v, p, mask, [0, 8, 16], True, True, True, True, True, strategy)
+                given = [x, *w, *u, *s, *v, *b, *mask, *dy, p, *y, *grads]
+                runs.append(seen(stand_in.started, given, keeping.kept))
+                storages += [StorageWeakRef(t.untyped_storage()) for t in given + keeping.kept]
             out.append(runs)
     assert sum(isinstance(t, tape.Tape) for t in tape._tapes.values()) == 8
-print(json.dumps(out))
+    del x, w, u, s, v, b, mask, dy, y, p, grads, given, keeping
+    stand_in.started = None
+    gc.collect()
+    print(json.dumps([out, sum(not storage.expired() for storage in storages)]))
 """
 
 
@@ -65,10 +92,12 @@ def test_a_tape_starts_what_the_plan_starts(repo):
         cwd=repo / "benchmarks", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    for planned, recorded, *played in json.loads(done.stdout.splitlines()[-1]):
-        assert len(planned) >= 4 and planned == recorded
+    calls, kept = json.loads(done.stdout.splitlines()[-1])
+    for planned, recorded, *played in calls:
+        assert len(planned) >= 4 and planned == recorded and '"own"' in json.dumps(planned)
         for run in played:
             assert run == planned
+    assert kept == 0, f"{kept} tensors are kept alive by tapes"
 
 
 def test_the_command_prints_and_writes_every_case(repo, tmp_path):

@@ -9,6 +9,7 @@ from masm_detect.config import (
     MasmOptions,
     MethodConfig,
     OptimConfig,
+    RuntimeConfig,
     TrainConfig,
     load_config,
     save_config,
@@ -25,20 +26,20 @@ def test_round_trip(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
-@pytest.mark.parametrize(
-    ("text", "workers"), [("workers: 0", 0), ("workers: 3", 3), ("workers: null", None), ("", None)]
-)
-def test_workers_of_saved_runs(tmp_path, text, workers):
+@pytest.mark.parametrize("text", ["{data: {paths: [a], workers: 3}}", "{data: {paths: [a]}}"])
+def test_runs_of_older_versions_load(tmp_path, text):
+    """They had data.workers, on which no result depends."""
     path = tmp_path / "config.yaml"
-    path.write_text(f"data: {{paths: [a], {text}}}\n")
-    assert load_config(path).data.workers == workers
+    path.write_text(text)
+    config = load_config(path)
+    assert config.data == DataConfig(paths=["a"]) and config.runtime.workers is None
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: DataConfig(val_fraction=1.5), "data.val_fraction is 1.5"),
-        (lambda: DataConfig(workers=-1), "data.workers is -1.*or null"),
+        (lambda: RuntimeConfig(workers=-1), "runtime.workers is -1.*or null"),
         (lambda: OptimConfig(epochs=0), "optim.epochs is 0"),
         (lambda: MethodConfig(name="nope"), "method.name is 'nope'.*probe"),
         (lambda: MethodConfig(lr=-1.0), "method.lr is -1.0"),

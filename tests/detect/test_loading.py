@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from multiprocessing import active_children
 
 import cv2
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from masm_detect.config import DataConfig
 from masm_detect.data import loading
 from masm_detect.data.images import AugmentConfig, FrameDataset, UnreadableImage
-from masm_detect.data.loading import Batches, in_order, worker_count
+from masm_detect.data.loading import Batches, WorkerDied, in_order, worker_count
 from masm_detect.data.records import read_folder
+from masm_detect.errors import UserError
 from masm_detect.sources import frame_dataset
 
 CPU = torch.device("cpu")
@@ -40,19 +43,11 @@ class Plain:
 def test_how_many_workers(monkeypatch):
     cuda = torch.device("cuda")
     for cores, wanted in ((1, 0), (2, 1), (8, 7), (17, 16), (64, 16)):
-        monkeypatch.setattr(loading, "_usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(loading.joblib, "cpu_count", lambda cores=cores: cores)
         assert worker_count(None, cuda) == wanted
         assert worker_count(None, CPU) == 0
         assert worker_count(3, cuda) == worker_count(3, CPU) == 3
         assert worker_count(0, cuda) == 0
-
-
-def test_the_usable_cores_are_those_of_the_process(monkeypatch):
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
-    assert worker_count(None, torch.device("cuda")) == 2
-    monkeypatch.delattr(loading.os, "sched_getaffinity")
-    monkeypatch.setattr(loading.os, "cpu_count", lambda: 5)
-    assert worker_count(None, torch.device("cuda")) == 4
 
 
 def test_no_more_workers_than_batches():
@@ -80,17 +75,16 @@ def test_in_order():
     assert in_order(0, 2) == []
 
 
+def blur(_) -> int:
+    cv2.GaussianBlur(np.zeros((512, 512, 3), np.uint8), (0, 0), 2.0)
+    return cv2.getNumThreads()
+
+
 def test_opencv_has_no_threads_of_its_own_in_a_worker():
     before = cv2.getNumThreads()
-    picture = np.zeros((512, 512, 3), np.uint8)
-
-    def blur(_):
-        cv2.GaussianBlur(picture, (0, 0), 2.0)
-        return cv2.getNumThreads()
-
     try:
         cv2.setNumThreads(4)
-        assert blur(0) == 4  # the pool of this process is up when the workers are forked
+        assert blur(0) == 4  # the pool of this process is up, should the workers be forked
         [(_, alone)] = Batches(Plain(4, blur), in_order(4, 4), CPU, workers=0)
         assert alone.tolist() == [4] * 4
         [(_, worker)] = Batches(Plain(4, blur), in_order(4, 4), CPU, workers=1)
@@ -105,6 +99,42 @@ def test_a_damaged_image_is_named_as_without_workers(dataset, tiny_data, workers
     with pytest.raises(UnreadableImage, match=r"03\.png is truncated") as caught:
         list(Batches(dataset, in_order(len(dataset), 5), CPU, workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_damaged_image_leaves_no_process_behind(dataset, tiny_data):
+    """Not even while the exception, and with it the frame that read the images, is kept."""
+    (tiny_data / "real" / "03.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    before = set(active_children())
+    with pytest.raises(UnreadableImage) as caught:
+        list(Batches(dataset, in_order(len(dataset), 2), CPU, workers=2))
+    assert set(active_children()) == before and caught.value is not None
+
+
+def die(index: int) -> int:
+    os._exit(3)
+
+
+def no_memory(index: int) -> int:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize(("happens", "reason"), [(die, "exited unexpectedly"), (no_memory, "No space left on device")])
+def test_a_worker_that_cannot_go_on_is_a_users_error(happens, reason):
+    with pytest.raises(WorkerDied, match=f"(?s){reason}.*shm-size.*--runtime.workers") as caught:
+        list(Batches(Plain(4, happens), in_order(4, 2), CPU, workers=1))
+    assert isinstance(caught.value, UserError) and "Traceback" not in str(caught.value)
+
+
+def wrong(index: int) -> int:
+    raise RuntimeError("a bug")
+
+
+def test_other_errors_are_what_they_are():
+    with pytest.raises(RuntimeError, match=r"^unable to allocate"):
+        list(Batches(Plain(4, no_memory), in_order(4, 2), CPU, workers=0))
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*a bug") as caught:
+        list(Batches(Plain(4, wrong), in_order(4, 2), CPU, workers=1))
+    assert not isinstance(caught.value, UserError)
 
 
 def slow(index: int) -> int:
@@ -140,7 +170,7 @@ def test_on_cuda_memory_is_pinned_and_copies_do_not_block(monkeypatch):
 
     def loader(_, **options):
         asked.update(options)
-        return [{"image": OnTheHost(), "label": OnTheHost(), "index": None}]
+        return [[OnTheHost(), OnTheHost()]]
 
     monkeypatch.setattr(loading, "DataLoader", loader)
     device = torch.device("cuda", 1)

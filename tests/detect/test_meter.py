@@ -49,6 +49,11 @@ def test_busy_and_driver(nvml):
     assert Meter(CUDA).busy() is Meter(CUDA).driver() is None
 
 
+def test_the_driver_is_known_where_the_gpu_is_not_found(nvml):
+    nvml.nvmlDeviceGetHandleByUUID = refuses
+    assert Meter(CUDA).driver() == "999.1" and Meter(CUDA).busy() is Meter(CUDA).clocks() is None
+
+
 def test_nothing_is_known_without_nvml_or_on_a_cpu(nvml, monkeypatch):
     def answers(device):
         one = Meter(device)
@@ -68,6 +73,23 @@ def test_the_mean_asks_now_and_then(monkeypatch):
     assert busy.mean is None
     for now[0] in (0.0, 0.2, 0.25, 0.3, 0.49, 0.6, 0.7, 0.9):  # asked at 0.25, 0.6 and 0.9
         busy.sample()
-    assert busy.mean == pytest.approx(0.4)
+    assert busy.mean == pytest.approx((0.25 * 0.2 + 0.3 * 0.6) / 0.55)
     with pytest.raises(StopIteration):
         next(rates)
+
+
+def test_a_pause_weighs_as_long_as_it_lasts(monkeypatch):
+    """Batches come in bursts: 2 s of waiting, then 0.8 s of steps of 50 ms, by an NVML that looks back over 1/6 s."""
+    now = [0.0]
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
+
+    def looks_back():
+        inside = now[0] % 2.8 - 2.0  # seconds into the burst
+        return min(1.0, inside * 6) if inside > 0 else 0.0
+
+    busy = BusyMean(SimpleNamespace(busy=looks_back))
+    for burst in range(20):
+        for step in range(16):
+            now[0] = 2.8 * burst + 2.0 + 0.05 * step  # a batch has arrived
+            busy.sample()
+    assert busy.mean == pytest.approx(0.8 / 2.8, abs=0.03)

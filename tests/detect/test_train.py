@@ -22,15 +22,11 @@ from masm_detect.config import (
     METHODS,
     ConfigError,
     DataConfig,
-    MasmOptions,
-    MethodConfig,
-    ModelConfig,
     OptimConfig,
     RuntimeConfig,
-    TrainConfig,
     save_config,
 )
-from masm_detect.data.images import AugmentConfig, FrameDataset
+from masm_detect.data.images import FrameDataset
 from masm_detect.data.records import DatasetError, Sample, read_folder, write_deepfakebench
 from masm_detect.errors import UserError
 from masm_detect.evaluate import load_run, score_samples
@@ -43,36 +39,13 @@ from masm_detect.step_losses import StepLosses
 from masm_detect.train import train
 from no_waiting import NoWaiting, Waits
 from safetensors.torch import load_file
+from tiny import run_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from masm_ext import MaskedAdamW, MASMConfig, MASMLinear, regularization_loss
 from masm_ext.checkpoint import AdapterError
 from masm_ext.decomposition import Decomposition
-
-
-def run_config(data, backbone, out, method="masm", **changes) -> TrainConfig:
-    masm = MasmOptions(
-        num_subspaces=2,
-        subspace_rank=2,
-        mask_warmup=2,
-        mask_interval=2,
-        mask_min_active=1,
-        mask_active_fraction=0.3,
-        mask_probe_interval=3,
-        mask_probe_steps=1,
-    )
-    return replace(
-        TrainConfig(
-            data=DataConfig(paths=[str(data)], augment=AugmentConfig(flip=0.5, noise=0.5)),
-            model=ModelConfig(backbone=str(backbone), image_size=28, local_files_only=True),
-            method=MethodConfig(name=method, rank=None if method.startswith("masm") else 2, masm=masm, lr=1e-2),
-            optim=OptimConfig(epochs=3, batch_size=4),
-            runtime=RuntimeConfig(seed=5, progress=False, checkpoint_every=2, precision="fp32"),
-            out=str(out),
-        ),
-        **changes,
-    )
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -177,9 +150,9 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(
         assert checkpoint.load(last)["position"]["step"] == kept
 
 
-def test_a_step_waits_for_nothing():
-    """Fake tensors, on the CPU: autograd knows "cuda" only where there is one. The optimizer under masks:
-    tests/optim/test_no_waiting.py.
+def test_a_step_asks_for_no_value():
+    """Fake tensors, on the CPU: autograd knows "cuda" only where there is one, and copies to the host are seen there
+    only (tests/gpu). The optimizer under masks: tests/optim/test_no_waiting.py.
     """
 
     class Tiny(nn.Module):
@@ -212,6 +185,41 @@ def test_a_step_waits_for_nothing():
             detector.asks = True
             with pytest.raises(Waits):
                 loop.train_step(detector, method, images, labels, **options)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(2, 6), (0, 5)])
+def test_weights_that_are_not_finite_are_never_a_checkpoint(
+    tiny_data, tiny_backbone, tmp_path, monkeypatch, every, kept
+):
+    """A backward pass may overflow where the loss does not: the next loss tells, but the file would be written."""
+    real, calls = loop.train_step, iter(range(99))
+
+    def overflowing(detector, *arguments, **options):
+        if next(calls) == 7:  # the eighth step
+            handle = detector.head.weight.register_hook(lambda grad: grad * float("inf"))
+            losses = real(detector, *arguments, **options)
+            handle.remove()
+            return losses
+        return real(detector, *arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", overflowing)
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe")
+    message = "the weights are not finite after step 8" if every else "the loss became nan at step 8"
+    with pytest.raises(TrainingError, match=message):
+        train(replace(config, runtime=replace(config.runtime, checkpoint_every=every)))
+    state = checkpoint.load(tmp_path / "run" / "last")
+    assert state["position"]["step"] == kept and all(w.isfinite().all() for w in state["weights"].values())
+
+
+def test_a_step_that_masm_skips_is_not_in_the_mean(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    real, calls = loop.train_step, iter(range(99))
+
+    def breaking(detector, method, images, *arguments, **options):
+        return real(detector, method, images * (float("nan") if next(calls) == 1 else 1), *arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", breaking)
+    first, *_ = train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "masm")).fit.history
+    assert first["skipped_steps"] == 1 and first["images"] == 20 and 0.3 < first["train_loss"] < 1.5
 
 
 def test_deterministic_without_filling_memory():
@@ -273,7 +281,7 @@ def test_what_an_epoch_takes_of_a_gpu(monkeypatch):
     monkeypatch.setattr(loop, "BusyMean", partial(loop.BusyMean, every=0.0))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", resets.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 77)
-    usage = loop._Usage(torch.device("cuda", 1))
+    usage = loop._GpuUsage(torch.device("cuda", 1))
     for epoch in range(2):
         usage.start()
         assert len(resets) == epoch + 1
@@ -288,11 +296,11 @@ def test_what_an_epoch_takes_of_a_gpu(monkeypatch):
 def test_results_do_not_depend_on_the_workers(tiny_data, tiny_backbone, tmp_path):
     for workers in (None, 0, 2):
         config = run_config(tiny_data, tiny_backbone, tmp_path / str(workers), "probe")
-        train(replace(config, data=replace(config.data, workers=workers)))
+        train(replace(config, runtime=replace(config.runtime, workers=workers)))
     assert_same_run(tmp_path / "None", tmp_path / "0")
     assert_same_run(tmp_path / "None", tmp_path / "2")
     config = run_config(tiny_data, tiny_backbone, tmp_path / "2", "probe", resume=True)
-    train(replace(config, data=replace(config.data, workers=None)))  # not a setting that a run depends on
+    train(replace(config, runtime=replace(config.runtime, workers=None)))  # not a setting that a run depends on
 
 
 def test_sigkill_in_another_process(tiny_data, tiny_backbone, tmp_path):

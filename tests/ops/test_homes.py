@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import masm_ext
+from masm_ext.ops import subspace_linear
 from masm_ext.ops.homes import ADDMM, HOMES, REFERENCE, SINGLE, STREAM, Call, choose
 
 OPS = (
@@ -33,6 +34,18 @@ def test_meta_is_served_by_the_fake_kernel():
         x, torch.randn(1, 2, device="meta"), torch.randn(1, device="meta"), torch.randn(1, 3, device="meta")
     )
     assert y.is_meta and y.shape == (2, 3)
+
+
+def test_meta_through_the_public_function():
+    x, weight = torch.randn(2, 3, device="meta"), torch.randn(5, 3, device="meta")
+    u, s, v = torch.randn(1, 5, device="meta"), torch.randn(1, device="meta"), torch.randn(1, 3, device="meta")
+    assert subspace_linear(x, weight, u, s, v).shape == (2, 5)
+
+
+def test_nodes_of_a_graph_are_named_after_the_op():
+    x, weight = torch.randn(2, 3), torch.randn(5, 3)
+    y = subspace_linear(x, weight, torch.randn(1, 5), torch.randn(1, requires_grad=True), torch.randn(1, 3))
+    assert "subspace_linear" in y.grad_fn.name()
 
 
 def test_build_info_is_plain_json():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
+import joblib
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -27,15 +27,19 @@ def worker_count(workers: int | None, device: torch.device) -> int:
         return workers
     if device.type != "cuda":
         return 0
-    return max(0, min(MOST_WORKERS, _usable_cores() - 1))
+    return min(MOST_WORKERS, joblib.cpu_count() - 1)  # knows affinity and the limits of containers
+
+
+class WorkerDied(UserError, RuntimeError):
+    """A process that read images is gone, or had no shared memory for its batch."""
 
 
 class Batches:
     """The batches of `dataset` that `indices` lists, in that order, as (images [B, 3, H, W], labels [B]) on `device`.
 
     What comes out does not depend on `workers` (None: see `worker_count`). `waited` is the seconds that the consumer
-    was blocked until the data were there, the start of the workers included; on a GPU, which may still have had work
-    meanwhile, it is an upper limit of what the data cost.
+    was blocked until the data were there, start and end of the workers included; on a GPU, which may still have had
+    work meanwhile, it is an upper limit of what the data cost.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class Batches:
         started = time.perf_counter()
         loader = iter(
             DataLoader(
-                _Told(self.dataset) if self.workers else self.dataset,
+                _ErrorsAsValues(self.dataset) if self.workers else self.dataset,
                 batch_sampler=self.indices,
                 num_workers=self.workers,
                 collate_fn=_collate,
@@ -63,15 +67,30 @@ class Batches:
                 generator=torch.Generator(),
             )
         )
-        while True:
-            batch = next(loader, None)
-            self.waited += time.perf_counter() - started
-            if batch is None:
-                return
-            if isinstance(batch, UserError):
-                raise batch
-            yield tuple(batch[name].to(self.device, non_blocking=True) for name in ("image", "label"))
-            started = time.perf_counter()
+        try:
+            while True:
+                batch = self._next(loader)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                if isinstance(batch, UserError):
+                    raise batch
+                yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+                started = time.perf_counter()
+        finally:
+            del loader  # ends the workers now, though a traceback may keep this frame
+
+    def _next(self, loader: Iterator[Any]) -> Any:
+        try:
+            return next(loader, None)
+        except RuntimeError as error:
+            # a process that is gone, or (with its traceback in words) torch's refusal to share a batch
+            if not (self.workers and (str(error).startswith("DataLoader worker") or "shared memory" in str(error))):
+                raise
+            raise WorkerDied(
+                f"the {self.workers} processes that read images cannot go on ({_last_line(error)}): they may lack "
+                "memory, or shared memory (/dev/shm; docker run --shm-size); give fewer with --runtime.workers, or 0"
+            ) from error
 
 
 def in_order(size: int, batch_size: int) -> list[range]:
@@ -79,7 +98,7 @@ def in_order(size: int, batch_size: int) -> list[range]:
     return [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
 
 
-class _Told(Dataset):
+class _ErrorsAsValues(Dataset):
     """A data set in a worker: a user's mistake comes back as a value, since a worker's exceptions arrive as tracebacks
     in words.
     """
@@ -98,7 +117,9 @@ class _Told(Dataset):
 
 
 def _collate(items: list[dict] | UserError) -> Any:
-    return items if isinstance(items, UserError) else default_collate(items)
+    if isinstance(items, UserError):
+        return items
+    return default_collate([(item["image"], item["label"]) for item in items])
 
 
 def _start_worker(_: int) -> None:
@@ -107,5 +128,6 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _last_line(error: Exception) -> str:
+    """What went wrong, without the traceback in words that a worker's error begins with."""
+    return str(error).strip().splitlines()[-1]

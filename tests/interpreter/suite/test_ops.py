@@ -3,6 +3,8 @@
 In this process they serve CPU tensors in place of the C++ home, which is what PyTorch then sees of them on a GPU.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from homes_on_cpu import triton_serves_the_cpu
@@ -62,6 +64,26 @@ def test_opcheck(strategy):
         op.subspace_linear_group_backward.default,
         (y, flat.x, *flat.factors, p, flat.mask, flat.offsets, *needs, strategy),
     )
+
+
+@pytest.mark.parametrize("lead", [(), (2,)], ids=["matrix", "batch"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_outputs_can_be_changed_in_place(layers, lead, strategy):
+    """As any op's: they are new memory, not views, however often the call was made."""
+    for _ in range(4):
+        call = draw(6, 16, 16, (4,), torch.float32, layers=layers)
+        x = call.x.view(*lead, -1, 16).requires_grad_()
+        if layers == 1:
+            ys = [subspace_linear(x, *arguments(call)[1:], strategy=strategy)]
+        else:
+            factors = (*call.factors, call.bias)
+            ys, _ = torch.ops.masm.subspace_linear_group(x, *factors, [], call.offsets, True, strategy)
+        sum(y.relu_().sum() for y in ys).backward()
+        exact = call.map(lambda t: t.detach())
+        want = [y.relu() for y in exact.exact()[0]]
+        live = dataclasses.replace(exact, dy=[(y > 0).float() for y in want])
+        assert all(error(y.view(-1, 16), w) <= 1e-6 for y, w in zip(ys, want))
+        assert error(x.grad.view(-1, 16), live.exact()[2][0]) <= 1e-5
 
 
 def test_float64_is_served_by_the_formula():

@@ -1,6 +1,7 @@
 """A call that was made before is played from a tape: other values at other addresses, and the results are right."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -117,16 +118,62 @@ def test_what_a_step_no_longer_needs_is_given_back():
             last |= dict.fromkeys(step.uses, i)
 
 
-def test_arguments_that_share_memory_are_never_recorded(played):
-    call = draw(24, 32, 32, (4,), torch.bfloat16)
-    shared = dataclasses.replace(call, dy=[call.x])
-    for _ in range(4):
-        _, p = shared.forward("kext")
-        shared.backward(p, "kext")
-    assert len(played) == 2  # the forward pass only
-    for _ in range(4):  # the same key, other memory: recorded as ever
-        check(draw(24, 32, 32, (4,), torch.bfloat16), "kext")
-    assert len(played) > 4
+def test_arguments_that_share_elements_are_never_recorded(played):
+    def shared():
+        call = draw(24, 32, 32, (4,), torch.bfloat16)
+        return dataclasses.replace(call, dy=[call.x])
+
+    for i in range(4):
+        check(shared(), "kext")
+        assert len(played) == max(0, i - 1)  # the forward pass only
+
+
+def test_arguments_that_lie_interleaved_are_told_apart(played):
+    """Columns of one matrix, as the gradients of what was concatenated: their memory overlaps, no element is shared."""
+
+    def make():
+        call = draw(*SHAPES["aligned"], torch.bfloat16, layers=3)
+        return dataclasses.replace(call, dy=list(torch.cat(call.dy, -1).chunk(3, -1)))
+
+    rehearse(make, played, "kext", TMA)
+
+
+def test_which_elements_a_tensor_has():
+    matrix = torch.arange(48.0).view(4, 12)
+    for t in (matrix, matrix[:, 3:7], matrix[1::2, ::3], matrix.mT, matrix[:2].expand(3, 2, 12), matrix[2:3]):
+        inside = {int(value - t.flatten()[0]) * 4 for value in t.flatten()}
+        assert {offset for offset in range(200) if tape._is_element(t, offset)} == inside
+
+
+def test_another_device_is_another_call(played):
+    """What was checked when the call was planned is not checked when it is played."""
+    call = draw(*SHAPES["odd"], torch.bfloat16, masks=[[True, True]])
+    for _ in range(3):
+        _, p = call.forward("kext")
+        call.backward(p, "kext")
+    assert len(played) == 2
+    for name, message in (("s", "must be on one device"), ("mask", "mask is on meta, the factors on cpu")):
+        elsewhere = dataclasses.replace(call, **{name: [t.to("meta") for t in getattr(call, name)]})
+        with pytest.raises(RuntimeError, match=message):
+            elsewhere.forward("kext")
+        with pytest.raises(RuntimeError, match=message):
+            elsewhere.backward(p, "kext")
+    assert len(played) == 2
+
+
+def test_arguments_by_name(played):
+    @tape.repeated
+    def plus(x, by=None, to=None):
+        return (x + (by if to is None else to),)
+
+    for name in ("by", "to"):
+        for _ in range(4):
+            x, y = torch.randn(3), torch.randn(3)
+            alive = weakref.ref(y)
+            assert torch.equal(plus(x, **{name: y})[0], x + y)
+        del x, y
+        assert alive() is None
+    assert len(played) == 4
 
 
 def test_a_call_that_reads_values_is_never_recorded(played, monkeypatch):
@@ -160,6 +207,32 @@ def test_what_something_else_writes_is_never_recorded(played, monkeypatch):
     for _ in range(4):
         check(draw(*SHAPES["odd"], torch.bfloat16), "kext")
     assert len(played) == 2  # the backward passes
+
+
+def test_what_depends_on_values_is_never_recorded(played):
+    @tape.repeated
+    def chosen(x, mask):
+        return (x[mask].sum(0),)
+
+    x = torch.randn(5, 2)
+    for n in (1, 3, 5, 2, 0):
+        mask = torch.arange(5) < n
+        torch.testing.assert_close(chosen(x, mask)[0], x[:n].sum(0))
+    assert not played
+
+
+def test_memory_that_something_else_wrote_and_a_step_reads(played):
+    @tape.repeated
+    def through(x):
+        between = torch.empty_like(x)
+        with _disable_current_modes():
+            between.copy_(x)
+        return (between + 1,)
+
+    for _ in range(4):
+        x = torch.randn(7)
+        assert torch.equal(through(x)[0], x + 1)
+    assert not played
 
 
 def test_an_error_while_recording_is_raised_and_forgotten(played, monkeypatch):
