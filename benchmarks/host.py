@@ -124,6 +124,10 @@ def layers() -> dict[str, nn.Module]:
     def group() -> nn.Module:
         model = nn.Sequential(*(adapted("masm")[0] for _ in range(3)))
         MASMLinear.group(list(model))
+        for name in ("weight", "u", "s", "v", "bias", "mask"):  # where they lie on CUDA
+            tensors = [getattr(layer, name) for layer in model]
+            for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
+                t.data = part
         return Each(model)
 
     masm = adapted("masm")[0]
@@ -144,8 +148,8 @@ class Each(nn.Module):
         super().__init__()
         self.layers = layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.layers], -1)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x) for layer in self.layers]
 
 
 def measure(seconds: float, progress: bool) -> dict[str, dict[str, Any]]:
@@ -162,7 +166,8 @@ def measure(seconds: float, progress: bool) -> dict[str, dict[str, Any]]:
             try:
                 y = modules[name](x)
                 if backward:
-                    y.backward(y.detach())
+                    ys = y if isinstance(y, list) else [y]
+                    torch.autograd.backward(ys, [t.detach() for t in ys])
             finally:
                 tape._tapes = tapes
 

@@ -37,16 +37,15 @@ class LayerGroup:
     def __init__(self, layers: Sequence[MASMLinear]) -> None:
         self.layers = tuple(layers)
         self._x: Tensor | None = None
-        self._key: tuple = ()
-        self._outputs: dict[int, Tensor] = {}
+        self._outputs: dict[int, tuple[tuple, Tensor]] = {}  # by the layer's place: the state it was computed in, y
 
     def output(self, layer: MASMLinear, x: Tensor) -> Tensor:
         index = next(i for i, member in enumerate(self.layers) if member is layer)
-        key = self._state(x)
-        if self._x is not x or self._key != key or index not in self._outputs:
+        if self._x is not x or index not in self._outputs or self._outputs[index][0] != _state(layer, x):
             outputs = self._run(x)
-            self._x, self._key, self._outputs = x, key, dict(enumerate(outputs))
-        y = self._outputs.pop(index)
+            self._x = x
+            self._outputs = {i: (_state(own, x), y) for i, (own, y) in enumerate(zip(self.layers, outputs))}
+        _, y = self._outputs.pop(index)
         if not self._outputs:
             self._x = None
         return y
@@ -54,17 +53,6 @@ class LayerGroup:
     def holds(self, layer: MASMLinear) -> bool:
         """False for a copy of a member, as ``copy.copy`` and nn.DataParallel make: it runs on its own."""
         return any(member is layer for member in self.layers)
-
-    def _state(self, x: Tensor) -> tuple:
-        """What else an output depends on: x and the layers as they were, and the modes it was computed under."""
-        device = x.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if torch.compiler.is_compiling():  # cannot compare versions, nor ask for the inference mode
-            return torch.is_grad_enabled(), autocast
-        read = [x, *(t for layer in self.layers for t in (layer.weight, layer.u, layer.s, layer.v, layer.bias))]
-        # an inference tensor keeps no version
-        versions = tuple(None if t is None or t.is_inference() else t._version for t in read)
-        return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
 
     def _run(self, x: Tensor) -> list[Tensor]:
         layers = self.layers
@@ -98,12 +86,26 @@ class LayerGroup:
 
     def __getstate__(self) -> dict:
         """For copies and pickles: without the outputs that wait for a call."""
-        return {"layers": self.layers, "_x": None, "_key": (), "_outputs": {}}
+        return {"layers": self.layers, "_x": None, "_outputs": {}}
 
     def dissolve(self) -> None:
         for layer in self.layers:
             layer.layer_group = None
         self._x, self._outputs = None, {}
+
+
+def _state(layer: MASMLinear, x: Tensor) -> tuple:
+    """What else an output depends on: x and the layer as they were, and the modes it was computed under."""
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if torch.compiler.is_compiling():  # cannot compare versions, nor ask for the inference mode
+        return torch.is_grad_enabled(), autocast
+    # an inference tensor keeps no version
+    versions = [
+        None if t is None or t.is_inference() else t._version
+        for t in (x, layer.weight, layer.u, layer.s, layer.v, layer.bias)
+    ]
+    return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
 
 
 def check_group(layers: Sequence[MASMLinear]) -> None:

@@ -46,12 +46,11 @@ def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, n
 
 def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
     """Does one contiguous tensor begin where the one before it ends, in one storage? Then all can be read as one."""
-    first = tensors[0]
-    storage = first.untyped_storage().data_ptr()
+    start, offset, size = tensors[0].data_ptr(), tensors[0].storage_offset(), tensors[0].numel()
+    step = size * tensors[0].itemsize
+    # addresses and offsets that grow alike: one storage, which need not be asked for (it takes long)
     return all(
-        t.is_contiguous()
-        and t.untyped_storage().data_ptr() == storage
-        and t.storage_offset() == first.storage_offset() + i * first.numel()
+        t.is_contiguous() and t.data_ptr() == start + i * step and t.storage_offset() == offset + i * size
         for i, t in enumerate(tensors)
     )
 
