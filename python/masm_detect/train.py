@@ -16,8 +16,9 @@ import torch
 
 from .adapters import base_sha256, save_method
 from .config import ConfigError, TrainConfig, load_config, save_config, to_dict
+from .data.loading import Batches
 from .evaluate import score_samples
-from .loop import FitResult, class_weights, data_sha256, fit, task_loss
+from .loop import FitResult, class_weights, data_sha256, epoch_batches, fit, task_loss
 from .methods import Method, build_method, resolve
 from .metrics import evaluate_scores
 from .models.detector import Detector, load_detector
@@ -55,12 +56,13 @@ def train(config: TrainConfig) -> RunResult:
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
+    first_epoch = epoch_batches(len(train_set), config.optim.batch_size, runtime.seed, 0)
     method = build_method(
         config.method.name,
         detector,
         config.method,
         runtime.seed,
-        calibration=_calibration(train_set, config.optim.batch_size, device),
+        calibration=Batches(train_set, first_epoch, device, runtime.workers),  # read by static masks only
         calibration_loss=_calibration_loss,
         progress=runtime.progress,
     )
@@ -139,19 +141,6 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     ignored = ("out", "resume", *(f"runtime.{name}" for name in ("progress", "checkpoint_every", "threads", "workers")))
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
-
-
-def _calibration(dataset: Any, batch_size: int, device: torch.device) -> Any:
-    """Batches (images, labels) of the training data in order of epoch 0, for the static mask policy; made when asked
-    for.
-    """
-    from .loop import epoch_order
-
-    order = epoch_order(len(dataset), dataset.seed, 0)
-    for start in range(0, len(order), batch_size):
-        items = [dataset[index] for index in order[start : start + batch_size]]
-        images = torch.stack([item["image"] for item in items]).to(device)
-        yield images, torch.tensor([item["label"] for item in items], device=device)
 
 
 def _calibration_loss(detector: Detector, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
