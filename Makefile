@@ -67,10 +67,10 @@ $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,peers,test]"
 	@touch $@
 
-# A second Triton, that of common GPU images: kernels are proved on both. It wants an older numpy of its own.
+# A second Triton, that of common GPU images: kernels are proved on both.
 $(VENV)/triton-3.6/.installed: $(BIN)/python
 	@echo "== installing Triton 3.6 beside the pinned one"
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(@D) triton==3.6.0 numpy==2.3.5
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(@D) triton==3.6.0
 	@touch $@
 
 clean:

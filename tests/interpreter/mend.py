@@ -4,6 +4,7 @@
   casts round to nearest even and operands are widened to float32. (Arithmetic on bfloat16 stays wrong: no kernel here
   does any, and one that did would fail its test.)
 - tf32 products are computed in float32. Here their operands are rounded to tf32's 10 bits of mantissa.
+- Triton 3.6 turns arrays of one element into indices as numpy 2.4 no longer allows. Here as Triton 3.9 does.
 
 Import it after TRITON_INTERPRET=1 is set and before a kernel runs. The suite keeps a canary for both.
 """
@@ -55,6 +56,13 @@ def _mend() -> None:
         return dot(self, operand(a, precision), operand(b, precision), d, precision, imprecise)
 
     interpreter._convert_float, builder.create_dot = convert_float, create_dot
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 _mend()

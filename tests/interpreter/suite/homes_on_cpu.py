@@ -22,7 +22,7 @@ MODULES = {
 
 @contextmanager
 def triton_serves_the_cpu() -> Iterator[None]:
-    assert set(MODULES) == {op for (op, device), (kind, _) in HOMES.items() if device == "cuda" and kind == TRITON}
+    assert set(MODULES) >= {op for (op, device), (kind, _) in HOMES.items() if device == "cuda" and kind == TRITON}
     library = torch.library.Library("masm", "IMPL")
     for op, module in MODULES.items():
         library.impl(op, getattr(module, op), "CPU", allow_override=True)
