@@ -58,7 +58,7 @@ $(BIN)/python:
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 $(BIN)/.tools: $(BIN)/python constraints.txt
 	@echo "== installing torch and the build tools into $(VENV)"
-	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(PIP) numpy scikit-build-core cmake ninja
 	@touch $@
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ from masm_ext.ops.homes import HOMES, KEXT, SINGLE, TRITON
 
 H100 = Target(90, 132, "NVIDIA H100")
 CPU = torch.device("cpu")
+#: What torch says, once a process, when a kernel is put in the place of another; here that is meant.
+OVERRIDING = r"Warning only once for all operators,\s+other operators .*\s+Overriding a previously registered kernel"
 #: Rows of x (more than `single`'s and `stream`'s small forms serve), width, directions.
 M, WIDTH, R = 80, 64, 16
 PEERS = ("effort", "peft-lora")
@@ -92,7 +95,9 @@ def cuda_on_the_cpu() -> Iterator[StandInDriver]:
     for (op, device), (kind, file) in HOMES.items():
         if device == "cuda" and kind == TRITON:
             module = modules[Path(file).stem]
-            library.impl(op, getattr(module, op), "CPU", allow_override=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", OVERRIDING, UserWarning)
+                library.impl(op, getattr(module, op), "CPU", allow_override=True)
             module.target_of = lambda device: H100
     tuning.choose = lambda target, key, candidates, launch, folder=None: candidates[0]
     try:

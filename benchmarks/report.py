@@ -148,7 +148,10 @@ def _suite_tables(suite: str, cases: dict[str, Any], results: Results) -> Iterab
                 [_short(key), *("1" if p == floor else _ratio(e) for p, e in zip(providers, entries)), *trust]
             )
             absolutes.append([_short(key), *(_absolute(e, table["unit"]) for e in entries)])
-        yield f"**{measure}**, ratio over {floor}\n\n" + _table(["case", *providers, "rounds", "noise"], ratios)
+        title = f"**{measure.removesuffix(f' over {floor}')}**, ratio over {floor}"
+        if floor == "eager-loop":
+            title += ", which leaves out masked blocks: with 100% masked it does nothing, and the ratio says nothing"
+        yield f"{title}\n\n" + _table(["case", *providers, "rounds", "noise"], ratios)
         yield f"{measure}, itself\n\n" + _table(["case", *providers], absolutes)
     if suite in ("layer", "optimizer"):
         yield _share_of_ceiling(cases, results, BOTH if suite == "layer" else "step")

@@ -188,16 +188,26 @@ def _options(asked: argparse.Namespace) -> Options:
 def _summary(outcome: Outcome) -> str:
     parts = []
     for name, measure in outcome.measures.items():
-        ratios = {p: e["ratio"]["median"] for p, e in measure["providers"].items() if "ratio" in e}
-        ratios.pop(measure["floor"], None)
+        floor = measure["floor"]
+        ratios = {p: e["ratio"]["median"] for p, e in measure["providers"].items() if "ratio" in e and p != floor}
         if ratios:
-            parts.append(f"{name} over {measure['floor']}: " + " ".join(f"{p} {r:.2f}" for p, r in ratios.items()))
+            over = f"{name.removesuffix(f' over {floor}')} over {floor}"
+            if floor == "eager-loop" and outcome.case.values["masked"] == 1:
+                over += " (which does nothing here: every block is masked)"
+            parts.append(f"{over}: " + " ".join(f"{p} {r:.2f}" for p, r in ratios.items()))
     return "; ".join(parts) or "no ratio"
 
 
 def _notes(outcome: Outcome) -> list[str]:
+    """Providers without numbers, one line a reason."""
     kinds = (("REFUSED", outcome.refused), ("FAILED", outcome.failed), ("not here", outcome.unavailable))
-    return [f"{kind}: {name}: {reason}" for kind, notes in kinds for name, reason in notes.items()]
+    lines = []
+    for kind, notes in kinds:
+        names: dict[str, list[str]] = {}
+        for name, reason in notes.items():
+            names.setdefault(reason, []).append(name)
+        lines += [f"{kind}: {', '.join(who)}: {reason}" for reason, who in names.items()]
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:

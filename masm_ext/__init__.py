@@ -1,6 +1,6 @@
 """MASM: multi-artifact subspace fine-tuning with selective layer masks, as fused PyTorch operators.
 
-An interpretation of arXiv 2601.01041; see README, "What is ours".
+An interpretation of arXiv 2601.01041; see docs/method.md, "The method, and what is ours".
 """
 
 from .checkpoint import load_adapter, save_adapter

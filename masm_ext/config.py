@@ -12,7 +12,7 @@ POLICIES = ("bias_variance", "static", "none")
 @dataclass(frozen=True)
 class MASMConfig:
     """Every choice of the method, checked on construction. The formulas behind the fields are an interpretation of the
-    paper (arXiv 2601.01041), whose own values are not public; see README, "What is ours".
+    paper (arXiv 2601.01041), whose own values are not public; see docs/method.md, "The method, and what is ours".
 
     Decomposition
         target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 
-def write_data(folder: Path) -> Path:
+def write_data(folder: Path, seed: int = 0) -> Path:
     """`real/` and `fake-stripes/` in `folder`, 12 images of 28 px each: noise, and noise with stripes that can be
     learned."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for kind in ("real", "fake-stripes"):
         (folder / kind).mkdir(parents=True)
         for index in range(12):

@@ -5,40 +5,109 @@ line.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser
 
-from .config import EvalConfig, TrainConfig
 from .errors import UserError
+
+# What imports torch is imported in functions, inside the try of `main`: it takes a second, and Ctrl-C comes in it too.
 
 #: Exit code of a mistake that the user can mend.
 USER_ERROR = 2
+
+#: Settings that have moved, old name to new.
+MOVED = {"data.workers": "runtime.workers"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `masm` with `arguments` (default: those of the process); returns the exit code."""
     # An unknown model type or a missing chat template of transformers is not about us; its progress bars hide ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    parser, commands = _parser()
+    command = None
     try:
-        values = parser.parse_args(None if arguments is None else list(arguments))
-    except ArgumentError as error:
-        print(f"masm: error: {' '.join(str(error).split())} (see masm --help, masm <command> --help)", file=sys.stderr)
-        return USER_ERROR
-    command = values.subcommand
-    try:
-        commands[command](_instantiate(parser, values)[command])
-    except KeyboardInterrupt:
-        print("masm: interrupted; a training run goes on with --resume", file=sys.stderr)
+        parser, commands = _parser()
+        try:
+            values = parser.parse_args(None if arguments is None else list(arguments))
+        except ArgumentError as error:
+            print(f"masm: error: {_in_short(str(error))}", file=sys.stderr)
+            return USER_ERROR
+        command = values.subcommand
+        try:
+            commands[command](_instantiate(parser, values)[command])
+        except Exception as error:
+            if not isinstance(error, _user_errors()):
+                raise
+            print(f"masm {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return USER_ERROR
+    except BaseException as error:
+        # Some modules whose import is interrupted raise an error of their own, with the interrupt as its cause.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        what = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        hint = "; a training run goes on with --resume" if command == "train" else ""
+        print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return 130
-    except _user_errors() as error:
-        print(f"masm {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
     return 0
+
+
+def _in_short(message: str) -> str:
+    """What jsonargparse says of a wrong argument, in one line: of a type that is a union it tells all that it tried."""
+    message = _wrong_value(" ".join(message.split()))
+    hints = [f"{old} is now {new}" for old, new in MOVED.items() if old in message]
+    return f"{message} ({'; '.join(hints) or 'see masm --help, masm <command> --help'})"
+
+
+def _wrong_value(message: str) -> str:
+    part = re.fullmatch(r"""Parser key "(.+?)": .* Problem with given class_path \S+: (.*) - Expected a .*""", message)
+    if part:
+        return f"{part[1]}: {_wrong_value(part[2])}"
+    found = re.fullmatch(r"""Parser key "(.+?)": .*?(?:Subtypes: \[|Expected an? )(.*?)"""
+                         r"""(?:\] Errors: .*Given value|\. Got value): (.*)""", message)  # fmt: skip
+    if not found:
+        return message
+    key, types, value = found.groups()
+    # <class 'int'>, list[str] or typing.Literal['a', 'b']
+    names = [name.split(".")[-1] for name in re.findall(r"[\w.]+\[.*?\]|(?<=<class ')[\w.]+", types)]
+    allowed = " or ".join(re.sub(r"^Literal\[(.*)\]", r"one of \1", name) for name in names).replace("'", "")
+    return f"{key} is {value!r}; it must be {allowed.replace('NoneType', 'null')}"
+
+
+class _ConfigFile(ActionConfigFile):
+    """`--config`: a file with settings that the command lacks is refused by its name. jsonargparse would name the
+    setting alone, and die of a mapping where a list of words is meant.
+    """
+
+    def __call__(self, parser: ArgumentParser, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        import yaml
+
+        content = None
+        if os.path.isfile(values):  # it may also be YAML itself
+            with suppress(OSError, ValueError, yaml.YAMLError):  # jsonargparse says what is wrong
+                content = yaml.safe_load(Path(values).read_text())
+        if isinstance(content, dict) and (unknown := list(_unknown(content, parser.get_defaults().as_dict()))):
+            command = f"masm {parser.prog.split()[-1]}"
+            raise ArgumentError(
+                None, f"{values} is not a config of `{command}`, which has no setting {', '.join(unknown)}"
+            )
+        super().__call__(parser, cfg, values, option_string)
+
+
+def _unknown(content: dict[Any, Any], defaults: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of the settings in `content` that are not in `defaults`; a list has none."""
+    for key, value in content.items():
+        if key not in defaults:
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict) and isinstance(default := defaults[key], (dict, list)):
+            # jsonargparse keeps a class that may be null with its path
+            inner = {} if isinstance(default, list) else default.get("init_args", default)
+            yield from _unknown(value, inner, f"{prefix}{key}.")
 
 
 def _instantiate(parser: ArgumentParser, values: Any) -> Any:
@@ -52,11 +121,11 @@ def _instantiate(parser: ArgumentParser, values: Any) -> Any:
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
-    # Not exit_on_error: it prints the usage, 60 lines for train, in front of what was wrong.
+    # exit_on_error prints the usage, 60 lines for train, in front of what was wrong. allow_abbrev takes a mistyped name
+    # for another setting.
+    options = {"exit_on_error": False, "allow_abbrev": False}
     parser = ArgumentParser(
-        prog="masm",
-        description="Deepfake detection with multi-artifact subspace fine-tuning.",
-        exit_on_error=False,
+        prog="masm", description="Deepfake detection with multi-artifact subspace fine-tuning.", **options
     )
     subcommands = parser.add_subcommands(required=True, dest="subcommand")
     commands: dict[str, Callable[[Any], None]] = {}
@@ -67,7 +136,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
         ("eval", "score trained runs on data sets", _add_eval, _eval),
         ("demo", "train and compare three methods on embedded data, offline", _add_demo, _demo),
     ):
-        child = ArgumentParser(description=help_text[0].upper() + help_text[1:] + ".", exit_on_error=False)
+        child = ArgumentParser(description=help_text[0].upper() + help_text[1:] + ".", **options)
         add(child)
         subcommands.add_subcommand(name, child, help=help_text)
         commands[name] = run
@@ -75,7 +144,9 @@ def _parser() -> tuple[ArgumentParser, dict[str, Callable[[Any], None]]]:
 
 
 def _add_train(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    from .config import TrainConfig
+
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of the settings below")
     parser.add_class_arguments(TrainConfig, skip={"resume"})
     parser.add_argument(
         "--resume", action=ActionYesNo, nargs="?", default=False, help="go on with the interrupted run in --out"
@@ -83,7 +154,9 @@ def _add_train(parser: ArgumentParser) -> None:
 
 
 def _add_eval(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    from .config import EvalConfig
+
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("runs", nargs="+", type=str, help="run folders written by `masm train`")
     parser.add_argument(
         "--data",
@@ -98,10 +171,22 @@ def _add_eval(parser: ArgumentParser) -> None:
 def _add_prepare(parser: ArgumentParser) -> None:
     from .data.prepare import prepare
 
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of the settings below")
     parser.add_argument("source", type=str, help="folder with real/ and fake-<method>/")
     parser.add_argument("out", type=str, help="folder for the crops, the JSON and the report")
     parser.add_function_arguments(prepare, skip={"source", "out"})
+    for action in parser._actions:  # those that need no word in the docstring of prepare
+        action.help = _PREPARE_HELP.get(action.dest, action.help)
+
+
+_PREPARE_HELP = {
+    "dataset": "name of the data set, and of its JSON file",
+    "size": "side of a crop in pixels",
+    "scale": "size of a crop relative to the face, 1.3: a margin of 0.15 on each side",
+    "detector": "class of the face detector; null: MTCNN",
+    "split_seed": "seed that draws the shares in splits",
+    "progress": "show a progress bar",
+}
 
 
 def _add_demo(parser: ArgumentParser) -> None:
@@ -130,17 +215,22 @@ def _prepare(values: Any) -> None:
 
 
 def _train(values: Any) -> None:
-    from .report.tables import results_table, show, speed_line
+    from .config import TrainConfig
+    from .report.tables import masks_line, results_table, show, speed_line
     from .train import train
 
     options = {key: value for key, value in vars(values).items() if key != "config"}
-    result = train(TrainConfig(**options))
+    config = TrainConfig(**options)
+    result = train(config)
     show(results_table({result.method.name: result.metrics["source_validation"]}))
     print(speed_line(result.metrics))
+    if line := masks_line(result.metrics, config.method.masm):
+        print(line)
     print(f"source validation only; run folder: {result.folder}")
 
 
 def _eval(values: Any) -> None:
+    from .config import EvalConfig
     from .evaluate import evaluate
     from .report.tables import results_table, show
 

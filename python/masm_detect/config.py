@@ -1,4 +1,5 @@
 """What a run is told: plain frozen dataclasses, checked when made, read and overridden by jsonargparse (`cli.py`).
+Their docstrings are also what `masm <command> --help` says of each setting.
 
 Each part of the program takes the dataclass it needs and nothing takes all of them, except `train.train`, which is
 the run.
@@ -31,18 +32,31 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 class DataConfig:
     """Where the images are and how they are read.
 
-    `paths`: DeepfakeBench JSON files or folders with `real/` and `fake-<method>/`. `splits` reads only these splits
-    (null: all), e.g. ["train"] of a file whose "val" repeats the test videos. Samples that carry a split keep it; a
-    data set without a validation split gives `val_fraction` of its groups (videos, pairs, photographs) to validation,
-    chosen by `split_seed`. `methods` keeps only these forgery methods (all real samples stay). `root`, `prefix_map`,
-    `compression`, `label_map` and `missing` are those of `data.records.read_deepfakebench`, for JSON files.
-    `frames_per_video` keeps that many evenly spread frames of each video. `crop`, `normalize_first` (side, JPEG
-    quality) and `augment` (training only; null: none) are those of `data.images.ImageTransform`.
+    Attributes:
+        paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/: one, or a list [a, b]
+        methods: keep only these forgery methods (one, or a list), and all real samples; null: all
+        splits: read only these splits (one, or a list), e.g. train of a file whose val repeats the test videos; null:
+            all
+        root: for JSON files: the folder of relative frame paths; null: the folder of the file
+        prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
+            wins
+        compression: for JSON files: c23, c40, ... where the file has several; null: the only one that there is
+        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, before the names that are known; null:
+            these alone
+        missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
+        val_fraction: share of the groups (videos, pairs, photographs) that validates, in a data set without a
+            validation split; samples that carry a split keep it
+        split_seed: seed that chooses these groups
+        frames_per_video: keep so many evenly spread frames of each video; null: all
+        crop: resize the whole image, or cut out the center without resampling
+        normalize_first: [side, JPEG quality]: first resize and recompress every image alike, for sets whose classes
+            differ in size or format; null: do not
+        augment: random changes of the images in training; null: none
     """
 
-    paths: list[str] = field(default_factory=list)
-    methods: list[str] | None = None
-    splits: list[str] | None = None
+    paths: list[str] | str = field(default_factory=list)
+    methods: list[str] | str | None = None
+    splits: list[str] | str | None = None
     root: str | None = None
     prefix_map: dict[str, str] | None = None
     compression: str | None = None
@@ -56,6 +70,9 @@ class DataConfig:
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        for name in ("paths", "methods", "splits"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, [getattr(self, name)])
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2")
         _require(
             self.frames_per_video is None or self.frames_per_video >= 1,
@@ -67,7 +84,15 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The frozen backbone: a hub id, a local folder or `bundled:dinov2-small`."""
+    """The frozen backbone.
+
+    Attributes:
+        backbone: a hub id, a local folder in the layout of Hugging Face, or bundled:dinov2-small
+        image_size: input side in pixels, a multiple of the patch size; null: the model's own (224 for DINOv2)
+        pool: the feature of an image: cls (class token after the final norm), mean (of the patches), pooler (the
+            model's own head) or auto: cls, for SigLIP pooler, without a class token mean
+        local_files_only: download nothing
+    """
 
     backbone: str = "openai/clip-vit-large-patch14"
     image_size: int | None = None
@@ -86,7 +111,32 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MasmOptions:
-    """The fields of `masm_ext.MASMConfig` that a run may set; see there for their meaning."""
+    """The subspaces, losses and masks of masm, as in `masm_ext.MASMConfig`.
+
+    Attributes:
+        num_subspaces: K, the number of artifact subspaces of a layer
+        subspace_rank: rank of each subspace: one number, or a list of K; ignored where energy is given
+        energy: in (0, 1): the ranks of a layer are the least whose trailing singular directions hold this share of its
+            squared Frobenius norm, rounded up to a multiple of K; null: subspace_rank
+        partition: interleaved deals the trailing directions round robin, so that each subspace spans the same share of
+            the spectrum; contiguous cuts them in runs
+        orthogonality: coefficient of the loss that keeps the subspaces orthonormal, and apart from each other and from
+            the frozen part; 0: off
+        spectral_consistency: coefficient of the loss that keeps the norm of a layer and the singular values of its
+            subspaces; 0: off
+        mask_policy: which layers a subspace may update: bias_variance chooses anew as training goes, static once
+            before it, none leaves all free
+        mask_warmup: steps before the first selection, all blocks (one subspace of one layer each) active
+        mask_interval: steps between selections
+        mask_active_fraction: share of the layers that each subspace may update
+        mask_threshold: a block is active where bias^2 / (bias^2 + variance) of its gradient is above this; null: the
+            best mask_active_fraction are
+        mask_hysteresis: relative advantage of a block that is active already, so that masks do not flicker
+        mask_min_active: so many layers at least stay active for each subspace
+        mask_probe_interval: a masked block is unmasked again after so many steps, so that its statistics move; 0: never
+        mask_probe_steps: steps that such a block then stays unmasked
+        mask_calibration_batches: batches on which the static policy chooses
+    """
 
     num_subspaces: int = 3
     subspace_rank: int | list[int] = 4
@@ -108,11 +158,19 @@ class MasmOptions:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """How the backbone is adapted. A rate that is null takes the default of the method (`methods.DEFAULTS`).
+    """How the backbone is adapted.
 
-    `rank` is LoRA's r, or the number of trained singular directions of osf and effort; masm has its own ranks in
-    `masm`. `lr` is the rate of the adapter (of the whole backbone for "full"), `head_lr` that of the classifier,
-    `s_lr` that of the singular values in masm.
+    Attributes:
+        name: probe trains the classifier alone, full everything; the others adapt the layers in targets, masm-nomask
+            being masm without masks
+        targets: the linear layers that are adapted: those of the attention, or those of the MLPs too
+        rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
+            null: 8 for lora, 12 for osf, 1 for effort
+        lr: peak learning rate of the adapter (full: of the whole backbone); null: 0.005 for masm and masm-nomask,
+            3e-05 for full, 0.001 for the others
+        s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.05
+        head_lr: peak learning rate of the classifier; null: 0.003 for probe, 0.001 for the others
+        weight_decay: weight decay of AdamW; null: 0.01
     """
 
     name: MethodName = "masm"
@@ -139,8 +197,16 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The schedule: one-cycle, a linear rise over `warmup` of all steps, then a cosine fall to `final` of the peak
-    rate.
+    """The schedule: one-cycle, a linear rise of the rates, then a cosine fall.
+
+    Attributes:
+        epochs: passes over the training images
+        batch_size: images in a step
+        warmup: share of all steps in which the rates rise
+        final: share of the peak rates to which they fall
+        grad_clip: largest norm of the gradient of all weights together; null: not clipped
+        class_balance: weigh real and fake images in the loss inversely to their number
+        select: keep the weights of the epoch with the best AUC on validation, or those of the last one
     """
 
     epochs: int = 3
@@ -166,9 +232,19 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """The machine's side of a run. `precision: auto` is bf16 autocast where the device has it natively, else fp32.
-    `workers` processes read the images (0: the process that trains; null: 0 on the CPU, else one less than there are
-    cores, at most 16); no result depends on them.
+    """The machine's side of a run.
+
+    Attributes:
+        device: cpu, cuda, or one of several GPUs: cuda:0, cuda:1, ...
+        precision: bf16 (autocast), fp32, or auto: bf16 where the device has it natively, else fp32
+        threads: threads of torch on the CPU; null: as torch has it
+        workers: processes that read the images; 0: the process that trains; null: 0 on the CPU, on CUDA one less than
+            the usable cores, at most 16; no result depends on it
+        seed: seed of all that is random in a run: new weights, order and augmentation of the images; in scoring, the
+            bootstrap
+        eval_batch_size: images in a batch of validation or scoring
+        checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
+        progress: show progress bars
     """
 
     device: str = "cpu"
@@ -199,7 +275,12 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: everything that its weights depend on, and the folder it writes to."""
+    """A training run: everything that its weights depend on, and the folder it writes to.
+
+    Attributes:
+        out: the run folder to write
+        resume: go on with the interrupted run in out
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -215,8 +296,24 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Scores trained runs on data sets. `runs`: run folders; `split`: read this split only, e.g. test; the options of
-    the data are those of `DataConfig`.
+    """Scores trained runs on data sets.
+
+    Attributes:
+        runs: run folders written by `masm train`
+        paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
+        out: the folder to write
+        split: read this split only, e.g. test; null: all
+        root: for JSON files: the folder of relative frame paths; null: the folder of the file
+        prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
+            wins
+        compression: for JSON files: c23, c40, ... where the file has several; null: the only one that there is
+        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, before the names that are known; null:
+            these alone
+        missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
+        frames_per_video: keep so many evenly spread frames of each video; null: all
+        n_bootstrap: resamples of the 95 percent intervals; 0: no intervals
+        protocol: what a video is in the metrics of videos: correct keeps videos of several methods apart, dfb-compat
+            merges those of one name, as DeepfakeBench's code does
     """
 
     runs: list[str] = field(default_factory=list)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .adapters import load_method
 from .config import ConfigError, EvalConfig, TrainConfig, load_config, to_dict
+from .data.contents import fingerprints
 from .data.images import FrameDataset
 from .data.loading import Batches, in_order
 from .data.records import DatasetError, Sample, check_samples, limit_frames
@@ -78,8 +79,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     device = set_up(config.runtime)
     samples = _samples(config)
     results: dict[str, Any] = {}
+    files: list[str] = []
     for folder in config.runs:
         run, detector = load_run(folder, device)
+        files = files or fingerprints(samples, config.runtime.progress)
         dataset = frame_dataset(samples, detector.backbone, run.data)
         scores = score_samples(
             detector,
@@ -95,7 +98,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         name = _unique(Path(folder).resolve().name, results)
         results[name] = {
             "method": run.method.name,
-            "seen_in_training": seen_in_training(Path(folder), samples),
+            "seen_in_training": seen_in_training(Path(folder), samples, files),
             **metrics,
         }
     out = Path(config.out)

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -38,6 +40,10 @@ from .models.detector import Detector
 from .results import finite, write_text
 from .runtime import autocast, choose_attention, resolve_precision
 from .step_losses import StepLoss, StepLosses
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted after a step whose checkpoint is written."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -193,8 +199,9 @@ def fit(
     """Train `detector` by `method` on `train_set`, watching `val_set` (source validation, nothing else is ever
     looked at).
 
-    With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. At the
-    end the detector holds the weights of the best validation epoch, or of the last one if `optim.select` is "last".
+    With `folder`, writes `history.jsonl` and checkpoints under `last/`; with `resume`, goes on from there. Ctrl-C ends
+    it after the step at hand with a checkpoint (`Interrupted`), a second one at once. At the end the detector holds the
+    weights of the best validation epoch, or of the last one if `optim.select` is "last".
     """
     device = next(detector.parameters()).device
     precision = resolve_precision(runtime.precision, device)
@@ -211,14 +218,14 @@ def fit(
         write_history(folder, history)
 
     bar = tqdm(
-        total=total * optim.batch_size,
-        initial=position.step * optim.batch_size,
+        total=len(train_set) * optim.epochs,
+        initial=len(train_set) * position.epoch + position.batch * optim.batch_size,
         unit="img",
         desc=method.name,
         disable=not runtime.progress,
         smoothing=0.1,
     )
-    with bar:
+    with bar, _CtrlC(wait=folder is not None) as ctrl_c:
         while position.epoch < optim.epochs:
             train_set.set_epoch(position.epoch)
             detector.train()
@@ -244,12 +251,13 @@ def fit(
                 position.batch += 1
                 position.step += 1
                 bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
-                bar.update(optim.batch_size)
+                bar.update(len(labels))
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
-                if folder is not None and due and position.batch < steps_per_epoch:
+                if folder is not None and (due or ctrl_c.pressed) and position.batch < steps_per_epoch:
                     position.add(losses.drain(), method)
                     clock.read()
                     _save(folder, detector, method, conditions, position, best, history)
+                    ctrl_c.raise_if_pressed(position.step)
             position.add(losses.drain(), method)
             clock.read()
 
@@ -267,6 +275,7 @@ def fit(
             if folder is not None:
                 _save(folder, detector, method, conditions, position, best, history)
                 write_history(folder, history)
+            ctrl_c.raise_if_pressed(position.step)
 
     if optim.select == "best":
         checkpoint.load_trainable_state(detector, best.weights)
@@ -301,6 +310,37 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write `history.jsonl`, one epoch a line, atomically; a number that is not finite becomes null."""
     lines = [json.dumps(finite(entry), allow_nan=False) + "\n" for entry in history]
     write_text(folder / "history.jsonl", "".join(lines))
+
+
+class _CtrlC:
+    """Inside, the first Ctrl-C is noted only (if `wait`, and in the main thread, which alone hears it); a second one
+    raises KeyboardInterrupt as ever.
+    """
+
+    def __init__(self, wait: bool) -> None:
+        self.pressed = False
+        self._before: Any = None
+        self._wait = wait and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> _CtrlC:
+        if self._wait:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wait:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+        # not print: a handler may come in the middle of one
+        os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+
+    def raise_if_pressed(self, step: int) -> None:
+        if self.pressed:
+            raise Interrupted(f"interrupted after step {step}, whose checkpoint is written")
 
 
 class _Clock:

@@ -164,24 +164,30 @@ def frame_dataset(
     return FrameDataset(samples, transform, seed=seed, images=images)
 
 
-def write_groups(folder: Path, train: Sequence[Sample], val: Sequence[Sample]) -> None:
-    """Write `groups.json` to a run folder: the names of the groups that it trains on and is validated on."""
+def write_groups(folder: Path, train: Sequence[Sample], val: Sequence[Sample], train_files: Sequence[str]) -> None:
+    """Write `groups.json` to a run folder: the names of the groups that it trains on and is validated on, and the
+    fingerprints (`data.contents`) of the files that it trains on.
+    """
     content = {name: sorted({s.group for s in part}) for name, part in (("train", train), ("val", val))}
-    write_json(folder / "groups.json", content)
+    write_json(folder / "groups.json", content | {"train_files": sorted(set(train_files))})
 
 
-def seen_in_training(folder: Path, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """How many of the groups and images of `samples` the run of `folder` was trained on, by the groups' names:
-    {"groups", "of_groups", "samples", "of_samples"}; None if the folder does not say (no `groups.json`).
+def seen_in_training(folder: Path, samples: Sequence[Sample], files: Sequence[str]) -> dict[str, Any] | None:
+    """How much of `samples`, whose files have the fingerprints `files`, the run of `folder` was trained on:
+    {"groups", "of_groups", "samples", "of_samples", "files"}. Groups, and the samples in them, are told by their names
+    (data set/group), `files` (samples; None for a run that did not note it) by what they hold. None if the folder does
+    not say (no `groups.json`).
     """
     path = Path(folder) / "groups.json"
     if not path.is_file():
         return None
-    trained = set(read_json(path)["train"])
+    content = read_json(path)
+    trained, trained_files = set(content["train"]), content.get("train_files")
     groups = {sample.group for sample in samples}
     return {
         "groups": len(groups & trained),
         "of_groups": len(groups),
         "samples": sum(sample.group in trained for sample in samples),
         "of_samples": len(samples),
+        "files": None if trained_files is None else sum(map(set(trained_files).__contains__, files)),
     }

@@ -16,9 +16,10 @@ import torch
 
 from .adapters import base_sha256, save_method
 from .config import ConfigError, TrainConfig, load_config, save_config, to_dict
+from .data.contents import fingerprints
 from .data.loading import Batches
 from .evaluate import score_samples
-from .loop import FitResult, class_weights, data_sha256, epoch_batches, fit, task_loss
+from .loop import FitResult, class_weights, epoch_batches, fit, task_loss
 from .methods import Method, build_method, resolve
 from .metrics import evaluate_scores
 from .models.detector import Detector, load_detector
@@ -51,6 +52,10 @@ def train(config: TrainConfig) -> RunResult:
     runtime = config.runtime
     device = set_up(runtime)
     train_samples, val_samples = source_splits(config.data)
+    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
+    resume = started and (folder / "last" / "state.json").is_file()
+    if not resume:  # a damaged file is found now, not hours into an epoch
+        files = fingerprints([*train_samples, *val_samples], runtime.progress)
 
     detector = load_detector(config.model).to(device)
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
@@ -66,12 +71,9 @@ def train(config: TrainConfig) -> RunResult:
         calibration_loss=_calibration_loss,
         progress=runtime.progress,
     )
-    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
-    resume = started and (folder / "last" / "state.json").is_file()
     if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
-        write_groups(folder, train_samples, val_samples)
-        data_sha256(train_set, val_set)  # every file is there, none is empty
+        write_groups(folder, train_samples, val_samples, files[: len(train_samples)])
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(runtime.device))
     result = fit(

@@ -53,6 +53,19 @@ def test_report_from_a_made_result(tmp_path, capsys):
     assert report.main([str(file)]) == 2 and "not a result" in capsys.readouterr().err
 
 
+def test_the_eager_loop_is_named_once_with_what_it_leaves_out():
+    import bench
+    import report
+    from cases import Case
+
+    outcome = bench.Outcome(Case("optimizer", "100% masked", "float32", "torch-fused", {"masked": 1.0}))
+    loop = bench.statistics({"eager-loop": [0.5], "masm": [1.0]}, "eager-loop")
+    outcome.add("step over eager-loop", loop, floor="eager-loop")
+    results = made()
+    results["cases"] = json.loads(json.dumps({outcome.case.key: outcome.to_dict() | {"launch": 0}}))
+    assert "**step**, ratio over eager-loop, which leaves out masked blocks" in report.markdown(results)
+
+
 def test_compare_finds_what_moved_and_ignores_noise(tmp_path, capsys):
     import compare
     import run

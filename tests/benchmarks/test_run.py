@@ -92,6 +92,24 @@ def test_a_run_stops_in_time(tmp_path, capsys):
     assert len(json.loads(out.read_text())["cases"]) == 3
 
 
+def test_a_line_says_what_a_ratio_is_over_and_a_reason_once():
+    import bench
+    import run
+    from cases import Case
+
+    for share, over in ((0.5, "step over eager-loop:"), (1.0, "every block is masked):")):
+        case = Case("optimizer", f"{share:.0%} masked", "float32", "torch-fused", {"masked": share})
+        outcome = bench.Outcome(case, unavailable={"a": "needs x", "b": "needs y", "c": "needs x"})
+        outcome.add("step", bench.statistics({"torch-fused": [2.0], "masm": [1.0]}, "torch-fused"))
+        loop = bench.statistics({"eager-loop": [0.5], "masm": [1.0]}, "eager-loop")
+        outcome.add("step over eager-loop", loop, floor="eager-loop")
+        first, second = run._summary(outcome).split("; ")
+        assert first == "step over torch-fused: masm 0.50"
+        assert second.startswith("step over eager-loop") and second.count("eager-loop") == 1
+        assert second.endswith(f"{over} masm 2.00")
+        assert run._notes(outcome) == ["not here: a, c: needs x", "not here: b: needs y"]
+
+
 def test_unknown_names_are_refused(capsys):
     import run
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 
 import cv2
 import pytest
+from masm_detect import cli
 from masm_detect.cli import USER_ERROR, main
+from masm_detect.methods import DEFAULTS
 
 
 def train_arguments(data, backbone, out) -> list[str]:
@@ -35,11 +40,11 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
     assert main(["eval", f"{tmp_path}/probe", f"{tmp_path}/masm", "--data", str(tiny_data), *options]) == 0
     out = capsys.readouterr().out
     assert "probe" in out and "masm" in out and "AUC" in out
-    assert out.count("WARNING") == 2 and "trained on 10 of these 12 groups (20 of 24 images)" in " ".join(out.split())
+    assert out.count("WARNING") == 2 and "trained on 20 of these 24 images" in " ".join(out.split())
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert set(results["runs"]) == {"probe", "masm"}
     assert results["runs"]["masm"]["datasets"]["data"]["methods"]["stripes"]["n_fake"] == 12
-    seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24}
+    seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24, "files": 20}
     assert all(run["seen_in_training"] == seen for run in results["runs"].values())
     assert (tmp_path / "eval" / "auc.png").read_bytes().startswith(b"\x89PNG")
 
@@ -169,6 +174,145 @@ def test_usage_errors(arguments, capsys):
     assert main(arguments) == USER_ERROR
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and "error:" in err
+
+
+def options_of(command: str, capsys) -> dict[str, str]:
+    """The options that `masm <command> --help` lists, each with its meaning."""
+    assert code_of([command, "--help"]) == 0
+    listed = capsys.readouterr().out.split("\noptions:\n")[1]
+    # A name and its forms, two spaces or a new line, the meaning; (type: ..., default: ...) ends it.
+    entries = re.findall(r"^  (--[\w.]+)[^\n]*?(?:  +|\n {24})(?=\S)(.*?)(?=\n\n|\n  -|\Z)", listed, re.M | re.S)
+    return {option: re.sub(r"\((?:required, )?type:.*", "", " ".join(text.split())) for option, text in entries}
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "prepare", "demo"])
+def test_help_says_what_each_option_means(capsys, command):
+    options = options_of(command, capsys)
+    assert len(options) > {"train": 50, "eval": 20, "prepare": 8, "demo": 2}[command]
+    assert [option for option, text in options.items() if not text] == []
+
+
+def test_help_is_true_to_the_code(capsys):
+    options = options_of("train", capsys)
+    workers = options["--runtime.workers"]
+    for part in (
+        "processes that read the images; 0: the process that trains",
+        "null: 0 on the CPU, on CUDA one less than the usable cores, at most 16; no result depends on it",
+    ):
+        assert part in workers
+    for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank"):
+        stated = set(re.findall(r"\d[\d.e-]*", options[f"--method.{name}"].split("null:")[1]))
+        used = {f"{getattr(rates, name):g}" for rates in DEFAULTS.values() if getattr(rates, name) is not None}
+        assert stated == used, name
+
+
+TRAINING = "data: {paths: [faces]}\nmodel: {image_size: 224}\nmethod: {name: masm}\noptim: {epochs: 3}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "lacks"),
+    [
+        (["eval", "runs/a"], TRAINING, "data.paths, model, method, optim"),
+        (["eval", "runs/a"], "data: {paths: [faces]}", "data.paths"),
+        (["eval", "runs/a"], "{split: test, runtime: {worker: 2}}", "runtime.worker"),
+        (["train"], "{data: {path: [faces]}, split: test}", "data.path, split"),
+        (["train"], "data: {augment: {jpg: 1}}", "data.augment.jpg"),
+        (["prepare", "a", "b"], "{dataset: x, optim: {epochs: 3}}", "optim"),
+    ],
+)
+def test_config_of_another_command_is_named(tmp_path, capsys, command, text, lacks):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main([*command, "--config", str(config)]) == USER_ERROR
+    message = f"masm: error: {config} is not a config of `masm {command[0]}`, which has no setting {lacks} (see"
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["eval", "runs/none"], ["prepare", "/nowhere/at/all", "out", "--dataset=x"]]
+)
+def test_printed_config_is_read(tmp_path, capsys, command):
+    assert code_of([*command, "--print_config"]) == 0
+    config = tmp_path / "printed.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert main([*command, "--config", str(config)]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "is not a folder" if command[0] == "prepare" else "no data given")
+
+
+def test_moved_setting_is_named(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {paths: [faces], workers: 2}")
+    for arguments in (["--data.workers", "2"], ["--data.workers=2"], ["--config", str(config)]):
+        assert main(["train", *arguments]) == USER_ERROR
+        err = capsys.readouterr().err
+        assert err.endswith("(data.workers is now runtime.workers)\n")
+        assert_one_line(err, "data.workers")
+
+
+def test_one_word_is_a_list_of_one(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {paths: /nowhere/faces}")
+    for arguments in (
+        ["--data.paths", "/nowhere/faces"],
+        ["--data.paths=[/nowhere/faces]"],
+        ["--data.paths+", "/nowhere/faces"],
+        ["--config", str(config)],
+    ):
+        assert main(["train", *arguments]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, "masm train: error: /nowhere/faces: there is no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--runtime.workers=two", "runtime.workers is 'two'; it must be int or null"),
+        ("--method.lr=fast", "method.lr is 'fast'; it must be float or null"),
+        ("--method.masm.subspace_rank=x", "method.masm.subspace_rank is 'x'; it must be int or list[int]"),
+        ("--optim.epochs=three", "optim.epochs is 'three'; it must be int"),
+        ("--optim.select=first", "optim.select is 'first'; it must be one of best, last"),
+        ("--data.augment.jpeg=much", "data.augment: jpeg is 'much'; it must be float"),
+        ("--data.augment.jpg=1", "data.augment: Option 'jpg' is not accepted"),
+    ],
+)
+def test_wrong_type_is_short(capsys, argument, message):
+    assert main(["train", argument]) == USER_ERROR
+    assert capsys.readouterr().err == f"masm: error: {message} (see masm --help, masm <command> --help)\n"
+
+
+@pytest.mark.parametrize("arguments", ["train --optim.epoch 1", "train --res", "eval runs/a --spl test"])
+def test_names_are_not_abbreviated(capsys, arguments):
+    assert main(arguments.split()) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "unrecognized arguments: --")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_import() -> None:
+    try:
+        interrupt()
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    for name in ("_train", "_eval"):
+        monkeypatch.setattr(cli, name, interrupt)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "masm: interrupted; a training run goes on with --resume\n"
+    assert main(["eval", "runs/a"]) == 130
+    assert capsys.readouterr().err == "masm: interrupted\n"
+    for stop in (interrupt, interrupt_import):  # before the arguments are read
+        monkeypatch.setattr(cli, "_parser", stop)
+        assert main(["train"]) == 130
+        assert capsys.readouterr().err == "masm: interrupted\n"
+
+
+def test_nothing_slow_is_imported_before_ctrl_c_is_heard():
+    code = "import sys, masm_detect.cli; sys.exit(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)) or 0)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def code_of(arguments: list[str]) -> int:

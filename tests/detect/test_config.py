@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+
 import pytest
 from masm_detect.config import (
     ConfigError,
     DataConfig,
     MasmOptions,
     MethodConfig,
+    ModelConfig,
     OptimConfig,
     RuntimeConfig,
     TrainConfig,
@@ -24,6 +28,19 @@ def test_round_trip(tmp_path):
     )
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_one_word_is_a_list_of_one(tmp_path):
+    config = DataConfig(paths="a", methods="x", splits="train")
+    assert config == DataConfig(paths=["a"], methods=["x"], splits=["train"])
+    (tmp_path / "config.yaml").write_text("data: {paths: a, methods: x, splits: null}")
+    assert load_config(tmp_path / "config.yaml").data == DataConfig(paths=["a"], methods=["x"])
+
+
+@pytest.mark.parametrize("kind", [DataConfig, ModelConfig, MasmOptions, MethodConfig, OptimConfig, RuntimeConfig])
+def test_every_field_is_explained(kind):
+    explained = re.findall(r"^        (\w+): \S", kind.__doc__.split("Attributes:")[1], re.MULTILINE)
+    assert explained == [field.name for field in fields(kind) if field.name != "masm"]
 
 
 @pytest.mark.parametrize("text", ["{data: {paths: [a], workers: 3}}", "{data: {paths: [a]}}"])

@@ -56,7 +56,7 @@ def test_tables_and_cells(result):
     assert table.row_count == 3 and table.caption is None
     seen = {"groups": 2, "of_groups": 9, "samples": 4, "of_samples": 20}
     warned = results_table({"run": {**result, "seen_in_training": seen}})
-    assert "run was trained on 2 of these 9 groups" in warned.caption
+    assert "2 of these 9 groups" in warned.caption and "not those of unseen data" in warned.caption
     alone = {**result, "datasets": {"reals": {"all": result["datasets"]["set"]["all"], "methods": {}}}}
     assert results_table({"run": alone}).row_count == 1  # no data set vanishes
 

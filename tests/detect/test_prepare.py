@@ -146,6 +146,13 @@ def test_no_face_anywhere(tmp_path):
     with pytest.raises(PrepareError, match="no face was found in any of the 1 videos"):
         run(tmp_path / "source", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "coverage.json").read_text())["lost_videos"][0]["reason"] == "no face"
+    write_image(tmp_path / "images" / "real" / "a.png", level=0)
+    write_image(tmp_path / "images" / "fake-x" / "b.png", level=0)
+    with pytest.raises(PrepareError, match="in any of the 2 images;"):
+        run(tmp_path / "images", tmp_path / "out2")
+    write_video(tmp_path / "images" / "real" / "c.avi", 3, dark=range(3))
+    with pytest.raises(PrepareError, match="in any of the 3 videos and images;"):
+        run(tmp_path / "images", tmp_path / "out3")
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.05])

@@ -95,6 +95,42 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_data, tiny_backbone, tmp_p
         assert resumed.fit.mask_history == whole.fit.mask_history != []
 
 
+def press_ctrl_c_at(step: int, monkeypatch, times: int = 1) -> None:
+    """The user presses Ctrl-C while update number `step` is made."""
+    real, calls = loop.train_step, iter(range(10**6))
+
+    def pressing(*arguments, **options):
+        for _ in range(times if next(calls) == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", pressing)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [0, 6, 9])  # the first, in the middle, and the last of an epoch
+def test_ctrl_c_ends_with_a_checkpoint(tiny_data, tiny_backbone, tmp_path, monkeypatch, capfd, step, workers):
+    train(run_config(tiny_data, tiny_backbone, tmp_path / "whole", "probe"))
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "stopped", "probe")
+    config = replace(config, runtime=replace(config.runtime, checkpoint_every=0, workers=workers))
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match=f"after step {step + 1}, whose"):
+        press_ctrl_c_at(step, patch)
+        train(config)
+    assert signal.getsignal(signal.SIGINT) is before and "Ctrl-C again" in capfd.readouterr().err
+    assert checkpoint.load(tmp_path / "stopped" / "last")["position"]["step"] == step + 1
+    train(replace(config, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    press_ctrl_c_at(3, monkeypatch, times=2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
+    assert caught.type is KeyboardInterrupt
+    assert checkpoint.load(tmp_path / "run" / "last")["position"]["step"] == 2
+
+
 class OneStepLate(StepLosses):
     """Losses that arrive as they do on a GPU."""
 

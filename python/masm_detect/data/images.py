@@ -27,11 +27,20 @@ class TransformError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation; each probability is per image, 0 = off. Ranges are [low, high], drawn uniformly.
+    """Training augmentation. Probabilities are per image, 0: off; ranges are [low, high], drawn uniformly.
 
-    flip: mirror left-right. jpeg: recompress at a quality of `jpeg_quality`. blur: Gaussian, sigma of `blur_sigma` px.
-    brightness_contrast: pixels * (1 + c) + 255 b with b, c of +-`brightness_contrast_limit`. noise: Gaussian of
-    standard deviation `noise_sigma` (0..255). downscale: resize by a factor of `downscale_factor` and back.
+    Attributes:
+        flip: probability of mirroring left-right
+        jpeg: probability of a JPEG recompression
+        jpeg_quality: range of its quality, 1 to 100
+        blur: probability of a Gaussian blur
+        blur_sigma: range of its sigma in pixels
+        brightness_contrast: probability of pixels * (1 + c) + 255 b
+        brightness_contrast_limit: b and c are drawn from plus and minus this
+        noise: probability of Gaussian noise
+        noise_sigma: range of its standard deviation, of 0 to 255
+        downscale: probability of resizing to less and back
+        downscale_factor: range of the factor
     """
 
     flip: float = 0.5
@@ -89,10 +98,7 @@ class ImageTransform:
 def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     """Encoded bytes -> RGB uint8 [H, W, 3]. UnreadableImage if empty, truncated or no image, with `name` in it."""
     data = bytes(data)
-    if not data:
-        raise UnreadableImage(f"{name} is empty (0 bytes)")
-    if _is_truncated(data):
-        raise UnreadableImage(f"{name} is truncated: it ends before the image does ({len(data)} bytes)")
+    check_whole(data, name)
     if data.startswith(_BY_PILLOW) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
         return _decode_by_pillow(data, name)
     try:
@@ -102,6 +108,16 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     if bgr is None:
         raise UnreadableImage(f"{name} is not an image that OpenCV can decode ({len(data)} bytes)")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def check_whole(data: bytes, name: str) -> None:
+    """UnreadableImage for what can be seen to be damaged without decoding it: nothing at all, or an end that lacks."""
+    if not data:
+        raise UnreadableImage(f"{name} is empty (0 bytes): replace or remove it")
+    if _is_truncated(data):
+        raise UnreadableImage(
+            f"{name} is truncated: it ends before the image does ({len(data)} bytes); replace or remove it"
+        )
 
 
 # TIFF (two byte orders and BigTIFF) and BMP, beside WebP: OpenCV gives half of a damaged one and says nothing.
@@ -123,11 +139,15 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
 
 def read_image(path: str | Path) -> np.ndarray:
     """Image file -> RGB uint8 [H, W, 3]; UnreadableImage names the file."""
+    return decode_image(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """What a file holds; UnreadableImage names it."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImage(f"{path} cannot be read ({error.strerror or error})") from error
-    return decode_image(data, str(path))
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int) -> np.ndarray:

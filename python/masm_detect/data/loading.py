@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -123,6 +124,7 @@ def _collate(items: list[dict] | UserError) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains, which ends the workers
     # The workers are the threads: OpenCV's own would fight with them, and its pool does not survive a fork. 0, not 1:
     # 1 waits for the end of threads that are not here.
     cv2.setNumThreads(0)

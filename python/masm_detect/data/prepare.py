@@ -91,6 +91,10 @@ class _Source:
         return self.files[0].suffix.lower() in VIDEO_SUFFIXES
 
     @property
+    def kind(self) -> str:
+        return "images" if len(self.files) == 1 and not self.is_video else "videos"
+
+    @property
     def key(self) -> str:
         return f"{self.folder}/{self.name}"
 
@@ -343,8 +347,9 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[_Source]
         report.coverage_path, asdict(replace(report, json_path=f"{dataset}.json", coverage_path="coverage.json"))
     )
     if not samples:
+        kinds = " and ".join(sorted({video.kind for video in videos}, reverse=True))
         raise PrepareError(
-            f"no face was found in any of the {len(videos)} videos; the reasons are in {report.coverage_path}"
+            f"no face was found in any of the {len(videos)} {kinds}; the reasons are in {report.coverage_path}"
         )
     write_deepfakebench(samples, report.json_path)
     return report

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from masm_ext.files import write_atomically
 
@@ -37,7 +40,7 @@ def save_figure(figure: Figure, path: Path | str, dpi: int = 120) -> Path:
 def plot_history(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """Losses and source-validation AUC by epoch, from the entries of `history.jsonl`."""
     figure, ((losses, auc),) = new_figure(1, 2, (9, 3.5))
-    epochs = [entry["epoch"] + 1 for entry in history]
+    epochs = [entry["epoch"] for entry in history]
     losses.plot(epochs, [entry["train_loss"] for entry in history], marker="o", label="train")
     losses.plot(epochs, [entry["val_loss"] for entry in history], marker="o", label="source validation")
     if any(entry["penalty"] for entry in history):
@@ -59,19 +62,20 @@ def plot_drift(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     figure, ((axes,),) = new_figure(size=(4 + 0.4 * len(history), 2 + 0.13 * len(layers)))
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="||dW|| / ||W||")
-    axes.set(xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] + 1 for entry in history])
+    axes.set(xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] for entry in history])
     _label_layers(axes, layers)
     return save_figure(figure, path)
 
 
 def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str], path: Path | str) -> Path:
-    """Evolution of the layer masks, one panel a subspace: layers by mask updates, 1 = trained."""
+    """Evolution of the layer masks, one panel a subspace: layers by mask updates, green where a block learns."""
     masks = np.array([entry["mask"] for entry in mask_history], dtype=float)  # [updates, L, K]
     steps = [entry["step"] for entry in mask_history]
     subspaces = masks.shape[2]
-    figure, (panels,) = new_figure(1, subspaces, (2.5 + 2.6 * subspaces, 2 + 0.13 * len(layers)))
+    figure, (panels,) = new_figure(1, subspaces, (2.5 + 2.6 * subspaces, 2.3 + 0.13 * len(layers)))
+    colors = colormaps["Greens"]
     for k, axes in enumerate(panels):
-        axes.imshow(masks[:, :, k].T, aspect="auto", cmap="Greens", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(masks[:, :, k].T, aspect="auto", cmap=colors, vmin=0, vmax=1, interpolation="nearest")
         ticks = np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).round().astype(int))
         axes.set(
             title=f"subspace {k + 1}",
@@ -83,6 +87,9 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
             _label_layers(axes, layers)
         else:
             axes.set_yticks([])
+    states = (("active (learns)", 1.0), ("masked", 0.0))
+    patches = [Patch(facecolor=colors(value), edgecolor="grey", label=label) for label, value in states]
+    figure.legend(handles=patches, loc="outside upper right", ncols=2, fontsize="small", frameon=False)
     return save_figure(figure, path)
 
 
@@ -97,11 +104,13 @@ def plot_auc_bars(
     interval.
 
     Categories in `unseen` are marked as such. A value of None (not defined for these samples) leaves its place empty.
+    The axis begins at 0.3, or below the lowest value or whisker. Names that would overlap stand at an angle.
     """
     series = list(table)
     categories = list(dict.fromkeys(category for values in table.values() for category in values))
     figure, ((axes,),) = new_figure(size=(max(6.0, 1.5 + 0.28 * len(series) * len(categories)), 4.2))
     width = 0.8 / max(1, len(series))
+    lowest = 1.0
     for index, name in enumerate(series):
         for place, category in enumerate(categories):
             auc, low, high = table[name].get(category, (None, None, None))
@@ -110,13 +119,20 @@ def plot_auc_bars(
             x = place + (index - (len(series) - 1) / 2) * width
             label = name if not any(text == name for text in axes.get_legend_handles_labels()[1]) else None
             axes.bar(x, auc, width * 0.92, color=f"C{index}", label=label)
+            lowest = min(lowest, auc)
             if low is not None and high is not None:
                 axes.vlines(x, low, high, color="black", linewidth=1)
+                lowest = min(lowest, low)
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(ylabel="AUC", ylim=(0.3, 1.02), title=title)
+    axes.set(ylabel="AUC", ylim=(max(0.0, min(0.3, lowest - 0.05)), 1.02), title=title)
     axes.set_xticks(range(len(categories)), [f"{c}\n(unseen)" if c in unseen else c for c in categories])
     # Beside the bars, never over them.
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    figure.canvas.draw()  # only now it is known how much room the names take
+    boxes = [name.get_window_extent() for name in axes.get_xticklabels()]
+    if any(left.x1 >= right.x0 for left, right in pairwise(boxes)):
+        names = [f"{c} (unseen)" if c in unseen else c for c in categories]
+        axes.set_xticks(range(len(categories)), names, rotation=45, ha="right", rotation_mode="anchor")
     return save_figure(figure, path)
 
 

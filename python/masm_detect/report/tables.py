@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..config import MasmOptions
+
 Cell = tuple[float | None, float | None, float | None]
 
 
@@ -42,19 +44,14 @@ def format_cell(cell: Cell) -> str:
 
 def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a run, data set and forgery method: counts and every metric."""
-    table = Table(title="P(fake) against the label; 95% intervals by bootstrap over groups", title_justify="left")
+    table = Table(title=f"P(fake) against the label; {_about_intervals(runs)}", title_justify="left")
     for name in ("run", "data set", "forgery"):
         table.add_column(name, overflow="fold")
     for name in ("real", "fake", "AUC", "AP", "EER", "acc", "TPR@1%", "video AUC"):
         table.add_column(name, justify="right")
     warnings = []
     for run, result in runs.items():
-        seen = result.get("seen_in_training") or {}
-        if seen.get("groups"):
-            warnings.append(
-                f"WARNING: {run} was trained on {seen['groups']} of these {seen['of_groups']} groups "
-                f"({seen['samples']} of {seen['of_samples']} images): its numbers are not those of unseen data"
-            )
+        warnings += _about_leaks(run, result.get("seen_in_training") or {})
         for dataset, entry in result["datasets"].items():
             # A data set without fakes has no method of its own to list.
             rows = {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) != 1 else {})}
@@ -97,12 +94,58 @@ def mapping_table(title: str, content: Mapping[str, Any]) -> Table:
     return table
 
 
+def masks_line(metrics: Mapping[str, Any], options: MasmOptions) -> str:
+    """Says of a run of masm that it never chose masks; else nothing."""
+    if metrics["method"] != "masm" or options.mask_policy != "bias_variance" or metrics["mask_history"]:
+        return ""
+    return (
+        f"masks: none was ever chosen in {metrics['steps']} steps, so this is masm-nomask: the first selection is due "
+        f"after method.masm.mask_warmup = {options.mask_warmup}"
+    )
+
+
 def show(table: Table) -> None:
     """Print a table to standard output, wide enough for its columns when the output is not a terminal."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
+
+
+def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
+    """What `sources.seen_in_training` found, as warnings."""
+    if seen.get("files"):
+        return [
+            f"WARNING: {run} was trained on {seen['files']} of these {seen['of_samples']} images: its numbers are not "
+            "those of unseen data"
+        ]
+    if not seen.get("groups"):
+        return []
+    same = (
+        f"{seen['groups']} of these {seen['of_groups']} groups ({seen['samples']} of {seen['of_samples']} images) have "
+        f"the names of groups that {run} was trained on"
+    )
+    if seen.get("files") is None:  # an older run, which noted names only
+        return [f"WARNING: {same}: its numbers are not those of unseen data"]
+    return [f"WARNING: {same}, though no file is the same: if they are the same videos, its numbers are not those of "
+            "unseen data"]  # fmt: skip
+
+
+def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the intervals of these results came about, or why there is none."""
+    from ..metrics import MIN_CLUSTERS
+
+    parts = [
+        numbers
+        for result in runs.values()
+        for entry in result["datasets"].values()
+        for numbers in (entry["all"], *entry["methods"].values())
+    ]
+    if any(numbers.get(name) for numbers in parts for name in ("auc_ci", "video_auc_ci")):
+        return "95% intervals by bootstrap over groups"
+    if not any(result["n_bootstrap"] for result in runs.values()):
+        return "no intervals (n_bootstrap: 0)"
+    return f"no intervals (they need {MIN_CLUSTERS} groups of each class)"
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
