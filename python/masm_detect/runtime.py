@@ -19,7 +19,8 @@ def set_up(runtime: RuntimeConfig) -> torch.device:
         raise ConfigError(f"runtime.device is {runtime.device!r}; give cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"runtime.device is {runtime.device!r}, but this torch {torch.__version__} sees no CUDA device"
+            f"runtime.device is {runtime.device!r}, but this torch {torch.__version__} sees no CUDA device: give cpu, "
+            "or install a CUDA build of torch and the driver"
         )
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)

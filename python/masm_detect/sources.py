@@ -48,7 +48,12 @@ def load_samples(
             found = sorted({sample.split for sample in part})
             part = [sample for sample in part if splits is None or sample.split in splits]
             if not part:
-                raise ConfigError(f"{path}: no sample has the split {_names(splits)}; this data has {found}")
+                has = (
+                    f"this data has {_names(found)}"
+                    if any(found)
+                    else "its images have none, which a folder has below train/, val/ and test/: leave the split out"
+                )
+                raise ConfigError(f"{path}: no sample has the split {_names(splits)}; {has}")
         _refuse_merge(path, part, parts)
         parts[path] = part
     return [sample for part in parts.values() for sample in part]

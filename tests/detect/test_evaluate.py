@@ -95,7 +95,7 @@ def test_figures_are_png(result, tmp_path):
 
 def test_unknown_split_is_named(tiny_data, tmp_path):
     config = EvalConfig(runs=["x"], paths=[str(tiny_data)], out=str(tmp_path), runtime=RuntimeConfig(progress=False))
-    with pytest.raises(ConfigError, match="no sample has the split 'test'"):
+    with pytest.raises(ConfigError, match="no sample has the split 'test'; its images have none"):
         evaluate(replace(config, split="test"))
 
 
