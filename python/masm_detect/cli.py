@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `masm` with `arguments` (default: those of the process); returns the exit code."""
     # An unknown model type or a missing chat template of transformers is not about us; its progress bars hide ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    command = None
+    command = values = None
     try:
         parser, commands = _parser()
         try:
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
             raise
         what = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        hint = "; a training run goes on with --resume" if command == "train" else ""
+        begun = command == "train" and os.path.isfile(os.path.join(values.train.out, "config.yaml"))
+        hint = "; the run goes on with --resume" if begun else ""
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return 130
     return 0
@@ -76,7 +77,9 @@ def _wrong_value(message: str) -> str:
     # <class 'int'>, list[str] or typing.Literal['a', 'b']
     names = [name.split(".")[-1] for name in re.findall(r"[\w.]+\[.*?\]|(?<=<class ')[\w.]+", types)]
     allowed = " or ".join(re.sub(r"^Literal\[(.*)\]", r"one of \1", name) for name in names).replace("'", "")
-    return f"{key} is {value!r}; it must be {allowed.replace('NoneType', 'null')}"
+    if not allowed or allowed.count("[") != allowed.count("]"):
+        return message
+    return f"{key} is {value}; it must be {allowed.replace('NoneType', 'null')}"
 
 
 class _ConfigFile(ActionConfigFile):
@@ -96,17 +99,25 @@ class _ConfigFile(ActionConfigFile):
             raise ArgumentError(
                 None, f"{values} is not a config of `{command}`, which has no setting {', '.join(unknown)}"
             )
-        super().__call__(parser, cfg, values, option_string)
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (AttributeError, TypeError) as error:  # jsonargparse, of a word where a mapping is meant
+            raise ArgumentError(None, f"{values} does not have the form of a config ({error})") from error
 
 
 def _unknown(content: dict[Any, Any], defaults: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of the settings in `content` that are not in `defaults`; a list has none."""
-    for key, value in content.items():
+    """The settings in `content` that are not in `defaults`: names, and values where settings are meant."""
+    for name, value in content.items():
+        key, dot, rest = str(name).partition(".")
+        value = {rest: value} if dot else value
         if key not in defaults:
             yield f"{prefix}{key}"
-        elif isinstance(value, dict) and isinstance(default := defaults[key], (dict, list)):
-            # jsonargparse keeps a class that may be null with its path
+        elif isinstance(default := defaults[key], dict) and isinstance(value, (int, float, list)):
+            yield f"{prefix}{key} = {value}"
+        elif isinstance(value, dict) and isinstance(default, (dict, list)):
+            # a class that may be null stands with its path
             inner = {} if isinstance(default, list) else default.get("init_args", default)
+            value = value.get("init_args", {}) if "class_path" in value else value
             yield from _unknown(value, inner, f"{prefix}{key}.")
 
 

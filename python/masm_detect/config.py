@@ -71,8 +71,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("paths", "methods", "splits"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, [getattr(self, name)])
+            word = getattr(self, name)
+            if isinstance(word, str):
+                _require(not word.startswith("["), f"data.{name}", word, "one, or a list of words: [a, b]")
+                object.__setattr__(self, name, [word])
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1, e.g. 0.2")
         _require(
             self.frames_per_video is None or self.frames_per_video >= 1,

@@ -82,7 +82,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     files: list[str] = []
     for folder in config.runs:
         run, detector = load_run(folder, device)
-        files = files or fingerprints(samples, config.runtime.progress)
+        if not files:
+            files = fingerprints(samples, config.runtime.progress)
         dataset = frame_dataset(samples, detector.backbone, run.data)
         scores = score_samples(
             detector,

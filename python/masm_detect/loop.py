@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,14 +250,15 @@ def fit(
                 position.add(losses.put(position.step, len(labels), task, penalty), method)
                 position.batch += 1
                 position.step += 1
-                bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
-                bar.update(len(labels))
                 due = runtime.checkpoint_every and position.step % runtime.checkpoint_every == 0
                 if folder is not None and (due or ctrl_c.pressed) and position.batch < steps_per_epoch:
                     position.add(losses.drain(), method)
                     clock.read()
                     _save(folder, detector, method, conditions, position, best, history)
                     ctrl_c.raise_if_pressed(position.step)
+                # after the checkpoint: who pressed Ctrl-C may have closed what the bar is drawn on
+                bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
+                bar.update(len(labels))
             position.add(losses.drain(), method)
             clock.read()
 
@@ -313,30 +314,32 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 class _CtrlC:
-    """Inside, the first Ctrl-C is noted only (if `wait`, and in the main thread, which alone hears it); a second one
-    raises KeyboardInterrupt as ever.
+    """Inside, the first Ctrl-C is noted only; a second one raises KeyboardInterrupt as ever. So it is if `wait`, in the
+    main thread, which alone hears it, and where nobody else has said what a Ctrl-C does.
     """
 
     def __init__(self, wait: bool) -> None:
         self.pressed = False
-        self._before: Any = None
-        self._wait = wait and threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread()
+        self._wait = wait and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def __enter__(self) -> _CtrlC:
         if self._wait:
-            self._before = signal.signal(signal.SIGINT, self._note)
+            signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._wait:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note(self, *_: object) -> None:
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True
-        # not print: a handler may come in the middle of one
-        os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n")
+        with suppress(OSError):  # nobody may read it: `2>&1 | tee` is stopped by the same Ctrl-C
+            # not print: a handler may come in the middle of one
+            os.write(2, b"\nstopping with a checkpoint after this step, or after the validation that it leads to; "
+                     b"Ctrl-C again stops at once\n")  # fmt: skip
 
     def raise_if_pressed(self, step: int) -> None:
         if self.pressed:

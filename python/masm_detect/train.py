@@ -54,13 +54,13 @@ def train(config: TrainConfig) -> RunResult:
     train_samples, val_samples = source_splits(config.data)
     # A run killed before its first checkpoint starts again from the beginning, which is the same run.
     resume = started and (folder / "last" / "state.json").is_file()
-    if not resume:  # a damaged file is found now, not hours into an epoch
-        files = fingerprints([*train_samples, *val_samples], runtime.progress)
 
     detector = load_detector(config.model).to(device)
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
+    if not resume:  # a damaged file is found now, not hours into an epoch
+        files = fingerprints([*train_samples, *val_samples], runtime.progress)
     first_epoch = epoch_batches(len(train_set), config.optim.batch_size, runtime.seed, 0)
     method = build_method(
         config.method.name,

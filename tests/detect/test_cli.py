@@ -239,6 +239,29 @@ def test_printed_config_is_read(tmp_path, capsys, command):
     assert_one_line(capsys.readouterr().err, "is not a folder" if command[0] == "prepare" else "no data given")
 
 
+@pytest.mark.parametrize("text", [
+    "data.paths: [/nowhere/faces]",
+    "data.paths: [/nowhere/faces]\nmethod.masm.subspace_rank: [4, 4, 4]",
+    "data: {paths: [/nowhere/faces],\n"
+    "augment: {class_path: masm_detect.data.images.AugmentConfig, init_args: {flip: 0}}}",
+    "data: {paths: [/nowhere/faces], augment: null}\nmethod: {masm: {subspace_rank: [4, 4, 4]}}",
+])  # fmt: skip
+def test_every_form_of_a_config_is_read(tmp_path, capsys, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    for given in (str(config), text):  # a file, and YAML itself
+        assert main(["train", "--config", given]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, "masm train: error: /nowhere/faces: there is no such file or folder")
+
+
+@pytest.mark.parametrize("text", ["optim: 3", "method: {masm: [1]}", "data: {paths: '[a'}", "data: {paths: [1, 2"])
+def test_a_config_of_another_form_is_one_line(tmp_path, capsys, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main(["train", "--config", str(config)]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "error: ")
+
+
 def test_moved_setting_is_named(tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("data: {paths: [faces], workers: 2}")
@@ -265,12 +288,12 @@ def test_one_word_is_a_list_of_one(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--runtime.workers=two", "runtime.workers is 'two'; it must be int or null"),
-        ("--method.lr=fast", "method.lr is 'fast'; it must be float or null"),
-        ("--method.masm.subspace_rank=x", "method.masm.subspace_rank is 'x'; it must be int or list[int]"),
-        ("--optim.epochs=three", "optim.epochs is 'three'; it must be int"),
-        ("--optim.select=first", "optim.select is 'first'; it must be one of best, last"),
-        ("--data.augment.jpeg=much", "data.augment: jpeg is 'much'; it must be float"),
+        ("--runtime.workers=two", "runtime.workers is two; it must be int or null"),
+        ("--method.lr=fast", "method.lr is fast; it must be float or null"),
+        ("--method.masm.subspace_rank=x", "method.masm.subspace_rank is x; it must be int or list[int]"),
+        ("--optim.epochs=three", "optim.epochs is three; it must be int"),
+        ("--optim.select=first", "optim.select is first; it must be one of best, last"),
+        ("--data.augment.jpeg=much", "data.augment: jpeg is much; it must be float"),
         ("--data.augment.jpg=1", "data.augment: Option 'jpg' is not accepted"),
     ],
 )
@@ -296,11 +319,15 @@ def interrupt_import() -> None:
         raise ImportError("initialization failed") from error
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
+def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
     for name in ("_train", "_eval"):
         monkeypatch.setattr(cli, name, interrupt)
-    assert main(["train"]) == 130
-    assert capsys.readouterr().err == "masm: interrupted; a training run goes on with --resume\n"
+    command = ["train", f"--out={tmp_path}"]
+    assert main(command) == 130
+    assert capsys.readouterr().err == "masm: interrupted\n"
+    (tmp_path / "config.yaml").touch()  # the run has begun
+    assert main(command) == 130
+    assert capsys.readouterr().err == "masm: interrupted; the run goes on with --resume\n"
     assert main(["eval", "runs/a"]) == 130
     assert capsys.readouterr().err == "masm: interrupted\n"
     for stop in (interrupt, interrupt_import):  # before the arguments are read

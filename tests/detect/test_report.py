@@ -92,7 +92,7 @@ def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootst
     [
         ({"groups": 0, "files": 0}, None),
         ({"groups": 0, "files": 5}, "run was trained on 5 of these 20 images: its numbers are not those"),
-        ({"groups": 2, "files": 5}, "run was trained on 5 of these 20 images: its numbers are not those"),
+        ({"groups": 2, "files": 5}, "run was trained on 5 of these 20 images, and 2 of these 9 groups"),
         ({"groups": 2, "files": 0}, "names of groups that run was trained on, though no file is the same: if"),
         ({"groups": 2, "files": None}, "names of groups that run was trained on: its numbers are not those"),
     ],

@@ -114,21 +114,18 @@ def show(table: Table) -> None:
 
 def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
     """What `sources.seen_in_training` found, as warnings."""
+    found = []
     if seen.get("files"):
-        return [
-            f"WARNING: {run} was trained on {seen['files']} of these {seen['of_samples']} images: its numbers are not "
-            "those of unseen data"
-        ]
-    if not seen.get("groups"):
+        found.append(f"{run} was trained on {seen['files']} of these {seen['of_samples']} images")
+    if seen.get("groups"):
+        found.append(
+            f"{seen['groups']} of these {seen['of_groups']} groups ({seen['samples']} of {seen['of_samples']} images) "
+            f"have the names of groups that {run} was trained on"
+        )
+    if not found:
         return []
-    same = (
-        f"{seen['groups']} of these {seen['of_groups']} groups ({seen['samples']} of {seen['of_samples']} images) have "
-        f"the names of groups that {run} was trained on"
-    )
-    if seen.get("files") is None:  # an older run, which noted names only
-        return [f"WARNING: {same}: its numbers are not those of unseen data"]
-    return [f"WARNING: {same}, though no file is the same: if they are the same videos, its numbers are not those of "
-            "unseen data"]  # fmt: skip
+    doubt = ", though no file is the same: if they are the same videos" if seen.get("files") == 0 else ""
+    return [f"WARNING: {', and '.join(found)}{doubt}: its numbers are not those of unseen data"]
 
 
 def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
