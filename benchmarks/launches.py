@@ -407,8 +407,8 @@ class Costs:
         Gradients come from memory once, and for the update from L2 as far as half of it holds them: the update begins
         with those read last. Parameters and both moments are read and written. A segment's row (32 bytes) comes from
         memory once, later from L2, where the 72 bytes lie that are kept of it between the sweeps. Waits: for a row and
-        its mask; for the flags of all thread blocks, a row and its mask; in the third sweep for a block's mask and
-        first row, that row, its sums and the step count. Arithmetic is not modelled: all of it hides behind memory."""
+        its mask; for the flags of all thread blocks, a row, a row and its mask; in the third sweep for a block's mask
+        and first row, that row, its sums and the step count. Arithmetic is not modelled: all hides behind memory."""
         segments, gradients = f.live * f.segments, 4 * f.live * f.elements
         behind, held = replace(self, gap=self.barrier), min(gradients, self.gpu.l2 / 2)
         rounds = ceil(f.blocks / (ADAMW_RESIDENT * self.gpu.processors))
@@ -418,6 +418,6 @@ class Costs:
 
         return [
             sweep(self, gradients + 32 * f.segments, 64 * segments, 2),
-            sweep(behind, 7 * gradients - held, held + 32 * (f.segments + segments) + 64 * segments, 3),
+            sweep(behind, 7 * gradients - held, held + 64 * f.segments + 64 * segments, 4),
             sweep(behind, 0.0, (32 + 16) * segments, 4 * rounds),
         ]

@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
     masked_adamw_kernel(const __grid_constant__ AdamWTables a, const __grid_constant__ AdamWList list,
                         const AdamWParameter* uploaded) {
   MASM_SHARED(double, scratch, 32);
+  MASM_SHARED(int, seen, 1);  // the flags: a register that is kept over the update would be spilled
   const auto parameter = [&](int64_t t) { return uploaded != nullptr ? uploaded[t] : list.at[t]; };
   const double inverse_scale = a.grad_scale ? 1 / double(*a.grad_scale) : 1;
   int flags = a.found_inf && *a.found_inf != 0 ? kBad : 0;
@@ -143,7 +144,11 @@ __global__ void __launch_bounds__(kAdamWThreads)
   flags = 0;
   for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) flags |= a.flags[block];
   flags = flags_of_block(flags);
-  const bool taken = (flags & (kBad | kInvalid)) == 0, sorted = (flags & kUnsorted) == 0;
+  if (threadIdx.x == 0) seen[0] = flags;
+  const bool taken = (flags & (kBad | kInvalid)) == 0;
+  if (taken && !(flags & kUnsorted))
+    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < a.S; i += int64_t(gridDim.x) * blockDim.x)
+      if (i == 0 || a.segments[i - 1].block != a.segments[i].block) a.first[a.segments[i].block] = i;
   if (taken && blockIdx.x < a.S) {
     const int64_t last = (a.S - 1 - int64_t(blockIdx.x)) / gridDim.x * gridDim.x + blockIdx.x;
     for (int64_t i = last; i >= blockIdx.x; i -= gridDim.x) {
@@ -155,22 +160,20 @@ __global__ void __launch_bounds__(kAdamWThreads)
               DType(own.type),
               [&](auto p, auto f) { return update<decltype(p)>(own, at, decltype(f)(inverse_scale), a.work[i].step); }),
           scratch);
-      if (threadIdx.x == 0) {
-        a.work[i].bias2 = bias2;
-        if (sorted && (i == 0 || a.segments[i - 1].block != at.block)) a.first[at.block] = i;
-      }
+      if (threadIdx.x == 0) a.work[i].bias2 = bias2;
     }
   }
   grid_barrier();
 
+  flags = seen[0];
   for (int64_t b = blockIdx.x; b < a.B; b += gridDim.x) {
     double bias2 = 0, grad2 = 0;
     bool owns = false;
     if (taken && a.mask[b] != 0)
-      for (int64_t i = (sorted ? a.first[b] : 0) + threadIdx.x; i < a.S; i += blockDim.x) {
+      for (int64_t i = (flags & kUnsorted ? 0 : a.first[b]) + threadIdx.x; i < a.S; i += blockDim.x) {
         if (a.segments[i].block == b)
           bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
-        else if (sorted)
+        else if (!(flags & kUnsorted))
           break;
       }
     bias2 = block_sum(bias2, scratch), grad2 = block_sum(grad2, scratch), owns = __syncthreads_or(owns);

@@ -36,7 +36,7 @@ struct AdamWTables {
   float* found;  // [1]: 0, 1 (a gradient was not finite) or 2 (segments or mask are not valid); if not 0 nothing else
                  // was written
   AdamWWork* work;  // [S]
-  int64_t* first;   // [B]: the first segment of each block, if they are sorted; S where it has none or is masked
+  int64_t* first;   // [B]: the first segment of each block, if they are sorted; S where it has none
   int32_t* flags;   // [thread blocks]
 };
 
