@@ -77,3 +77,17 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
         ),
         **changes,
     )
+
+
+def die_at(step: int, monkeypatch) -> None:
+    """The process that runs `train` "dies" when it is about to make update number `step`."""
+    from masm_detect import loop
+
+    real, calls = loop.train_step, iter(range(10**6))
+
+    def dying(*arguments, **options):
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", dying)

@@ -40,7 +40,7 @@ from masm_detect.step_losses import StepLosses
 from masm_detect.train import train
 from no_waiting import NoWaiting, Waits
 from safetensors.torch import load_file
-from tiny import run_config
+from tiny import die_at, run_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -64,18 +64,6 @@ def assert_same_run(first, second) -> None:
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
     assert history(first) == history(second)
-
-
-def die_at(step: int, monkeypatch) -> None:
-    """The process that runs `train` "dies" when it is about to make update number `step`."""
-    real, calls = loop.train_step, iter(range(10**6))
-
-    def dying(*arguments, **options):
-        if next(calls) == step:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(loop, "train_step", dying)
 
 
 @pytest.mark.parametrize("method", ["probe", "lora", "effort", "masm"])

@@ -38,15 +38,8 @@ def config(tmp_path, device):
 
 def test_a_killed_run_goes_on_bit_for_bit(config, device, monkeypatch):
     whole = train(config("whole"))
-    real, calls = loop.train_step, iter(range(99))
-
-    def dying(*arguments, **options):
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", dying)
+        tiny.die_at(7, patch)
         train(config("killed"))
     resumed = train(replace(config("killed"), resume=True))
     assert resumed.fit.mask_history == whole.fit.mask_history != []
