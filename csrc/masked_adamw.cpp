@@ -5,11 +5,12 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
   // T tensors, B blocks, S segments (a segment is a contiguous run of one tensor that belongs to one block).
+  // penalties: T gradients of decoupled penalties, without elements where a parameter has none; or an empty list.
   // steps int64 [B], mask float32 [B], segments int64 [S, 4] = (tensor, begin, end, block),
   // hyper float64 [T, 5] = (lr, beta1, beta2, eps, weight_decay), grad_scale and found_inf float32 [1]
-  // -> stats float64 [B, 2] = (||EMA(g)||^2, ||g||^2), found float32 [1] = 1 if a gradient was not finite.
+  // -> stats float64 [B, 2] = (signal, power), found float32 [1] = 1 if a gradient was not finite.
   m.def(
       "masked_adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!) steps, Tensor mask, Tensor segments, Tensor hyper, Tensor? grad_scale, Tensor? found_inf) "
-      "-> (Tensor stats, Tensor found)");
+      "Tensor[] penalties, Tensor(d!) steps, Tensor mask, Tensor segments, Tensor hyper, Tensor? grad_scale, "
+      "Tensor? found_inf) -> (Tensor stats, Tensor found)");
 }

@@ -1,51 +1,38 @@
 // The checks of masm::update_masks_ and its operands as raw pointers, for every device.
 #pragma once
 #include <cstdint>
-#include <initializer_list>
 
-#include "checks.h"
+#include "contract.h"
 #include "math/update_masks.h"
 
 namespace masm {
 
-inline void check_operand(const Tensor& like, const char* name, const Tensor& t, ScalarType type, const char* type_name,
-                          std::initializer_list<int64_t> sizes) {
-  bool ok = t.scalar_type() == type && t.is_contiguous() && t.dim() == int64_t(sizes.size());
-  std::ostringstream wanted;
-  int64_t i = 0;
-  for (const int64_t size : sizes) {
-    ok = ok && t.size(i) == size;
-    wanted << (i++ ? ", " : "") << size;
-  }
-  STD_TORCH_CHECK(ok, "masm::update_masks_: expected ", name, " ", type_name, " [", wanted.str(), "], contiguous, got ",
-                  shape_of(t));
-  STD_TORCH_CHECK(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(),
-                  "masm::update_masks_: ", name, " and sums must be on one device");
-}
-
 inline MaskTable mask_table(const Tensor& sums, const Tensor& counts, const Tensor& masks, const Tensor& live,
                             const Tensor& counters, const Tensor& history, const Tensor& history_steps,
                             const Tensor& stats, const Tensor& found, const Tensor& owned, const MaskPolicy& p) {
-  STD_TORCH_CHECK(sums.dim() == 3 && history.dim() == 4 && stats.dim() == 2,
-                  "masm::update_masks_: expected sums [3, L, K], history [H, L, K, 4] and stats [B, 2], got ",
-                  shape_of(sums), ", ", shape_of(history), " and ", shape_of(stats));
+  const char* op = "update_masks_";
+  check_dims(op, "sums", sums, 3, "2, L, K");
+  check_dims(op, "history", history, 4, "H, L, K, 4");
+  check_dims(op, "stats", stats, 2, "B, 2");
   const int64_t L = sums.size(1), K = sums.size(2), n = L * K, rows = history.size(0), B = stats.size(0);
-  check_operand(sums, "sums", sums, ScalarType::Double, "float64", {3, L, K});
-  check_operand(sums, "counts", counts, ScalarType::Long, "int64", {3, L, K});
-  check_operand(sums, "masks", masks, ScalarType::Float, "float32", {2, L, K});
-  check_operand(sums, "live", live, ScalarType::Bool, "bool", {L, K});
-  check_operand(sums, "counters", counters, ScalarType::Long, "int64", {2});
-  check_operand(sums, "history", history, ScalarType::Double, "float64", {rows, L, K, 4});
-  check_operand(sums, "history_steps", history_steps, ScalarType::Long, "int64", {rows});
-  check_operand(sums, "stats", stats, ScalarType::Double, "float64", {B, 2});
-  check_operand(sums, "found", found, ScalarType::Float, "float32", {1});
-  check_operand(sums, "owned", owned, ScalarType::Bool, "bool", {L, K});
-  STD_TORCH_CHECK(B >= n, "masm::update_masks_: stats has ", B, " rows, fewer than L * K = ", n);
-  STD_TORCH_CHECK(rows >= 1, "masm::update_masks_: history must have at least one row");
-  STD_TORCH_CHECK(p.interval >= 1, "masm::update_masks_: interval must be at least 1, got ", p.interval);
-  STD_TORCH_CHECK(p.keep >= 0 && p.keep <= L && p.least >= 0 && p.least <= L,
-                  "masm::update_masks_: keep and least must lie between 0 and L = ", L, ", got ", p.keep, " and ",
-                  p.least);
+  const auto check = [&](const char* name, const Tensor& t, ScalarType type, const std::vector<int64_t>& shape) {
+    check_operand(op, name, t, "sums", sums, type, shape);
+  };
+  check("sums", sums, ScalarType::Double, {2, L, K});
+  check("counts", counts, ScalarType::Long, {2, L, K});
+  check("masks", masks, ScalarType::Float, {2, L, K});
+  check("live", live, ScalarType::Bool, {L, K});
+  check("counters", counters, ScalarType::Long, {2});
+  check("history", history, ScalarType::Double, {rows, L, K, 4});
+  check("history_steps", history_steps, ScalarType::Long, {rows});
+  check("stats", stats, ScalarType::Double, {B, 2});
+  check("found", found, ScalarType::Float, {1});
+  check("owned", owned, ScalarType::Bool, {L, K});
+  MASM_REQUIRE(B >= n, "masm::", op, ": expected stats of L * K = ", n, " rows or more, got ", B);
+  MASM_REQUIRE(rows >= 1, "masm::", op, ": expected history of one row or more, got none");
+  MASM_REQUIRE(p.interval >= 1, "masm::", op, ": expected an interval of 1 or more, got ", p.interval);
+  MASM_REQUIRE(p.keep >= 0 && p.keep <= L && p.least >= 0 && p.least <= L, "masm::", op,
+               ": expected keep and least between 0 and L = ", L, ", got ", p.keep, " and ", p.least);
   double* const sum = static_cast<double*>(sums.mutable_data_ptr());
   int64_t* const count = static_cast<int64_t*>(counts.mutable_data_ptr());
   float* const mask = static_cast<float*>(masks.mutable_data_ptr());
@@ -53,12 +40,10 @@ inline MaskTable mask_table(const Tensor& sums, const Tensor& counts, const Tens
   return {.L = L,
           .K = K,
           .rows = rows,
-          .grad2 = sum,
-          .bias2 = sum + n,
-          .second = sum + 2 * n,
-          .updates = count,
-          .idle = count + n,
-          .probing = count + 2 * n,
+          .signal = sum,
+          .power = sum + n,
+          .idle = count,
+          .probing = count + n,
           .selected = mask,
           .in_force = mask + n,
           .live = static_cast<bool*>(live.mutable_data_ptr()),

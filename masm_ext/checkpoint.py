@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from .config import MASMConfig
+from .contract import accumulate_dtype
 from .convert import CONFIG_ATTRIBUTE, ConversionReport, replace_layers
 from .decomposition import Decomposition, principal, weight_hash
 from .files import write_atomically
 from .masking import LayerMasks
 from .nn.masm_linear import MASMLinear, masm_layers
-from .reference.precision import accumulate_dtype
 from .selection import matches
 
 FORMAT = "masm_ext adapter"

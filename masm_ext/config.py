@@ -28,16 +28,18 @@ class MASMConfig:
             of the spectrum; "contiguous" cuts them in runs.
         train_bias: let the biases of converted layers learn (frozen by default).
 
-    Losses (coefficients; 0 turns a term off)
+    Penalties (coefficients; 0 turns a term off; see :class:`masm_ext.MaskedAdamW`)
         orthogonality, spectral_consistency.
 
     Masks
         mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`), "none".
         mask_warmup: steps before the first selection, all blocks active.
         mask_interval: steps between selections.
+        mask_decay: of the averages of signal and power.
         mask_active_fraction: share of layers each subspace may update.
         mask_threshold: if given, a block is active where its snr is above it, instead of the best fraction.
-        mask_hysteresis: relative advantage of a block that is active already (0.1 = 10%), so that masks do not flicker.
+        mask_hysteresis: advantage of a block that is active already, as a share of its snr (0.1 = 10%), so that masks
+            do not flicker.
         mask_min_active: at least so many layers stay active for each subspace.
         mask_probe_interval: a masked block is unmasked again after so many steps (0: never) ...
         mask_probe_steps: ... for so many steps, so that its statistics move.
@@ -57,6 +59,7 @@ class MASMConfig:
     mask_policy: str = "bias_variance"
     mask_warmup: int = 50
     mask_interval: int = 25
+    mask_decay: float = 0.98
     mask_active_fraction: float = 0.5
     mask_threshold: float | None = None
     mask_hysteresis: float = 0.1
@@ -94,6 +97,7 @@ class MASMConfig:
         self._require(
             self.mask_policy in POLICIES, "mask_policy", f"one of {POLICIES} (pass a callable to LayerMasks itself)"
         )
+        self._require(0 <= self.mask_decay < 1, "mask_decay", "in [0, 1)")
         self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")
         self._require(
             self.mask_threshold is None or 0 <= self.mask_threshold <= 1, "mask_threshold", "None or in [0, 1]"

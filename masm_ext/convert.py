@@ -11,9 +11,9 @@ from torch import nn
 from tqdm import tqdm
 
 from .config import MASMConfig
+from .contract import accumulate_dtype
 from .decomposition import SpectrumCache, choose_ranks, spectra_of, split, weight_hash
 from .nn.masm_linear import MASMLinear, masm_layers
-from .reference.precision import accumulate_dtype
 from .selection import Patterns, matches, matching_linears, replace_modules
 
 #: Where a converted model keeps its config.

@@ -6,9 +6,12 @@ Terms after the words of arXiv 2601.01041 (orthogonality and spectral consistenc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
+from .autocast import autocast_off
 from .config import MASMConfig
 from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import subspace_penalty
@@ -32,36 +35,61 @@ def orthogonality_loss(model: Layers) -> Tensor:
 def spectral_consistency_loss(model: Layers) -> Tensor:
     """Mean over layers of the squared relative change of ``||W||_F^2`` and of each subspace's singular values.
 
-    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / ||s_k0||^2``, What the current weight. The second
-    denominator is at least ``r_k (1e-3 sigma_rms)^2``, sigma_rms the root mean square of W's singular values:
-    directions that the pretrained weight does not use at all (s_k0 near 0) would otherwise cost 1e8 a step. Zero at
-    init. The change of the norm is computed as a difference of artifact terms (the principal part cancels), so that
-    float32 does not drown it. Returns a scalar that flows gradients into u, s and v.
+    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current weight and
+    sigma_rms the root mean square of W's singular values. (Relative to the trailing ||s_k0||^2, of 1e-4 to 1e-12, the
+    second term would outweigh the task after one useful step.) Zero at init. The change of the norm is computed as a
+    difference of artifact terms (the principal part cancels), so that float32 does not drown it. Returns a scalar that
+    flows gradients into u, s and v.
     """
     return _penalties(model)[1]
 
 
 def regularization_loss(model: Layers, config: MASMConfig) -> Tensor:
-    """Both losses, weighted by the coefficients of the config, from one pass over the layers."""
+    """Both losses, weighted by the coefficients of the config, from one pass over the layers.
+
+    For those who want them in the loss, with a part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` has
+    them decoupled instead; use one or the other.
+    """
     orthogonality, spectral = _penalties(model)
     return config.orthogonality * orthogonality + config.spectral_consistency * spectral
+
+
+def penalty_gradients(layers: Sequence[MASMLinear]) -> tuple[Tensor, list[tuple[list[Tensor], Tensor]]]:
+    """Both penalties, summed over the layers, [2], and their gradients without autograd: per dtype of the factors the
+    parameters (every u, then every v, then every s) and [2, P], their gradients in that order, flat."""
+    total, gradients = None, []
+    with torch.no_grad(), autocast_off(layers[0].u):
+        for group in _by_dtype(layers):
+            orthogonality, spectral, flat = torch.ops.masm.subspace_penalty(*_lists(group), *_bounds(group), True)
+            values = torch.stack([orthogonality, spectral])
+            total = values if total is None else total + values.to(total)
+            gradients.append(([getattr(layer, name) for name in ("u", "v", "s") for layer in group], flat))
+    return total, gradients
 
 
 def _penalties(model: Layers) -> tuple[Tensor, Tensor]:
     layers = list(masm_layers(model).values())
     if not layers:
         raise ValueError("the model has no MASMLinear: call convert(model, config) first")
-    groups: dict[tuple, list[MASMLinear]] = {}
-    for layer in layers:
-        groups.setdefault((layer.u.dtype, layer.u.device), []).append(layer)
-    sums = [_sums(group) for group in groups.values()]
+    sums = [subspace_penalty(*_lists(group), [x.offsets for x in group]) for group in _by_dtype(layers)]
     orthogonality, spectral = sums[0]
     for a, b in sums[1:]:
         orthogonality, spectral = orthogonality + a.to(orthogonality), spectral + b.to(spectral)
     return orthogonality / len(layers), spectral / len(layers)
 
 
-def _sums(layers: list[MASMLinear]) -> tuple[Tensor, Tensor]:
-    """Sums of the two losses over layers of one dtype and device, of any shapes."""
-    names = ("weight", "u", "s", "v", "s0", "weight_norm2")
-    return subspace_penalty(*([getattr(x, n) for x in layers] for n in names), [x.offsets for x in layers])
+def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
+    """One call of the op serves layers of one dtype and device, of any shapes."""
+    groups: dict[tuple, list[MASMLinear]] = {}
+    for layer in layers:
+        groups.setdefault((layer.u.dtype, layer.u.device), []).append(layer)
+    return list(groups.values())
+
+
+def _lists(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:
+    return [[getattr(layer, name) for layer in layers] for name in ("principal", "u", "s", "v", "s0", "weight_norm2")]
+
+
+def _bounds(layers: Sequence[MASMLinear]) -> tuple[list[int], list[int]]:
+    """The row bounds of all layers, one layer after the other, and K of each."""
+    return list(chain.from_iterable(x.offsets for x in layers)), [x.num_subspaces for x in layers]

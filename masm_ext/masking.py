@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import MASMConfig
-from .nn.masm_linear import masm_layers
+from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import update_masks_
-from .reference import choose_layers, force_masks_, settle_masks_, snr_of, update_statistics_, variance_of
+from .reference import choose_layers, force_masks_, settle_masks_, snr_of, update_statistics_
 from .selection import matching_linears
 
 #: Selections that the device remembers until the host reads them.
 HISTORY_ROWS = 256
+
+#: `restored_steps` of a layer whose values came from an adapter: any optimizer may go on with them.
+ANY_STEP = -1
 
 #: A policy of one's own: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
@@ -35,24 +39,28 @@ def is_captured(device: torch.device) -> bool:
 class LayerMasks:
     """Masks ``[L, K]`` of the L converted layers and K subspaces of a model, and the statistics they follow.
 
-    Per block, with g the gradient of (u_k, s_k, v_k): ``bias2 = ||EMA(g)||^2``, ``var = EMA(||g||^2) - bias2``, both
-    EMAs with the optimizer's beta1 and bias-corrected (the same weights in both, so that var >= 0),
-    ``snr = bias2 / (bias2 + var)``. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
+    Per block, with g the gradient of (u_k, s_k, v_k) in a step and m its first moment before that step:
+    ``signal = EMA(<g, m> / (1 - beta1^t))``, ``power = EMA(||g||^2)`` with ``mask_decay``, ``snr = signal / power``.
+    The noise of g is independent of m, so that white noise gives 0 (not the share of it that an average keeps), a
+    constant gradient 1. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
 
-    A new object starts with everything active, also over a model whose layers were loaded with masks.
+    A new object starts with the masks that the layers have: all active after :func:`masm_ext.convert`, those of the
+    adapter after :func:`masm_ext.load_adapter`. From then on ``layer.mask`` is a row of its table; a mask that is
+    changed there, in place, counts as selected.
 
     A mask of 0 leaves parameters, moments and decay of a block bit for bit as they are, and the backward pass does not
     compute its gradients. Because its statistics stand still meanwhile, a masked block is probed: every
     ``mask_probe_interval`` steps it is unmasked (and updated) for ``mask_probe_steps`` steps.
 
-    :class:`masm_ext.MaskedAdamW` reads :attr:`masks` and calls :meth:`observe` in its step; nothing else is needed.
+    :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step and keeps all of it in its
+    ``state_dict``; nothing else is needed.
 
     Everything is kept on the device of the model, and a step waits for nothing there (so it can be captured in a CUDA
     graph); reading what follows waits. With a callable policy every step waits: the host must know whether a selection
     is due.
 
     Args:
-        model: a converted model.
+        model: a converted model, or its MASMLinears.
         config: the mask fields are read.
         policy: a callable instead of ``config.mask_policy``.
 
@@ -61,7 +69,9 @@ class LayerMasks:
         layer_names: the L module names.
     """
 
-    def __init__(self, model: nn.Module, config: MASMConfig, policy: Policy | None = None) -> None:
+    def __init__(
+        self, model: nn.Module | Sequence[MASMLinear], config: MASMConfig, policy: Policy | None = None
+    ) -> None:
         self.layers = masm_layers(model)
         if not self.layers:
             raise ValueError("LayerMasks: the model has no MASMLinear; call convert(model, config) first")
@@ -74,32 +84,35 @@ class LayerMasks:
         self._selects = policy is None and config.mask_policy == "bias_variance"
         L, K = len(self.layers), counts.pop()
         self._rules = (
-            *(config.mask_warmup, config.mask_interval, *_ranking(config, L)),
+            *(config.mask_decay, config.mask_warmup, config.mask_interval, *_ranking(config, L)),
             *(config.mask_probe_interval, config.mask_probe_steps, self._selects),
         )
         # The operands of masm::update_masks_, in its order.
-        device = next(iter(self.layers.values())).mask.device
+        live = torch.stack([layer.mask.detach() for layer in self.layers.values()])
+        device = live.device
         rows = HISTORY_ROWS if self._selects else 1
         self._state = [
-            torch.zeros(3, L, K, dtype=torch.float64, device=device),  # EMA of ||g||^2, bias2, second
-            torch.zeros(3, L, K, dtype=torch.int64, device=device),  # updates, idle, probing
-            torch.ones(2, L, K, device=device),  # what the policy wants; what is in force: the same, or probed
-            torch.ones(L, K, dtype=torch.bool, device=device),  # in force and not 0
+            torch.zeros(2, L, K, dtype=torch.float64, device=device),  # signal, power
+            torch.zeros(2, L, K, dtype=torch.int64, device=device),  # idle, probing
+            live.float().repeat(2, 1, 1),  # what the policy wants; what is in force: the same, or probed
+            live,  # in force and not 0: the rows are the masks of the layers
             torch.zeros(2, dtype=torch.int64, device=device),  # steps, selections
-            torch.empty(rows, L, K, 4, dtype=torch.float64, device=device),  # a ring of selections
-            torch.empty(rows, dtype=torch.int64, device=device),  # and their steps
+            torch.zeros(rows, L, K, 4, dtype=torch.float64, device=device),  # a ring of selections
+            torch.zeros(rows, dtype=torch.int64, device=device),  # and their steps
         ]
-        self._history: list[dict[str, Any]] = []
+        self._history: list[tuple[int, Tensor]] = []  # (step, record [L, K, 4])
         self._read = 0  # selections that went from the ring into the list
         self._calls = 0  # since then
-        self._published: tuple[Tensor, list[Tensor], list[int]] | None = None  # what the layers were given
-        self._look()
-        self._publish()
+        self._steps_of_model: int | None = None  # after load_state_dict: the steps that the layers had seen before
+        self._bind()
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("masks", "_rows", "_steps", "_bound")  # pickle makes tensors of their own out of views
+        return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._look()  # pickle makes tensors of their own out of views
-        self._published = None
+        self._bind()
 
     @property
     def step(self) -> int:
@@ -109,65 +122,120 @@ class LayerMasks:
     @property
     def snr(self) -> Tensor:
         """float64 [L, K]."""
-        return snr_of(self.bias2, self.variance)
+        return snr_of(*self._state[0])
 
     @property
-    def bias2(self) -> Tensor:
-        """float64 [L, K]."""
+    def signal(self) -> Tensor:
+        """float64 [L, K], an average that starts at zero."""
+        return self._state[0][0].clone()
+
+    @property
+    def power(self) -> Tensor:
+        """float64 [L, K], an average that starts at zero."""
         return self._state[0][1].clone()
 
     @property
-    def variance(self) -> Tensor:
-        """float64 [L, K]."""
-        _, bias2, second = self._state[0]
-        return variance_of(bias2, second)
-
-    @property
     def history(self) -> list[dict[str, Any]]:
-        """One dict per selection: step, mask, snr, bias2, var (nested lists, [L][K]).
+        """One dict per selection: step, mask, snr, signal, power (nested lists, [L][K]).
 
         The last 256 are kept on the device and read from time to time (a step that does so waits). Replays of a CUDA
         graph cannot: read this property between them, or a warning says how many selections were not recorded.
         """
         self._drain()
-        return self._history
+        return [
+            {"step": step, **dict(zip(("mask", "snr", "signal", "power"), record.movedim(-1, 0).tolist()))}
+            for step, record in self._history
+        ]
 
-    def observe(self, stats: Tensor, found: Tensor, owned: Tensor, beta1: float) -> None:
+    def observe(self, stats: Tensor, found: Tensor, owned: Tensor) -> None:
         """Take in one optimizer step and choose the masks of the next.
 
         stats float64 [B, 2] with B >= L * K and found float32 [1]: what ``masm::masked_adamw_`` returned (a step that
-        was not taken changes nothing); owned bool [L, K]: blocks that own a part of a parameter that got a gradient;
-        beta1: of the optimizer. All on one device, to which the state moves.
+        was not taken changes nothing); owned bool [L, K]: blocks that own a part of a parameter that got a gradient.
+        All on one device, to which the state moves.
         """
         self.to(stats.device)
+        self._bind()
         if self._selects:
             self._make_room()
+        before = self._state[3].clone() if self._state[3].is_cpu else None
         if self.policy is not None and found.item() == 0 and self._selection_is_due():
-            self._ask_policy(stats, owned, beta1)
+            self._ask_policy(stats, owned)
         else:
-            update_masks_(*self._state, stats, found, owned, beta1, *self._rules)
-        self._publish()
+            update_masks_(*self._state, stats, found, owned, *self._rules)
+        if before is not None and not torch.equal(before, self._state[3]):
+            # a backward pass through an older forward pass is then refused; elsewhere to look would be to wait
+            torch.autograd.graph.increment_version(self._state[3])
+        self._version = self._state[3]._version
+
+    def in_force(self, device: torch.device) -> Tensor:
+        """:attr:`masks` on the device, with what was changed in the masks of the layers."""
+        self.to(device)._bind()
+        return self.masks
 
     def to(self, device: torch.device) -> LayerMasks:
         """Move the state, in place."""
         if self._state[0].device != device:
             self._state = [t.to(device) for t in self._state]
-            self._look()
-            self._published = None
+            self._bind()
         return self
 
-    def _look(self) -> None:
-        _, self.masks = self._state[2].unbind()
-        self._live_rows = self._state[3].unbind()
+    def _bind(self) -> None:
+        """Make the masks of the layers rows of the table, and take over what was changed in them."""
+        live, counters = self._state[3], self._state[4]
+        if getattr(self, "_bound", None) is not live:
+            self._bound, self._version = live, live._version
+            self._rows, (self._steps, _) = live.unbind(), counters.unbind()
+            _, self.masks = self._state[2].unbind()
+        for layer, row in zip(self.layers.values(), self._rows):
+            if layer.mask is not row:
+                row.copy_(layer.mask)
+                layer.mask = row
+            layer._steps = self._steps
+        if live._version != self._version:
+            self._adopt()
+            self._version = live._version
+
+    def _adopt(self) -> None:
+        """Masks that were changed in the layers (by a state_dict, or by hand) are the selected ones."""
+        _, counts, masks, live, *_ = self._state
+        changed = live != (self.masks != 0)
+        masks.copy_(torch.where(changed, live.float(), masks))
+        counts.masked_fill_(changed, 0)
+
+    def check_restored(self) -> None:
+        """Called before a step: layers and optimizer must have been restored together.
+
+        Raises RuntimeError if the state_dict of one was loaded and that of the other, of the same step, was not.
+        """
+        restored = [layer.restored_steps for layer in self.layers.values()]
+        if self._steps_of_model is None and not any(steps is not None for steps in restored):
+            return
+        own = self.step
+        model = own if self._steps_of_model is None else self._steps_of_model
+        steps = {model if steps is None else steps for steps in restored} - {ANY_STEP}
+        if steps - {own}:
+            raise RuntimeError(
+                f"LayerMasks: the model's layers are at step {sorted(steps)}, the optimizer and its masks at {own}: "
+                "only one of the two was restored. Load the state_dict of both, saved at the same step; to go on from "
+                "these weights with this optimizer on purpose, call optimizer.masks.accept_layers() first"
+            )
+        self.accept_layers()
+
+    def accept_layers(self) -> None:
+        """Declare that the values the layers have now belong to this optimizer, wherever they were loaded from."""
+        self._steps_of_model = None
+        for layer in self.layers.values():
+            layer.restored_steps = None
 
     def _selection_is_due(self) -> bool:
         after_warmup = self.step + 1 - self.config.mask_warmup
         return after_warmup >= 0 and after_warmup % self.config.mask_interval == 0
 
-    def _ask_policy(self, stats: Tensor, owned: Tensor, beta1: float) -> None:
+    def _ask_policy(self, stats: Tensor, owned: Tensor) -> None:
         """A step as masm::update_masks_ takes it, with a selection by the callable in its middle."""
         sums, counts, masks, live, counters, *_ = self._state
-        update_statistics_(sums, counts, stats, owned & (self.masks != 0), beta1)
+        update_statistics_(sums, stats, owned & (self.masks != 0), self.config.mask_decay)
         counters[0] += 1
         step, snr = self.step, self.snr
         chosen = torch.as_tensor(self.policy(snr, step, masks[0].clone()), dtype=torch.float32, device=masks.device)
@@ -177,7 +245,7 @@ class LayerMasks:
                 f"got shape {list(chosen.shape)}, values {chosen.min():.3g} to {chosen.max():.3g}"
             )
         masks[0].copy_(chosen)
-        self._history.append(_entry(step, chosen, snr, self.bias2, self.variance))
+        self._history.append((step, torch.stack([chosen.double(), snr, *sums], -1).cpu()))
         settle_masks_(counts, masks, live, self.config.mask_probe_interval, self.config.mask_probe_steps)
 
     def _make_room(self) -> None:
@@ -197,68 +265,59 @@ class LayerMasks:
                 stacklevel=3,
             )
         places = torch.arange(first, made, device=ring.device) % rows
-        for step, record in zip(steps[places].tolist(), ring[places].cpu()):
-            self._history.append(_entry(step, *record.unbind(-1)))
+        self._history += zip(steps[places].tolist(), ring[places].cpu())
         self._read, self._calls = made, 0
-
-    def _publish(self) -> None:
-        live = self._state[3]
-        held = [layer.mask for layer in self.layers.values()]
-        if not live.is_cpu:  # to look whether something changed would be to wait
-            torch._foreach_copy_(held, self._live_rows)
-            return
-        # Copying dozens of small masks would cost a good part of an optimizer step: only where something changed, here
-        # or in a layer. (A write past autograd's version counter, as through `.data`, is not seen.)
-        if self._published is not None:
-            table, tensors, versions = self._published
-            same = all(a is b and a._version == n for a, b, n in zip(held, tensors, versions))
-            if same and torch.equal(live, table):
-                return
-        for mask, row in zip(held, self._live_rows):
-            mask.copy_(row)
-        self._published = (live.clone(), held, [mask._version for mask in held])
 
     def _parts(self) -> dict[str, Tensor]:
         """Views of the state that a resumed run needs, by their names in state_dict."""
-        (grad2, bias2, second), (updates, idle, probing), (selected, _), *_ = self._state
-        return {
-            **{"selected": selected, "updates": updates, "bias2": bias2, "grad2": grad2},
-            **{"second": second, "idle": idle, "probing": probing},
-        }
+        (signal, power), (idle, probing), (selected, _), *_ = self._state
+        return {"selected": selected, "signal": signal, "power": power, "idle": idle, "probing": probing}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (on the CPU) and plain values: everything that a resumed run needs to go on bit for bit."""
+        """Tensors (on the CPU) and plain values: everything that a resumed run needs to go on bit for bit.
+        :class:`masm_ext.MaskedAdamW` keeps it in its own."""
+        self._drain()
+        self._bind()
         state: dict[str, Any] = {name: value.cpu().clone() for name, value in self._parts().items()}
-        return {**state, "step": self.step, "layer_names": list(self.layer_names), "history": list(self.history)}
+        L, K = self.masks.shape
+        records = [record for _, record in self._history]
+        return {
+            **state,
+            "step": self.step,
+            "layer_names": list(self.layer_names),
+            "history": torch.stack(records) if records else torch.empty(0, L, K, 4, dtype=torch.float64),
+            "history_steps": torch.tensor([step for step, _ in self._history], dtype=torch.int64),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state belongs to other layers."""
+        """Raises ValueError if the state belongs to other layers, or is of another version."""
+        parts = self._parts()
+        missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)
+        if missing:
+            raise ValueError(f"LayerMasks: the state lacks {sorted(missing)}; was it written by another masm_ext?")
         if list(state["layer_names"]) != list(self.layer_names):
             raise ValueError(
                 f"LayerMasks: the state belongs to {len(state['layer_names'])} layers "
                 f"({state['layer_names'][:2]} ...), this model has {len(self.layer_names)} ({self.layer_names[:2]} ...)"
             )
-        parts = self._parts()
         for name, own in parts.items():
             if state[name].shape != own.shape:
                 shape = list(state[name].shape)
                 raise ValueError(f"LayerMasks: {name} must have shape {list(own.shape)}, got {shape}")
         if not ((state["selected"] >= 0) & (state["selected"] <= 1)).all():
             raise ValueError("LayerMasks: selected must hold values in [0, 1]")
+        if self._steps_of_model is None:
+            self._steps_of_model = self.step
         for name, own in parts.items():  # in place: a captured step goes on with them
             own.copy_(state[name])
         _, counts, masks, live, counters, *_ = self._state
         counters[0].fill_(int(state["step"]))
         counters[1].zero_()
-        self._history = list(state["history"])
+        self._history = list(zip(state["history_steps"].tolist(), state["history"].cpu().unbind()))
         self._read = self._calls = 0
         force_masks_(counts, masks, live)
-        self._publish()
-
-
-def _entry(step: int, mask: Tensor, snr: Tensor, bias2: Tensor, variance: Tensor) -> dict[str, Any]:
-    tables = {"mask": mask, "snr": snr, "bias2": bias2, "var": variance}
-    return {"step": step, **{name: table.tolist() for name, table in tables.items()}}
+        self._version = live._version
+        self._bind()
 
 
 def _ranking(config: MASMConfig, L: int) -> tuple[float, int, float, int]:
@@ -266,7 +325,7 @@ def _ranking(config: MASMConfig, L: int) -> tuple[float, int, float, int]:
     least = min(L, max(1, config.mask_min_active))
     if config.mask_threshold is not None:
         return config.mask_hysteresis, 0, config.mask_threshold, least
-    keep = min(L, max(least, math.ceil(config.mask_active_fraction * L)))
+    keep = min(L, max(least, math.ceil(Fraction(repr(config.mask_active_fraction)) * L)))
     return config.mask_hysteresis, keep, 0.0, least
 
 
@@ -284,8 +343,9 @@ def select_layers(
     """The static policy: which layers to decompose, ranked by the bias-variance of the gradient of their raw weights.
 
     One calibration pass over at most ``config.mask_calibration_batches`` batches of a model that is not yet converted.
-    Per layer, with G_b the gradient of the weight on batch b: ``bias2 = ||mean_b G_b||^2``, ``var = mean_b ||G_b||^2 -
-    bias2``, ``snr = bias2 / (bias2 + var)``. The layers of largest snr are returned, ``mask_active_fraction`` of those
+    Per layer, with G_b the gradient of the weight on batch b of n: ``power = mean_b ||G_b||^2``, ``signal =
+    (n ||mean_b G_b||^2 - power) / (n - 1)`` (the mean over pairs of different batches, so that noise gives 0),
+    ``snr = signal / power``. The layers of largest snr are returned, ``mask_active_fraction`` of those
     that ``target_modules`` matches (or those above ``mask_threshold``), in module order: put them into
     ``target_modules`` and call :func:`masm_ext.convert`. The pass runs in eval mode; the model's mode,
     ``requires_grad`` flags and gradients are left as they were.
@@ -319,7 +379,7 @@ def select_layers(
             module.training = mode
     if count < 2:
         raise ValueError(f"select_layers needs at least two batches to tell bias from variance, got {count}")
-    bias2 = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)
-    snr = snr_of(bias2, variance_of(bias2, second))[:, None]
+    of_mean = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)
+    snr = snr_of((count * of_mean - second) / (count - 1), second)[:, None]
     chosen = bias_variance(snr, torch.zeros_like(snr), config)[:, 0]
     return [name for name, keep in zip(linears, chosen) if keep]

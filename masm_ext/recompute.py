@@ -11,11 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Modules that are cheap to run again, give the same output, and whose own backward pass keeps their input: norms, and
-# smooth activations of torch and transformers. (ReLU, Tanh and Sigmoid keep their output: nothing would be saved.)
-_NORMS = ("LayerNorm", "RMSNorm")
-_ACTIVATION_FILES = ("torch.nn.modules.activation", "transformers.activations")
-_ACTIVATIONS = ("GELU", "SiLU", "Mish")
+# Types that are cheap to run again, give the same output, and whose own backward pass keeps their input. (ReLU, Tanh
+# and Sigmoid keep their output: nothing would be saved.) Exact types: a subclass may add noise. Those of transformers
+# by name, so that it need not be installed.
+_TORCH_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU, nn.Mish)
+_TRANSFORMERS_TYPES = {
+    ("transformers.activations", name)
+    for name in (
+        *("AccurateGELUActivation", "FastGELUActivation", "GELUActivation", "GELUTanh", "MishActivation"),
+        *("NewGELUActivation", "PytorchGELUTanh", "QuickGELUActivation", "SiLUActivation"),
+    )
+}
 
 
 @contextmanager
@@ -27,13 +33,13 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
     that input when dv is due. Gradients are the same bit for bit.
 
     Args:
-        model: its norms (classes named ...LayerNorm or ...RMSNorm) and its GELU, SiLU and Mish activations (of
-            ``torch.nn`` and ``transformers.activations``) are the modules that may run again.
+        model: its ``torch.nn`` LayerNorm, RMSNorm, GELU, SiLU and Mish, and the smooth activations of
+            ``transformers.activations``, are the modules that may run again. No subclasses of them.
         modules: these instead; each must map one tensor to a new one, without randomness, and its backward pass must
             keep its input, or memory is lost instead of won.
 
     Modules with an output in place of their input, with keyword arguments or with forward hooks of others keep their
-    output as ever. Not for ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that
+    output. Not for ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that
     are already in the autocast dtype are dropped (a cast makes a new tensor). Raises RuntimeError in the backward pass
     if a tensor that it needs was changed in place since.
     """
@@ -60,7 +66,7 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
     def unpack(saved: _Kept | _Rebuilt) -> Tensor:
         if isinstance(saved, _Rebuilt):
             return saved.tensor()
-        if saved.tensor._version != saved.version:  # autograd leaves this check to whoever packs
+        if saved.tensor._version != saved.version:  # with hooks, autograd does not check this itself
             raise RuntimeError(
                 f"recompute_inputs: a tensor of shape {list(saved.tensor.shape)} that the backward pass needs was "
                 f"changed in place (version {saved.tensor._version}, expected {saved.version})"
@@ -79,9 +85,8 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
 
 def _runs_again(module: nn.Module) -> bool:
     kind = type(module)
-    if kind.__name__.endswith(_NORMS):
-        return True
-    return kind.__module__ in _ACTIVATION_FILES and any(name in kind.__name__ for name in _ACTIVATIONS)
+    exact = kind in _TORCH_TYPES or (kind.__module__, kind.__qualname__) in _TRANSFORMERS_TYPES
+    return exact and "forward" not in module.__dict__  # a forward of the instance's own may do anything
 
 
 def _key(t: Tensor) -> tuple:
@@ -89,7 +94,7 @@ def _key(t: Tensor) -> tuple:
 
 
 class _Rebuilt:
-    """The output of a module, to be computed again: once for all who saved it."""
+    """The output of a module, to be computed again: once for all that saved it."""
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self.module, self.x = module, x

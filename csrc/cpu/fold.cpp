@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "dense.h"
 #include "rows.h"
 

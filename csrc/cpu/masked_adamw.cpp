@@ -1,5 +1,5 @@
-// masm::masked_adamw_ on the CPU: one sweep over the gradients that sums and looks for what is not finite, one that
-// updates.
+// masm::masked_adamw_ on the CPU: one sweep over the gradients that sums their squares and finds what is not
+// finite, one that updates.
 #include "../masked_adamw.h"
 
 #include <torch/csrc/stable/library.h>
@@ -41,6 +41,7 @@ struct Parameter {
   void* param;
   const void* grad;
   void *exp_avg, *exp_avg_sq;
+  const void* penalty;  // or null
 };
 
 // The constants of a step, worked out again (powers of the betas) only where they are not those of the task before.
@@ -73,8 +74,8 @@ constexpr int64_t kRun = 512;
 
 // The two sweeps over n elements, one body for both types. Sums in float64: squares of small gradients would underflow.
 // The largest magnitude shows a non-finite element as well as a square that overflows.
-#define MASM_SWEEPS(F, I, SIGN_OFF)                                                                               \
-  MASM_SIMD void inspect(const F* g, F inverse_scale, int64_t n, double* grad2, F* largest) {                     \
+#define MASM_INSPECT(F, I, SIGN_OFF)                                                                              \
+  MASM_SIMD void inspect(const F* g, F inverse_scale, int64_t n, double* power, F* largest) {                     \
     double sum = 0;                                                                                               \
     I most = 0;                                                                                                   \
     _Pragma("omp simd reduction(+ : sum) reduction(max : most)") for (int64_t i = 0; i < n; ++i) {                \
@@ -83,53 +84,64 @@ constexpr int64_t kRun = 512;
       most = bits > most ? bits : most;                                                                           \
       sum += double(value) * double(value);                                                                       \
     }                                                                                                             \
-    *grad2 += sum;                                                                                                \
+    *power += sum;                                                                                                \
     *largest = std::bit_cast<F>(std::max(most, std::bit_cast<I>(*largest)));                                      \
-  }                                                                                                               \
-  MASM_SIMD void update(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, int64_t n,       \
-                        double* bias2) {                                                                          \
-    const AdamWStep<F> c = step;                                                                                  \
-    double sum = 0;                                                                                               \
-    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) {                                      \
-      F pi = p[i], mi = m[i], vi = v[i];                                                                          \
-      adamw_element(c, g[i] * inverse_scale, pi, mi, vi);                                                         \
-      p[i] = pi, m[i] = mi, v[i] = vi;                                                                            \
-      sum += double(mi) * double(mi);                                                                             \
-    }                                                                                                             \
-    *bias2 += sum;                                                                                                \
   }
 
-MASM_SWEEPS(float, int32_t, 0x7fffffff)
-MASM_SWEEPS(double, int64_t, 0x7fffffffffffffff)
+// signal: <g, m before the step>. Two functions, since a test for the penalty in the loop would cost those without one.
+#define MASM_UPDATE(F, NAME, PENALTY)                                                                                 \
+  MASM_SIMD void NAME(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, const F* e, int64_t n, \
+                      double* signal) {                                                                               \
+    const AdamWStep<F> c = step;                                                                                      \
+    double sum = 0;                                                                                                   \
+    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) {                                          \
+      const F gi = g[i] * inverse_scale;                                                                              \
+      F pi = p[i], mi = m[i], vi = v[i];                                                                              \
+      sum += double(gi) * double(mi);                                                                                 \
+      adamw_element(c, gi, PENALTY, pi, mi, vi);                                                                      \
+      p[i] = pi, m[i] = mi, v[i] = vi;                                                                                \
+    }                                                                                                                 \
+    *signal += sum;                                                                                                   \
+  }
 
-// Adds ||g||^2 to `grad2`. False where an element is not finite, or so large that its square would overflow the second
+MASM_INSPECT(float, int32_t, 0x7fffffff)
+MASM_INSPECT(double, int64_t, 0x7fffffffffffffff)
+MASM_UPDATE(float, update_plain, 0.0f)
+MASM_UPDATE(double, update_plain, 0.0)
+MASM_UPDATE(float, update_penalized, e[i])
+MASM_UPDATE(double, update_penalized, e[i])
+
+// Adds ||g||^2 to `power`. False where an element is not finite, or so large that its square would overflow the second
 // moment: an infinite moment would stop its element for good.
 template <class P, class F>
-bool inspect_task(const P* g, F inverse_scale, int64_t n, double* grad2) {
+bool inspect_task(const P* g, F inverse_scale, int64_t n, double* power) {
   F largest = 0;
   if constexpr (std::is_same_v<P, F>) {
-    inspect(g, inverse_scale, n, grad2, &largest);
+    inspect(g, inverse_scale, n, power, &largest);
   } else {
     F wide[kRun];
     for (int64_t i = 0; i < n; i += kRun) {
       const int64_t live = std::min(kRun, n - i);
       widen(g + i, wide, live);
-      inspect(wide, inverse_scale, live, grad2, &largest);
+      inspect(wide, inverse_scale, live, power, &largest);
     }
   }
   return std::isfinite(largest * largest);
 }
 
 template <class P, class F>
-void update_task(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m, F* v, int64_t n, double* bias2) {
+void update_task(const AdamWStep<F>& c, F inverse_scale, P* p, const P* g, F* m, F* v, const F* penalty, int64_t n,
+                 double* signal) {
+  void (*update)(const AdamWStep<F>&, F, F*, const F*, F*, F*, const F*, int64_t, double*) = update_plain;
+  if (penalty != nullptr) update = update_penalized;
   if constexpr (std::is_same_v<P, F>) {
-    update(c, inverse_scale, p, g, m, v, n, bias2);
+    update(c, inverse_scale, p, g, m, v, penalty, n, signal);
   } else {
     F wide_p[kRun], wide_g[kRun];
     for (int64_t i = 0; i < n; i += kRun) {
       const int64_t live = std::min(kRun, n - i);
       widen(p + i, wide_p, live), widen(g + i, wide_g, live);
-      update(c, inverse_scale, wide_p, wide_g, m + i, v + i, live, bias2);
+      update(c, inverse_scale, wide_p, wide_g, m + i, v + i, penalty ? penalty + i : nullptr, live, signal);
       narrow(wide_p, p + i, live);
     }
   }
@@ -153,10 +165,12 @@ void check_disjoint(const std::vector<Task>& segments) {
 }
 
 std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector<Tensor> grads,
-                                         std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs, Tensor steps,
-                                         const Tensor& mask, const Tensor& segments, const Tensor& hyper,
-                                         std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-  check_masked_adamw(params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf);
+                                         std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
+                                         std::vector<Tensor> penalties, Tensor steps, const Tensor& mask,
+                                         const Tensor& segments, const Tensor& hyper, std::optional<Tensor> grad_scale,
+                                         std::optional<Tensor> found_inf) {
+  check_masked_adamw(params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale,
+                     found_inf);
   const int64_t B = mask.numel(), S = segments.size(0);
   const float* mask_data = static_cast<const float*>(mask.const_data_ptr());
   const int64_t* segment_data = static_cast<const int64_t*>(segments.const_data_ptr());
@@ -170,9 +184,13 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
 
   std::vector<Parameter> list(params.size());  // asking a Tensor costs a call into libtorch each time
   for (size_t i = 0; i < params.size(); ++i)
-    list[i] = {params[i].scalar_type(),        params[i].numel(),
-               params[i].mutable_data_ptr(),   grads[i].const_data_ptr(),
-               exp_avgs[i].mutable_data_ptr(), exp_avg_sqs[i].mutable_data_ptr()};
+    list[i] = {params[i].scalar_type(),
+               params[i].numel(),
+               params[i].mutable_data_ptr(),
+               grads[i].const_data_ptr(),
+               exp_avgs[i].mutable_data_ptr(),
+               exp_avg_sqs[i].mutable_data_ptr(),
+               penalties.empty() || penalties[i].numel() == 0 ? nullptr : penalties[i].const_data_ptr()};
   std::vector<Task> tasks, segment_list;
   segment_list.reserve(S), tasks.reserve(S);
   std::vector<char> live(B, 0);
@@ -228,7 +246,12 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
             cache.get<F>(hyper_data + 5 * task.tensor, mask_data[task.block], double(step_data[task.block]));
         update_task<P, F>(c, F(inverse_scale), static_cast<P*>(own.param) + task.begin,
                           static_cast<const P*>(own.grad) + task.begin, static_cast<F*>(own.exp_avg) + task.begin,
-                          static_cast<F*>(own.exp_avg_sq) + task.begin, task.end - task.begin, &sums[2 * t]);
+                          static_cast<F*>(own.exp_avg_sq) + task.begin,
+                          own.penalty ? static_cast<const F*>(own.penalty) + task.begin : nullptr,
+                          task.end - task.begin, &sums[2 * t]);
+        // without an earlier step there is no first moment to compare with: the block has no statistics yet
+        sums[2 * t] *= c.signal_scale;
+        if (c.signal_scale == 0) sums[2 * t + 1] = 0;
       });
     }
   });

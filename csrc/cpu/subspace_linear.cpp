@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "dense.h"
 #include "fold.h"
 #include "rows.h"
@@ -40,23 +40,10 @@ std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
   return shape;
 }
 
-void check_input(const char* op, const char* name, const Tensor& t, int64_t last, const Tensor& weight) {
-  STD_TORCH_CHECK(t.dim() >= 1 && t.size(-1) == last, "masm::", op, ": expected ", name, " with last dimension ", last,
-                  ", got shape ", shape_of(t));
-  STD_TORCH_CHECK(t.scalar_type() == weight.scalar_type(), "masm::", op, ": ", name,
-                  " and weight have different dtypes; cast the input or use torch.autocast");
-  STD_TORCH_CHECK(t.is_cpu() && weight.is_cpu(), "masm::", op, ": ", name, " and weight must both be on the CPU");
-}
-
 // Rows of u, s, v whose gradient is wanted: those of the subspaces that are not masked.
-std::vector<int64_t> live_rows(const std::optional<Tensor>& mask, const std::vector<int64_t>& offsets) {
+std::vector<int64_t> live_rows(std::optional<Tensor> mask, const std::vector<int64_t>& offsets) {
   const size_t K = offsets.size() - 1;
-  if (mask) {
-    STD_TORCH_CHECK(mask->dim() == 1 && mask->size(0) == int64_t(K) && mask->is_contiguous() &&
-                        mask->scalar_type() == ScalarType::Bool,
-                    "masm::subspace_linear: expected a contiguous bool mask of shape [K] = [", K, "], got ",
-                    shape_of(*mask));
-  }
+  if (mask) mask = torch::stable::contiguous(*mask);
   const bool* values = mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr;
   std::vector<int64_t> live;
   for (size_t k = 0; k < K; ++k)
@@ -109,8 +96,8 @@ void dense(const Tensor& x, const Tensor& w, Tensor& y, bool accumulate) {
 }
 
 void check_strategy(const char* op, const std::string& strategy) {
-  STD_TORCH_CHECK(strategy.empty(), "masm::", op, ": strategy '", strategy,
-                  "' is one of CUDA's; on the CPU there is none to choose, leave it out");
+  MASM_REQUIRE(strategy.empty(), "masm::", op, ": strategy '", strategy,
+               "' is one of CUDA's; on the CPU there is none to choose, leave it out");
 }
 
 std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight, const Tensor& u, const Tensor& s,
@@ -119,15 +106,11 @@ std::tuple<Tensor, Tensor> subspace_linear(const Tensor& x, const Tensor& weight
   check_strategy("subspace_linear", strategy);
   check_factors("subspace_linear", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
-  check_input("subspace_linear", "x", x, D, weight);
+  check_rows("subspace_linear", "x", x, D, weight);
   check_offsets("subspace_linear", offsets, R);
-  const bool masked = live_rows(mask, offsets).empty();  // also tells a wrong mask here, not in backward
-  if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == weight.scalar_type() && bias->is_cpu(),
-                    "masm::subspace_linear: bias must have the dtype and device of weight");
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == N, "masm::subspace_linear: expected bias of shape [", N,
-                    "], got ", shape_of(*bias));
-  }
+  check_mask("subspace_linear", mask, offsets, weight);
+  check_bias("subspace_linear", bias, weight);
+  const bool masked = live_rows(mask, offsets).empty();
   const auto acc = accumulate_type(weight.scalar_type());
   Tensor y = torch::stable::new_empty(x, shape_with_last(x, N));
   Tensor p = torch::stable::new_empty(x, shape_with_last(x, need_p ? R : 0), acc);
@@ -204,11 +187,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   check_strategy("subspace_linear_backward", strategy);
   check_factors("subspace_linear_backward", weight, u, s, v);
   const int64_t N = weight.size(0), D = weight.size(1), R = s.size(0);
-  check_input("subspace_linear_backward", "dy", dy, N, weight);
-  check_input("subspace_linear_backward", "x", x, D, weight);
-  check_offsets("subspace_linear_backward", offsets, R);
-  STD_TORCH_CHECK(p.dim() >= 1 && p.size(-1) == R && p.scalar_type() == accumulate_type(weight.scalar_type()),
-                  "masm::subspace_linear_backward: p must be the second output of the forward op");
+  const char* op = "subspace_linear_backward";
+  check_rows(op, "dy", dy, N, weight);
+  check_rows(op, "x", x, D, weight);
+  check_shape(op, "x", x, shape_with_last(dy, D));
+  check_shape(op, "p", p, shape_with_last(dy, R));
+  check_dtype(op, "p", p, accumulate_type(weight.scalar_type()));
+  check_device(op, "p", p, "weight", weight);
+  check_offsets(op, offsets, R);
+  check_mask(op, mask, offsets, weight);
 
   const std::vector<int64_t> live = live_rows(mask, offsets), every = all_rows(R);
   const int64_t L = int64_t(live.size());
@@ -216,8 +203,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   const int64_t M = dy2.size(0);
   const auto acc = accumulate_type(weight.scalar_type());
   const bool sum_du = need_du && L > 0, sum_ds = need_ds && L > 0, sum_dv = need_dv && L > 0;
-  STD_TORCH_CHECK(x.numel() == M * D && p.numel() == M * R, "masm::subspace_linear_backward: x ", shape_of(x), ", p ",
-                  shape_of(p), " and dy ", shape_of(dy), " disagree on the number of rows");
   // What nobody reads may be a broadcast placeholder: it is not laid out.
   const Tensor x2 = sum_dv ? as_rows(x) : x;
   const Tensor p2 = sum_du || sum_ds ? as_rows(p) : p;

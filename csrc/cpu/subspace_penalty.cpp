@@ -10,15 +10,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "dense.h"
 #include "rows.h"
 
 namespace masm::cpu {
 namespace {
-
-// Singular values below this share of the root mean square count as this large (SPECTRAL_FLOOR of the formula).
-constexpr double kSpectralFloor = 1e-3;
 
 template <class A>
 struct Layer {
@@ -122,7 +119,7 @@ void penalize(Layer<A>& layer) {
   const double inverse_norm2 = 1 / std::max(layer.weight_norm2, tiny);
   const double s02 = dot(layer.s0, layer.s0, R);
   const double base = layer.weight_norm2 + s02, base_or_tiny = std::max(base, tiny);
-  const double floor = kSpectralFloor * kSpectralFloor * base / double(std::max<int64_t>(1, std::min(N, D)));
+  const double sigma2 = base / double(std::max<int64_t>(1, std::min(N, D)));  // the mean square of W's spectrum
 
   double between = 0, inside = 0, artifact = 0, cross = 0, drift = 0;
   std::vector<double> overlap(R), moved(R), drift_slope(R);  // u_r W v_r; d change / d s; d drift / d s
@@ -135,8 +132,7 @@ void penalize(Layer<A>& layer) {
       const double change = double(layer.s[r]) - double(layer.s0[r]);
       distance2 += change * change, member[r] = k;
     }
-    const double norm2 = dot(layer.s0 + begin, layer.s0 + begin, end - begin);
-    const double inverse = 1 / std::max({norm2, floor * double(end - begin), tiny});
+    const double inverse = 1 / std::max(sigma2 * double(end - begin), tiny);
     drift += distance2 * inverse;
     for (int64_t r = begin; r < end; ++r) drift_slope[r] = 2 * (double(layer.s[r]) - double(layer.s0[r])) * inverse;
   }
@@ -183,38 +179,39 @@ void penalize(Layer<A>& layer) {
   factor_gradients<A>(layer.v, R, D, mix_v, scale, {p.vww.data(), p.uw.data()}, layer.dv, layer.P);
 }
 
-void check_lists(const std::vector<Tensor>& weights, const std::vector<Tensor>& u, const std::vector<Tensor>& s,
-                 const std::vector<Tensor>& v, const std::vector<Tensor>& s0, const std::vector<Tensor>& norm2,
-                 const std::vector<int64_t>& offsets, const std::vector<int64_t>& subspaces) {
-  const size_t L = weights.size();
-  STD_TORCH_CHECK(L > 0, "masm::subspace_penalty: expected at least one layer, got none");
-  STD_TORCH_CHECK(
-      u.size() == L && s.size() == L && v.size() == L && s0.size() == L && norm2.size() == L && subspaces.size() == L,
-      "masm::subspace_penalty: weights, u, s, v, s0, weight_norm2 and subspaces must have one length, got ", L, ", ",
-      u.size(), ", ", s.size(), ", ", v.size(), ", ", s0.size(), ", ", norm2.size(), ", ", subspaces.size());
-  size_t next = 0;
-  for (size_t i = 0; i < L; ++i) {
-    const std::string name = "subspace_penalty: layer " + std::to_string(i);
-    const char* op = name.c_str();
-    check_factors(op, weights[i], u[i], s[i], v[i]);
-    STD_TORCH_CHECK(weights[i].is_cpu(), "masm::", op, ": the weight must be on the CPU");
-    STD_TORCH_CHECK(u[i].scalar_type() == u[0].scalar_type(), "masm::", op,
-                    ": u, s and v must have the dtype of those of layer 0");
-    STD_TORCH_CHECK(s0[i].dim() == 1 && s0[i].size(0) == s[i].size(0), "masm::", op, ": expected s0 of shape [R] = [",
-                    s[i].size(0), "], got ", shape_of(s0[i]));
-    STD_TORCH_CHECK(norm2[i].numel() == 1, "masm::", op, ": weight_norm2 must have one element, got shape ",
-                    shape_of(norm2[i]));
-    STD_TORCH_CHECK(s0[i].scalar_type() == s[i].scalar_type() && norm2[i].scalar_type() == s[i].scalar_type() &&
-                        s0[i].is_cpu() && norm2[i].is_cpu(),
-                    "masm::", op, ": s0 and weight_norm2 must have the dtype and device of s");
-    const int64_t K = subspaces[i];
-    STD_TORCH_CHECK(K >= 1 && next + size_t(K) + 1 <= offsets.size(), "masm::", op, ": K = ", K, ", but ",
-                    offsets.size() - next, " of the ", offsets.size(), " offsets are left");
-    check_offsets(op, std::vector<int64_t>(offsets.begin() + next, offsets.begin() + next + K + 1), s[i].size(0));
-    next += size_t(K) + 1;
+void check_subspace_penalty(const std::vector<Tensor>& weights, const std::vector<Tensor>& u,
+                            const std::vector<Tensor>& s, const std::vector<Tensor>& v, const std::vector<Tensor>& s0,
+                            const std::vector<Tensor>& norm2, const std::vector<int64_t>& offsets,
+                            const std::vector<int64_t>& subspaces) {
+  const int64_t L = int64_t(weights.size());
+  MASM_REQUIRE(L > 0, "masm::subspace_penalty: expected at least one layer, got none");
+  const auto check_length = [&](const char* name, size_t n) {
+    MASM_REQUIRE(int64_t(n) == L, "masm::subspace_penalty: expected ", L, " entries in ", name, ", one a layer, got ",
+                 n);
+  };
+  check_length("u", u.size()), check_length("s", s.size()), check_length("v", v.size());
+  check_length("s0", s0.size()), check_length("weight_norm2", norm2.size());
+  check_length("subspaces", subspaces.size());
+  int64_t expected = 0;
+  for (const int64_t K : subspaces) expected = K >= 1 && expected >= 0 ? expected + K + 1 : -1;
+  MASM_REQUIRE(expected == int64_t(offsets.size()), "masm::subspace_penalty: expected K + 1 offsets for each of the ",
+               "subspaces ", list_of(subspaces), ", got ", offsets.size(), " offsets");
+  auto next = offsets.begin();
+  for (int64_t i = 0; i < L; ++i) {
+    const std::string layer = "subspace_penalty: layer " + std::to_string(i);
+    check_factors(layer, weights[i], u[i], s[i], v[i]);
+    check_offsets(layer, std::vector<int64_t>(next, next + subspaces[i] + 1), s[i].size(0));
+    next += subspaces[i] + 1;
+    check_shape(layer, "s0", s0[i], {s[i].size(0)});
+    check_dtype(layer, "s0", s0[i], s[i].scalar_type());
+    MASM_REQUIRE(norm2[i].numel() == 1, "masm::", layer, ": expected weight_norm2 of one element, got ",
+                 shape_of(norm2[i]));
+    check_dtype(layer, "weight_norm2", norm2[i], s[i].scalar_type());
+    check_dtype(layer, "u", u[i], u[0].scalar_type());
+    check_device(layer, "s0", s0[i], "weight", weights[i]);
+    check_device(layer, "weight_norm2", norm2[i], "weight", weights[i]);
+    check_device(layer, "weight", weights[i], "that of layer 0", weights[0]);
   }
-  STD_TORCH_CHECK(next == offsets.size(), "masm::subspace_penalty: expected ", next, " offsets, K + 1 a layer, got ",
-                  offsets.size());
 }
 
 std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights, std::vector<Tensor> u,
@@ -222,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights,
                                                     std::vector<Tensor> s0, std::vector<Tensor> weight_norm2,
                                                     std::vector<int64_t> offsets, std::vector<int64_t> subspaces,
                                                     bool need_gradients) {
-  check_lists(weights, u, s, v, s0, weight_norm2, offsets, subspaces);
+  check_subspace_penalty(weights, u, s, v, s0, weight_norm2, offsets, subspaces);
   const int64_t L = int64_t(weights.size());
   const auto acc = accumulate_type(u[0].scalar_type());
   int64_t P = 0;

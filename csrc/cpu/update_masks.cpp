@@ -25,10 +25,10 @@ void choose(const MaskPolicy& p, const MaskTable& t, int64_t selection) {
 
 void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks, const Tensor& live,
                    const Tensor& counters, const Tensor& history, const Tensor& history_steps, const Tensor& stats,
-                   const Tensor& found, const Tensor& owned, double beta1, int64_t warmup, int64_t interval,
+                   const Tensor& found, const Tensor& owned, double decay, int64_t warmup, int64_t interval,
                    double hysteresis, int64_t keep, double threshold, int64_t least, int64_t probe_interval,
                    int64_t probe_steps, bool select) {
-  const MaskPolicy p{beta1, warmup, interval, hysteresis, keep, threshold, least, probe_interval, probe_steps, select};
+  const MaskPolicy p{decay, warmup, interval, hysteresis, keep, threshold, least, probe_interval, probe_steps, select};
   const MaskTable t = mask_table(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, p);
   if (*t.found != 0) return;
   const int64_t n = t.blocks(), step = ++*t.step, selection = *t.selections;

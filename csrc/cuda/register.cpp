@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "../masked_adamw.h"
 #include "../update_masks.h"
 #include "launch.h"
@@ -22,7 +22,7 @@ Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor
   const cudaError_t status =
       cuda::fold(out.mutable_data_ptr(), w.const_data_ptr(), uc.const_data_ptr(), sc.const_data_ptr(),
                  vc.const_data_ptr(), w.size(0), w.size(1), sc.size(0), dtype_of(w), dtype_of(uc), stream_of(w));
-  STD_TORCH_CHECK(status == cudaSuccess, "masm::fold: ", cudaGetErrorString(status));
+  MASM_REQUIRE(status == cudaSuccess, "masm::fold: ", cudaGetErrorString(status));
   return out;
 }
 
@@ -35,7 +35,7 @@ void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks
   const MaskTable t = mask_table(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, p);
   torch::stable::accelerator::DeviceGuard guard(sums.get_device_index());
   const cudaError_t status = cuda::update_masks(t, p, stream_of(sums));
-  STD_TORCH_CHECK(status == cudaSuccess, "masm::update_masks_: ", cudaGetErrorString(status));
+  MASM_REQUIRE(status == cudaSuccess, "masm::update_masks_: ", cudaGetErrorString(status));
 }
 
 // One launch, or with more than kAdamWInline parameters a few small ones before it. Nothing waits for the GPU.
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                            nullptr};
   int32_t blocks = 0;
   cudaError_t status = cuda::masked_adamw_blocks(tables, &blocks);
-  STD_TORCH_CHECK(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
+  MASM_REQUIRE(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
   // work, first, flags and, where they do not fit into the arguments, the parameters: one allocation, in units of 8
   // bytes
   const int64_t work = S * int64_t(sizeof(cuda::AdamWWork) / 8), flags = (blocks + 1) / 2;
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   tables.flags = reinterpret_cast<int32_t*>(memory + work + B);
   auto* list_on_device = uploaded ? reinterpret_cast<cuda::AdamWParameter*>(memory + work + B + flags) : nullptr;
   status = cuda::masked_adamw(list.data(), tables, list_on_device, blocks, stream_of(mask));
-  STD_TORCH_CHECK(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
+  MASM_REQUIRE(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
   return {stats, found};
 }
 

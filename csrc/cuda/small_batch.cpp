@@ -7,7 +7,7 @@
 #include <limits>
 #include <optional>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "launch.h"
 #include "tensors.h"
 

@@ -3,7 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../checks.h"
+#include "../contract.h"
 #include "dtype.h"
 
 // Declared here so that -DUSE_CUDA, which only gates this prototype, is not needed.

@@ -1,7 +1,6 @@
 // The learning state of one block (layer l, subspace k) and what follows from it, shared by the CPU and CUDA kernels.
 // Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k.
 #pragma once
-#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -10,7 +9,7 @@
 namespace masm {
 
 struct MaskPolicy {
-  double beta1;
+  double decay;  // of the statistics
   int64_t warmup, interval;
   double hysteresis;
   int64_t keep;  // layers that each subspace keeps; 0: those above the threshold
@@ -22,16 +21,16 @@ struct MaskPolicy {
 // The operands of masm::update_masks_, contiguous.
 struct MaskTable {
   int64_t L, K, rows;
-  double *grad2, *bias2, *second;     // [L * K] each
-  int64_t *updates, *idle, *probing;  // [L * K] each
-  float *selected, *in_force;         // [L * K] each
-  bool* live;                         // [L * K]
-  int64_t *step, *selections;         // one each
-  double* history;                    // [rows, L * K, 4] = (mask, snr, bias2, var)
-  int64_t* history_steps;             // [rows]
-  const double* stats;                // [L * K or more, 2]
-  const float* found;                 // one
-  const bool* owned;                  // [L * K]
+  double *signal, *power;      // [L * K] each
+  int64_t *idle, *probing;     // [L * K] each
+  float *selected, *in_force;  // [L * K] each
+  bool* live;                  // [L * K]
+  int64_t *step, *selections;  // one each
+  double* history;             // [rows, L * K, 4] = (mask, snr, signal, power)
+  int64_t* history_steps;      // [rows]
+  const double* stats;         // [L * K or more, 2]
+  const float* found;          // one
+  const bool* owned;           // [L * K]
 
   MASM_HOST_DEVICE int64_t blocks() const { return L * K; }
   // The record of block b in the selection that this step makes: of the ring, the row that is oldest.
@@ -44,27 +43,23 @@ MASM_HOST_DEVICE inline bool selection_due(const MaskPolicy& p, int64_t step) {
   return p.select && step >= p.warmup && (step - p.warmup) % p.interval == 0;
 }
 
-// Takes in the sums of a step that updated the block. (One that did not moved nothing.)
+// Takes in the sums of a step that updated the block.
 MASM_HOST_DEVICE inline void observe_block(const MaskPolicy& p, const MaskTable& t, int64_t b) {
   if (!t.owned[b] || t.in_force[b] == 0) return;
-  const double exact = 1 - std::pow(p.beta1, double(++t.updates[b]));
-  const double correction = exact > DBL_MIN ? exact : DBL_MIN;
-  t.grad2[b] = p.beta1 * t.grad2[b] + (1 - p.beta1) * t.stats[2 * b + 1];
-  t.bias2[b] = t.stats[2 * b] / (correction * correction);
-  t.second[b] = t.grad2[b] / correction;
+  t.signal[b] = p.decay * t.signal[b] + (1 - p.decay) * t.stats[2 * b];
+  t.power[b] = p.decay * t.power[b] + (1 - p.decay) * t.stats[2 * b + 1];
 }
 
 // Everything of a block's record but the mask: in its place stands, while layers are ranked, the score they are ranked
-// by. A block that is selected already has an advantage.
+// by. A block that is selected already has an advantage, also where its snr is negative.
 MASM_HOST_DEVICE inline void record_block(const MaskPolicy& p, const MaskTable& t, int64_t selection, int64_t b) {
-  const double bias2 = t.bias2[b], difference = t.second[b] - bias2, var = difference > 0 ? difference : 0;
-  const double sum = bias2 + var, ratio = bias2 / (sum > DBL_MIN ? sum : DBL_MIN);
-  const double snr = ratio >= 0 ? ratio : 0;  // sums that overflowed give NaN, which has no place in a ranking
+  const double ratio = t.signal[b] / t.power[b];
+  const double snr = std::isfinite(ratio) ? ratio : 0;  // no step yet, or sums that overflowed
   double* record = t.record(selection, b);
-  record[0] = t.selected[b] > 0 ? snr * (1 + p.hysteresis) : snr;
+  record[0] = t.selected[b] > 0 ? snr + p.hysteresis * std::fabs(snr) : snr;
   record[1] = snr;
-  record[2] = bias2;
-  record[3] = var;
+  record[2] = t.signal[b];
+  record[3] = t.power[b];
 }
 
 MASM_HOST_DEVICE inline double score_of(const MaskTable& t, int64_t selection, int64_t b) {

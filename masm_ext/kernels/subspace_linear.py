@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..contract import accumulate_dtype
 from ..ops.homes import (
     ADDMM,
     KEXT,
@@ -38,7 +39,6 @@ from ..ops.homes import (
     choose,
 )
 from ..reference.checks import check_bias, check_blocks, check_factors, check_input, check_layers
-from ..reference.precision import accumulate_dtype
 from . import small_batch
 from .launch import Target, Tile, autocast_off, on_device, precision, target_of
 from .products import (

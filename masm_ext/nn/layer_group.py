@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..autocast import autocast_dtype
 from ..ops import subspace_linear_group
 from ..ops.homes import MAX_LAYERS, MAX_RANK
 from ..ops.subspace_linear_group import lie_side_by_side
@@ -26,42 +28,55 @@ PROJECTIONS = (
 
 
 class LayerGroup:
-    """MASMLinears of one shape that are called with the same x, one after another: the first call runs all of them
-    (:func:`masm_ext.ops.subspace_linear_group`), the others fetch their outputs. A call with another x starts anew, and
-    so does one after x was changed in place (seen in eager mode only, not by torch.compile).
+    """MASMLinears of one shape that are called with the same x, one after another, by the forward of one module: the
+    first call runs all of them (:func:`masm_ext.ops.subspace_linear_group`), the others fetch their outputs.
+
+    Outputs live in a scope that hooks on ``owner`` open and close around its forward, for each thread on its own. A
+    call with another x, or after x or a weight was changed in place, starts anew.
 
     On CUDA their tensors are laid one after another in memory, so that the kernels read them as one; a parameter stays
     the object it was. Made by :meth:`masm_ext.MASMLinear.group`.
     """
 
-    def __init__(self, layers: Sequence[MASMLinear]) -> None:
+    def __init__(self, layers: Sequence[MASMLinear], owner: nn.Module) -> None:
         self.layers = tuple(layers)
-        self._x: Tensor | None = None
-        self._outputs: dict[int, tuple[tuple, Tensor]] = {}  # by the layer's place: the state it was computed in, y
+        self._scopes = _Scopes()
+        self._hooks = (
+            owner.register_forward_pre_hook(self._open, prepend=True),
+            owner.register_forward_hook(self._close, always_call=True),
+        )
 
-    def output(self, layer: MASMLinear, x: Tensor) -> Tensor:
-        index = next(i for i, member in enumerate(self.layers) if member is layer)
-        if self._x is not x or index not in self._outputs or self._outputs[index][0] != _state(layer, x):
+    def _open(self, owner: nn.Module, args: tuple) -> None:
+        if not torch.compiler.is_compiling():
+            self._scopes.stack.append(_Scope())
+
+    def _close(self, owner: nn.Module, args: tuple, output: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._scopes.stack.pop()
+
+    def output(self, layer: MASMLinear, x: Tensor) -> Tensor | None:
+        """The output of a member, or None where it has to run on its own: outside the owner's forward; for a copy of a
+        member, as ``copy.copy`` and nn.DataParallel make; where a change of x could not be seen."""
+        if torch.compiler.is_compiling() or x.is_inference():
+            return None
+        index = next((i for i, member in enumerate(self.layers) if member is layer), None)
+        if index is None or not self._scopes.stack:
+            return None
+        scope = self._scopes.stack[-1]
+        if scope.x is not x or index not in scope.outputs or scope.outputs[index][0] != _state(layer, x):
             outputs = self._run(x)
-            self._x = x
-            self._outputs = {i: (_state(own, x), y) for i, (own, y) in enumerate(zip(self.layers, outputs))}
-        _, y = self._outputs.pop(index)
-        if not self._outputs:
-            self._x = None
-        return y
-
-    def holds(self, layer: MASMLinear) -> bool:
-        """False for a copy of a member, as ``copy.copy`` and nn.DataParallel make: it runs on its own."""
-        return any(member is layer for member in self.layers)
+            scope.x = x
+            scope.outputs = {i: (_state(own, x), y) for i, (own, y) in enumerate(zip(self.layers, outputs))}
+        return scope.outputs.pop(index)[1]
 
     def _run(self, x: Tensor) -> list[Tensor]:
         layers = self.layers
-        if x.is_cuda and not torch.compiler.is_compiling():
+        if x.is_cuda:
             # of a copy, or assigned anew; parameters are left to whoever owns them
-            self._lay_out(["weight", "mask"])
+            self._lay_out(["principal", "mask"])
         return subspace_linear_group(
             x,
-            [layer.weight for layer in layers],
+            [layer.principal for layer in layers],
             [layer.u for layer in layers],
             [layer.s for layer in layers],
             [layer.v for layer in layers],
@@ -72,7 +87,7 @@ class LayerGroup:
 
     def lay_out(self) -> None:
         """Put weights, factors, biases and masks one after another, once all are on one CUDA device in one dtype."""
-        self._lay_out(["weight", "u", "s", "v", "bias", "mask"])
+        self._lay_out(["principal", "u", "s", "v", "bias", "mask"])
 
     @torch.no_grad()
     def _lay_out(self, names: Sequence[str]) -> None:
@@ -84,28 +99,38 @@ class LayerGroup:
                 for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
                     t.data = part
 
-    def __getstate__(self) -> dict:
-        """For copies and pickles: without the outputs that wait for a call."""
-        return {"layers": self.layers, "_x": None, "_outputs": {}}
-
     def dissolve(self) -> None:
         for layer in self.layers:
             layer.layer_group = None
-        self._x, self._outputs = None, {}
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _Scope:
+    """One forward call of the owner: the x of its layers, and the outputs that they have not fetched yet, by the place
+    of the layer, with the state they were computed in."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.outputs: dict[int, tuple[tuple, Tensor]] = {}
+
+
+class _Scopes(threading.local):
+    """The calls of the owner that are running in this thread, the innermost last. A copy starts with none."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Scope] = []
+
+    def __reduce__(self) -> tuple:
+        return _Scopes, ()
 
 
 def _state(layer: MASMLinear, x: Tensor) -> tuple:
     """What else an output depends on: x and the layer as they were, and the modes it was computed under."""
-    device = x.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if torch.compiler.is_compiling():  # cannot compare versions, nor ask for the inference mode
-        return torch.is_grad_enabled(), autocast
+    tensors = (x, layer.principal, layer.u, layer.s, layer.v, layer.bias)
     # an inference tensor keeps no version
-    versions = [
-        None if t is None or t.is_inference() else t._version
-        for t in (x, layer.weight, layer.u, layer.s, layer.v, layer.bias)
-    ]
-    return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+    versions = [None if t is None or t.is_inference() else t._version for t in tensors]
+    return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_dtype(x)
 
 
 def check_group(layers: Sequence[MASMLinear]) -> None:
@@ -113,7 +138,8 @@ def check_group(layers: Sequence[MASMLinear]) -> None:
     if not 2 <= len(layers) <= MAX_LAYERS or len({id(layer) for layer in layers}) < len(layers):
         raise ValueError(f"MASMLinear.group: expected 2 to {MAX_LAYERS} different layers, got {len(layers)}")
     kinds = {
-        (tuple(m.weight.shape), m.offsets, m.weight.dtype, m.u.dtype, m.weight.device, m.bias is None) for m in layers
+        (tuple(m.principal.shape), m.offsets, m.principal.dtype, m.u.dtype, m.principal.device, m.bias is None)
+        for m in layers
     }
     if len(kinds) > 1:
         raise ValueError(
@@ -134,8 +160,9 @@ def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECT
     """Group the query, key and value projections of every self-attention of a converted model.
 
     Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape and with at most
-    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`). For attentions that read one x only:
-    where key and value read another input (cross-attention), each call would compute projections nobody asks for.
+    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`) that their parent owns. For attentions
+    that read one x only: where key and value read another input (cross-attention), each call would compute projections
+    that are not used.
 
     Returns the number of groups. Layers that are grouped already are left as they are.
     """
@@ -147,8 +174,8 @@ def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECT
             layers = [getattr(parent, name, None) for name in siblings]
             if not all(isinstance(m, MASMLinear) and m.layer_group is None for m in layers):
                 continue
-            same = len({(m.weight.shape, m.offsets) for m in layers}) == 1
+            same = len({(m.principal.shape, m.offsets) for m in layers}) == 1
             if same and len(layers) * layers[0].offsets[-1] <= MAX_RANK:
-                MASMLinear.group(layers)
+                MASMLinear.group(layers, parent)
                 count += 1
     return count

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import MASMConfig
+from ..contract import HALF, accumulate_dtype
 from ..decomposition import (
     Decomposition,
     check_finite,
@@ -16,8 +18,10 @@ from ..decomposition import (
     weight_hash,
 )
 from ..ops import fold, subspace_linear
-from ..reference.precision import HALF, accumulate_dtype
 from .layer_group import LayerGroup, check_group
+
+#: Every layer that lives: an optimizer finds the layers of its parameters here, whoever hands them over.
+LAYERS: weakref.WeakSet[MASMLinear] = weakref.WeakSet()
 
 
 class MASMLinear(nn.Module):
@@ -27,23 +31,25 @@ class MASMLinear(nn.Module):
     decomposition of arXiv 2601.01041 (in words; the formulas are ours).
 
     Attributes:
-        weight: buffer [N, D], W without its artifact part.
+        principal: buffer [N, D], W without its artifact part. Its own name keeps a converted state_dict from loading
+            into the pretrained model; ``weight`` reads it, for code that looks at ``layer.weight.dtype``.
         u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
             half-precision weight, also after ``.to(torch.bfloat16)``: a training step in bfloat16 would round small
             updates away.
         bias: parameter [N] or None, frozen unless the config says ``train_bias``.
         offsets: K + 1 row bounds.
-        mask: buffer bool [K]; False stops the gradients of a subspace. Set by :class:`masm_ext.LayerMasks`.
+        mask: buffer bool [K]; False stops the gradients of a subspace, and :class:`masm_ext.MaskedAdamW` leaves it
+            alone. With :class:`masm_ext.LayerMasks`, a row of its table.
         u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
-        base_hash, base_dtype: identity of the weight the layer was made from (SHA-256) and its dtype.
+        base_hash, base_dtype: identity of the weight the layer was made from (SHA-256, hexadecimal) and its dtype. In
+            the state_dict it is extra state, not a buffer: nothing that averages or casts numbers reaches it.
         layer_group: the layers it runs together with, or None; see :meth:`group`.
 
     Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
     """
 
-    weight: Tensor
+    principal: Tensor
     mask: Tensor
-    base_digest: Tensor
     u0: Tensor
     s0: Tensor
     v0: Tensor
@@ -58,13 +64,15 @@ class MASMLinear(nn.Module):
         self.base_dtype = parts.weight.dtype
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
-        self.register_buffer("weight", parts.weight.detach())
+        self.base_hash = base_hash
+        #: Steps of the optimizer that its values have seen: counted by LayerMasks ...
+        self._steps: Tensor | None = None
+        #: ... or read from a state_dict, until the optimizer has compared it with its own.
+        self.restored_steps: int | None = None
+        self.register_buffer("principal", parts.weight.detach())
         self.u = nn.Parameter(parts.u.detach().clone())
         self.s = nn.Parameter(parts.s.detach().clone())
         self.v = nn.Parameter(parts.v.detach().clone())
-        # a buffer, so that it travels with the weights it belongs to
-        digest = torch.tensor(list(bytes.fromhex(base_hash)) or [0] * 32, dtype=torch.uint8)
-        self.register_buffer("base_digest", digest.to(parts.weight.device))
         self.register_buffer("u0", parts.u.detach().clone())
         self.register_buffer("s0", parts.s.detach().clone())
         self.register_buffer("v0", parts.v.detach().clone())
@@ -75,6 +83,11 @@ class MASMLinear(nn.Module):
             torch.linalg.vector_norm(parts.weight.detach(), dtype=torch.float64).square().to(self.s.dtype),
         )
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=train_bias)
+        LAYERS.add(self)
+
+    def __setstate__(self, state: dict) -> None:  # copies and pickles
+        super().__setstate__(state)
+        LAYERS.add(self)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: MASMConfig, *, name: str = "linear") -> MASMLinear:
@@ -96,8 +109,24 @@ class MASMLinear(nn.Module):
         return layer.train(linear.training)
 
     @property
-    def base_hash(self) -> str:
-        return bytes(self.base_digest.tolist()).hex()
+    def weight(self) -> Tensor:
+        """:attr:`principal`. Not W: the dense weight is :meth:`folded_weight`."""
+        return self.principal
+
+    def get_extra_state(self) -> Tensor:
+        """uint8: the base hash and the number of steps taken, a hexadecimal digit per element."""
+        steps = self.restored_steps if self._steps is None else int(self._steps)
+        digits = f"{self.base_hash:0>64}{max(0, steps or 0):016x}"
+        # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
+        return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        digits = [int(value) // 16 for value in torch.as_tensor(state).double().round().tolist()]
+        if len(digits) != 80 or not all(0 <= digit < 16 for digit in digits):
+            raise ValueError(f"MASMLinear: expected an extra state of 80 elements in [0, 255], got {state!r}")
+        text = "".join(f"{digit:x}" for digit in digits)
+        self.base_hash = "" if set(text[:64]) == {"0"} else text[:64]
+        self.restored_steps = int(text[64:], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
         wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0, self.weight_norm2]
@@ -116,17 +145,20 @@ class MASMLinear(nn.Module):
         return self
 
     @staticmethod
-    def group(layers: Sequence[MASMLinear]) -> None:
+    def group(layers: Sequence[MASMLinear], owner: nn.Module) -> None:
         """Run 2 to 4 layers that read the same x (query, key, value) as one call, whichever is called first.
+
+        ``owner`` is the module whose forward calls them, such as their attention. Only inside it are they one call;
+        outputs that it has not fetched are dropped when it returns.
 
         Outputs and gradients are those of the single layers, to rounding. On CUDA x is read once for the P of all, dX
         is summed before it is rounded, and there are fewer launches; on a CPU the layers run one after another as
-        before. The first call computes all outputs and holds them until the others are called, so group only layers
-        that are all called, with the very same tensor. Raises ValueError if they differ in shape, ranks, dtype or
-        device.
+        before. The first call computes all outputs, so group only layers that are all called, with the very same
+        tensor. In inference mode, where an in-place change of x leaves no trace, and under torch.compile the layers run
+        one by one. Raises ValueError if they differ in shape, ranks, dtype or device.
         """
         check_group(layers)
-        group = LayerGroup(layers)
+        group = LayerGroup(layers, owner)
         group.lay_out()
         for layer in layers:
             layer.layer_group = group
@@ -148,14 +180,18 @@ class MASMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., N]."""
-        if self.layer_group is not None and self.layer_group.holds(self):
-            return self.layer_group.output(self, x)
-        return subspace_linear(x, self.weight, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
+        if self.layer_group is not None:
+            y = self.layer_group.output(self, x)
+            if y is not None:
+                return y
+        return subspace_linear(
+            x, self.principal, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask
+        )
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
         """The dense weight the layer now stands for, [N, D] in the dtype of ``weight``."""
-        return fold(self.weight, self.u, self.s, self.v)
+        return fold(self.principal, self.u, self.s, self.v)
 
     @torch.no_grad()
     def relative_update(self) -> float:
@@ -179,7 +215,7 @@ class MASMLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"subspaces={self.num_subspaces}, ranks={list(self.ranks)}, dtype={self.weight.dtype}"
+            f"subspaces={self.num_subspaces}, ranks={list(self.ranks)}, dtype={self.principal.dtype}"
         )
 
 

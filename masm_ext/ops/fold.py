@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
+from ..contract import check_fold
+from .derivative import register_derivative
 
 
 @torch.library.register_fake("masm::fold")
 def _fake(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    check_fold(weight, u, s, v)
     return weight.new_empty(weight.shape)
 
 
@@ -17,7 +20,7 @@ def _no_gradient(ctx, grad):
     )
 
 
-torch.library.register_autograd("masm::fold", _no_gradient)
+_call = register_derivative("fold", _no_gradient, lambda ctx, inputs, output: None)
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
@@ -28,4 +31,4 @@ def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
 
     Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
     """
-    return torch.ops.masm.fold(weight, u, s, v)
+    return _call(weight, u, s, v)

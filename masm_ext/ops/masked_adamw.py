@@ -4,10 +4,14 @@ import torch
 from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
+from ..contract import check_masked_adamw
 
 
 @torch.library.register_fake("masm::masked_adamw_")
-def _fake(params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf):
+def _fake(params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf):
+    check_masked_adamw(
+        params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf
+    )
     return hyper.new_empty(mask.shape[0], 2), mask.new_empty(1)
 
 
@@ -16,6 +20,7 @@ def masked_adamw_(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
+    penalties: list[Tensor],
     steps: Tensor,
     mask: Tensor,
     segments: Tensor,
@@ -33,7 +38,7 @@ def masked_adamw_(
     2 there and nothing is written. Overlapping segments are not noticed on CUDA, and hold anything afterwards.
     """
     result = torch.ops.masm.masked_adamw_(
-        params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf
+        params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf
     )
     if not torch.compiler.is_compiling():
         # so that autograd notices a backward pass through values that are no longer there

@@ -6,29 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
-from ..reference.precision import accumulate_dtype
+from ..autocast import cast_for_autocast
+from ..contract import accumulate_dtype, check_subspace_linear, check_subspace_linear_backward
 from .derivative import register_derivative
 
 
 @torch.library.register_fake("masm::subspace_linear")
 def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
-    N, D = weight.shape
-    torch._check(
-        x.dim() >= 1 and x.shape[-1] == D,
-        lambda: f"masm::subspace_linear: expected x with last dimension {D}, got shape {list(x.shape)}",
-    )
-    torch._check(
-        x.dtype == weight.dtype,
-        lambda: f"masm::subspace_linear: x is {x.dtype}, weight {weight.dtype}; cast the input or use torch.autocast",
-    )
-    torch._check(
-        x.device == weight.device,
-        lambda: f"masm::subspace_linear: x is on {x.device} and weight on {weight.device}",
-    )
-    torch._check(
-        bias is None or bias.dtype == weight.dtype,
-        lambda: "masm::subspace_linear: bias must have the dtype and device of weight",
-    )
+    check_subspace_linear(x, weight, u, s, v, bias, mask, offsets)
+    N = weight.shape[0]
     y = x.new_empty(*x.shape[:-1], N)
     return y, x.new_empty(*x.shape[:-1], s.shape[0] if need_p else 0, dtype=accumulate_dtype(x.dtype))
 
@@ -37,6 +23,8 @@ def _fake(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy=""):
 def _fake_backward(
     dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy=""
 ):
+    check_subspace_linear_backward(dy, x, weight, u, s, v, p, mask, offsets)
+
     def like(t: Tensor, needed: bool) -> Tensor:
         return t.new_empty(t.shape) if needed else weight.new_empty(0)
 
@@ -82,7 +70,7 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
         x = dy.new_empty(1).expand(ctx.x_shape)
     if p is None:
         p = dy.new_empty(1, dtype=accumulate_dtype(dy.dtype)).expand(*M, s.shape[0])
-    grads = torch.ops.masm.subspace_linear_backward(
+    grads = _call_backward(
         dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias, ctx.strategy
     )
     dx, du, ds, dv, db = (
@@ -97,8 +85,8 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-register_derivative("subspace_linear", _backward, _setup_context)
-register_derivative("subspace_linear_backward", _no_double_backward)
+_call = register_derivative("subspace_linear", _backward, _setup_context)
+_call_backward = register_derivative("subspace_linear_backward", _no_double_backward)
 
 
 def subspace_linear(
@@ -141,15 +129,4 @@ def subspace_linear(
         offsets = [0, s.shape[0]]
     need_p = torch.is_grad_enabled() and (u.requires_grad or s.requires_grad)
     bias = bias_list[0] if bias_list else None
-    return torch.ops.masm.subspace_linear(x, weight, u, s, v, bias, mask, list(offsets), need_p, strategy)[0]
-
-
-def cast_for_autocast(x, weight, u, s, v, bias):
-    """The arguments in the dtypes that autocast asks for, each but x a list over layers."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, weight, u, s, v, bias
-    dtype = torch.get_autocast_dtype(device)
-    if u[0].dtype not in (dtype, torch.float32):
-        u, s, v = ([t.float() for t in ts] for ts in (u, s, v))
-    return x.to(dtype), [w.to(dtype) for w in weight], u, s, v, [b.to(dtype) for b in bias]
+    return _call(x, weight, u, s, v, bias, mask, list(offsets), need_p, strategy)[0]

@@ -8,27 +8,20 @@ import torch
 from torch import Tensor
 
 from .. import _library, reference  # noqa: F401  (_library loads the schemas)
-from ..reference.checks import check_blocks, check_layers
-from ..reference.precision import accumulate_dtype
+from ..autocast import cast_for_autocast
+from ..contract import (
+    accumulate_dtype,
+    check_subspace_linear_group,
+    check_subspace_linear_group_backward,
+    fail,
+)
 from .derivative import register_derivative
-from .subspace_linear import cast_for_autocast
 
 
 @torch.library.register_fake("masm::subspace_linear_group")
 def _fake(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
-    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
-    N, D = weight[0].shape
-    torch._check(
-        x.dim() >= 1 and x.shape[-1] == D,
-        lambda: f"masm::subspace_linear_group: expected x with last dimension {D}, got shape {list(x.shape)}",
-    )
-    torch._check(
-        x.dtype == weight[0].dtype,
-        lambda: (
-            f"masm::subspace_linear_group: x is {x.dtype}, weight {weight[0].dtype}; cast the input or use "
-            "torch.autocast"
-        ),
-    )
+    check_subspace_linear_group(x, weight, u, s, v, bias, mask, offsets)
+    N = weight[0].shape[0]
     R = len(s) * s[0].shape[0] if need_p else 0
     y = [x.new_empty(*x.shape[:-1], N) for _ in weight]
     return y, x.new_empty(*x.shape[:-1], R, dtype=accumulate_dtype(x.dtype))
@@ -36,6 +29,8 @@ def _fake(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
 
 @torch.library.register_fake("masm::subspace_linear_group_backward")
 def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy):
+    check_subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets)
+
     def of_all(t: Tensor, needed: bool) -> Tensor:
         return t.new_empty(len(weight) * t.shape[0], *t.shape[1:]) if needed else weight[0].new_empty(0)
 
@@ -56,8 +51,6 @@ def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
 
 
 def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
-    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
-
     def layer(*arguments):
         return torch.ops.masm.subspace_linear(*arguments, strategy)
 
@@ -67,8 +60,6 @@ def _on_cpu(x, weight, u, s, v, bias, mask, offsets, need_p, strategy):
 def _backward_on_cpu(
     dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy
 ):
-    check_layers("subspace_linear_group_backward", weight, u, s, v, [], mask)
-
     def layer(*arguments):
         return torch.ops.masm.subspace_linear_backward(*arguments, strategy)
 
@@ -116,7 +107,7 @@ def _backward(ctx, dy: Sequence[Tensor | None], _dp: Tensor | None):
         x = given[0].new_empty(1).expand(ctx.x_shape)
     if p is None:
         p = given[0].new_empty(1, dtype=accumulate_dtype(given[0].dtype)).expand(*ctx.x_shape[:-1], J * R)
-    dx, *grads = torch.ops.masm.subspace_linear_group_backward(
+    dx, *grads = _call_backward(
         dy, x, weight, u, s, v, p, mask, ctx.offsets, need_x, need_u, need_s, need_v, need_bias, ctx.strategy
     )
     du, ds, dv, db = (
@@ -132,8 +123,8 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-register_derivative("subspace_linear_group", _backward, _setup_context)
-register_derivative("subspace_linear_group_backward", _no_double_backward)
+_call = register_derivative("subspace_linear_group", _backward, _setup_context)
+_call_backward = register_derivative("subspace_linear_group_backward", _no_double_backward)
 
 
 def subspace_linear_group(
@@ -157,12 +148,10 @@ def subspace_linear_group(
 
     Returns J outputs [..., N]. Raises RuntimeError for what does not fit, naming what arrived.
     """
-    check_layers("subspace_linear_group", weight, u, s, v, bias, mask)
+    if not len(weight):
+        fail("subspace_linear_group", "expected at least one layer, got none")
     x, weight, u, s, v, bias = cast_for_autocast(x, list(weight), list(u), list(s), list(v), list(bias))
     if offsets is None:
         offsets = [0, s[0].shape[0]]
-    check_blocks("subspace_linear_group", None, offsets, s[0])
     need_p = torch.is_grad_enabled() and any(t.requires_grad for t in (*u, *s))
-    return list(
-        torch.ops.masm.subspace_linear_group(x, weight, u, s, v, bias, list(mask), list(offsets), need_p, strategy)[0]
-    )
+    return list(_call(x, weight, u, s, v, bias, list(mask), list(offsets), need_p, strategy)[0])

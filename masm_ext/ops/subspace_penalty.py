@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
-from ..reference.precision import accumulate_dtype
+from ..autocast import autocast_off
+from ..contract import accumulate_dtype, check_subspace_penalty, fail
 from .derivative import register_derivative
 
 
 @torch.library.register_fake("masm::subspace_penalty")
 def _fake(weights, u, s, v, s0, weight_norm2, offsets, subspaces, need_gradients):
+    check_subspace_penalty(weights, u, s, v, s0, weight_norm2, offsets, subspaces)
     elements = sum(t.numel() for t in (*u, *v, *s)) if need_gradients else 0
     dtype = accumulate_dtype(u[0].dtype)
     return u[0].new_empty((), dtype=dtype), u[0].new_empty((), dtype=dtype), u[0].new_empty(2, elements, dtype=dtype)
@@ -30,6 +32,26 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.weight_needs_gradient = any(t.requires_grad for t in weights)
 
 
+class _NotTwice(torch.autograd.Function):
+    """The identity, without a derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor) -> Tensor:
+        return t.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError(
+            "masm::subspace_penalty has no second derivative: differentiate once, without create_graph"
+        )
+
+
 def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _):
     L = len(ctx.shapes) // 3
     none = [None] * L
@@ -39,10 +61,6 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
         raise RuntimeError(
             "masm::subspace_penalty: weight is the frozen principal subspace and has no gradient; "
             "call weight.requires_grad_(False)"
-        )
-    if torch.is_grad_enabled():  # create_graph
-        raise NotImplementedError(
-            "masm::subspace_penalty has no second derivative: differentiate once, without create_graph"
         )
     if not ctx.has_gradients:
         raise RuntimeError("masm::subspace_penalty was called with need_gradients=False and cannot be differentiated")
@@ -54,12 +72,14 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
         flat = gradients[0] * g_orthogonality
         if g_spectral is not None:
             flat = torch.addcmul(flat, gradients[1], g_spectral)
+    if torch.is_grad_enabled():  # create_graph, or torch.func
+        flat = _NotTwice.apply(flat)
     pieces = flat.to(ctx.dtype).split([shape.numel() for shape in ctx.shapes])
     pieces = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes)]
     return none, pieces[:L], pieces[2 * L :], pieces[L : 2 * L], none, none, None, None, None
 
 
-register_derivative("subspace_penalty", _backward, _setup_context)
+_call = register_derivative("subspace_penalty", _backward, _setup_context)
 
 
 def subspace_penalty(
@@ -84,7 +104,7 @@ def subspace_penalty(
     Differentiable once. Raises RuntimeError for what does not fit, naming the layer and what arrived.
     """
     if not len(u):
-        raise RuntimeError("masm::subspace_penalty: expected at least one layer, got none")
+        fail("subspace_penalty", "expected at least one layer, got none")
     need_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (*u, *s, *v))
     arguments = (
         *(list(x) for x in (weights, u, s, v, s0, weight_norm2)),
@@ -92,8 +112,5 @@ def subspace_penalty(
         [len(x) - 1 for x in offsets],
         need_gradients,
     )
-    device = u[0].device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return torch.ops.masm.subspace_penalty(*arguments)[:2]
-    return torch.ops.masm.subspace_penalty(*arguments)[:2]
+    with autocast_off(u[0]):
+        return _call(*arguments)[:2]

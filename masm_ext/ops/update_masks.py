@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from .. import _library  # noqa: F401  (loads the schemas)
+from ..contract import check_update_masks
 
 
 @torch.library.register_fake("masm::update_masks_")
 def _fake(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, *policy):
-    return None
+    check_update_masks(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, *policy)
 
 
 def update_masks_(
@@ -22,7 +23,7 @@ def update_masks_(
     stats: Tensor,
     found: Tensor,
     owned: Tensor,
-    beta1: float,
+    decay: float,
     warmup: int,
     interval: int,
     hysteresis: float,
@@ -51,7 +52,7 @@ def update_masks_(
         stats,
         found,
         owned,
-        beta1,
+        decay,
         warmup,
         interval,
         hysteresis,

@@ -9,30 +9,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import MASMConfig
+from ..contract import accumulate_dtype
+from ..losses import penalty_gradients
 from ..masking import LayerMasks, is_captured
+from ..nn.masm_linear import LAYERS, MASMLinear
 from ..ops import masked_adamw_
-from ..reference.precision import accumulate_dtype
 
 #: Elements of a segment at most, on a GPU: one piece is what a thread block updates at a time. Small enough that the
 #: pieces of a ViT-L/14's factors are several times as many as thread blocks on a large GPU, which evens out the ends.
 PIECE = 2048
 
 
+#: What a parameter group may hold: the optimizer's own settings, and what torch and its schedulers keep there.
+SETTINGS = ("lr", "betas", "eps", "weight_decay", "orthogonality", "spectral_consistency")
+KNOWN = {"params", "param_names", "name", *SETTINGS}
+SCHEDULED = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+
+
 class MaskedAdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) over blocks: each (layer, subspace) is updated, scaled or left alone by its mask.
 
     One call of ``masm::masked_adamw_`` updates everything and sums the learning-state statistics in the same pass over
-    memory. Without masks it is ``torch.optim.AdamW`` to a few units in the last place. A masked block keeps its
-    parameters, moments and step count bit for bit (so its bias correction goes on where it stopped).
+    memory. Without masks and penalties it is ``torch.optim.AdamW`` to a few units in the last place. A masked block
+    keeps its parameters, moments and step count bit for bit (so its bias correction goes on where it stopped).
+
+    The penalties of the artifact subspaces (:func:`masm_ext.orthogonality_loss`,
+    :func:`masm_ext.spectral_consistency_loss`) are decoupled, as weight decay is: ``p -= lr * mask * coefficient *
+    gradient`` with the gradient of the layer's own penalty (not of the mean over layers, so that a coefficient means
+    the same in a model of any depth). Moments and learning-state statistics see the gradient of the task alone.
 
     Args:
-        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`.
+        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. A key of a group that is not a setting of
+            this optimizer (``amsgrad``) is a ValueError.
         lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``. The ``lr`` of a group may be a 0-dimensional tensor:
             on the device of the parameters it is read there, and a CUDA graph replays with the value of the moment.
-        masks: the :class:`masm_ext.LayerMasks` of the model; read before, and fed after, every step. Parameters that
-            belong to no MASMLinear are blocks that are never masked.
+        orthogonality, spectral_consistency: coefficients of the decoupled penalties, of every MASMLinear that owns a
+            parameter; settings of a group, as ``weight_decay`` is. 0 turns a penalty off.
+        masks: the :class:`masm_ext.LayerMasks` of the model; read before, and fed after, every step. Without it the
+            masks of the layers hold as they are. Parameters that belong to no MASMLinear are blocks that are never
+            masked.
 
     Moments are float32 for half-precision parameters. Parameters must be contiguous and on one device.
+
+    ``state_dict()`` holds everything: moments, step counts, masks and their statistics. Restoring it together with the
+    model's state_dict continues a run bit for bit; a step after only one of the two was restored is refused.
 
     Non-finite gradients: if any gradient of an unmasked block is not finite, the whole step is skipped, nothing is
     written, and ``skipped_steps`` counts it. Works with ``torch.amp.GradScaler`` (the scale is divided out inside the
@@ -41,8 +62,12 @@ class MaskedAdamW(torch.optim.Optimizer):
     On CUDA a step waits for nothing from the second on (but once in about 254 selections, when the history of the masks
     is read), and can be captured in a CUDA graph after one or more as a warm-up. Capture again after
     ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. What
-    the host would have refused at once, such as a mask outside [0, 1], is told by a RuntimeError when
+    the host would have refused at once, such as a mask outside [0, 1], is raised as a RuntimeError when
     ``skipped_steps`` or ``state_dict()`` is next read; those steps wrote nothing.
+
+    Attributes:
+        masks: the LayerMasks, also where none was given; None if no parameter belongs to a MASMLinear.
+        penalties: (orthogonality, spectral consistency) before the last step, summed over the layers, or None.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf instead of unscaling
@@ -56,22 +81,27 @@ class MaskedAdamW(torch.optim.Optimizer):
         weight_decay: float = 1e-2,
         *,
         masks: LayerMasks | None = None,
+        orthogonality: float = 0.0,
+        spectral_consistency: float = 0.0,
     ) -> None:
-        for name, value, ok in (
-            ("lr", lr, lr >= 0),
-            ("betas", betas, all(0 <= b < 1 for b in betas)),
-            ("eps", eps, eps >= 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-        ):
-            if not ok:
-                raise ValueError(f"MaskedAdamW: invalid {name}: {value!r}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        values = (lr, betas, eps, weight_decay, orthogonality, spectral_consistency)
+        super().__init__(params, dict(zip(SETTINGS, values, strict=True)))
+        every = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        layers = _layers_of(every)
+        if masks is None and layers:
+            masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
+        own = {id(layer) for layer in masks.layers.values()} if masks is not None else set()
+        left_out = [layer for layer in layers if id(layer) not in own]
+        if left_out:
+            raise ValueError(
+                f"MaskedAdamW: {len(left_out)} layers that own parameters are not in masks=, for example "
+                f"{left_out[0]}; build LayerMasks over the whole model"
+            )
         self.masks = masks
+        self.penalties: tuple[Tensor, Tensor] | None = None
         self._blocks = _Blocks(masks)
-        for group in self.param_groups:
-            for p in group["params"]:
-                self._blocks.add(p)
-        self._check_beta1()
+        for p in every:
+            self._blocks.add(p)
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
         self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps for which the op found something: 1, 2
         self._hyper = _Hyper()
@@ -85,29 +115,35 @@ class MaskedAdamW(torch.optim.Optimizer):
         """
         skipped, refused = self._outcomes.tolist()
         if refused:
-            self._outcomes[1] = 0  # told once: a state can be saved then
+            self._outcomes[1] = 0  # raised once: a state can be saved then
             raise RuntimeError(
                 f"MaskedAdamW: {refused} steps were refused on {self._outcomes.device} and wrote nothing: a mask "
                 "outside [0, 1], or a segment outside its tensor or the blocks"
             )
         return skipped
 
-    def _check_beta1(self) -> None:
-        if self.masks is not None and len({g["betas"][0] for g in self.param_groups}) > 1:
-            raise ValueError("MaskedAdamW: with masks, all groups need one beta1 (the statistics are shared)")
-
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("masks", "_blocks", "_steps", "_outcomes")}
+        own = {name: getattr(self, name) for name in ("masks", "penalties", "_blocks", "_steps", "_outcomes")}
         return {**super().__getstate__(), **own, "_hyper": _Hyper(), "_last_plan": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        unknown = sorted(set(param_group) - KNOWN - SCHEDULED)
+        if unknown:
+            raise ValueError(
+                f"MaskedAdamW: a parameter group holds {unknown}, which this optimizer does not know; it knows "
+                + ", ".join(SETTINGS)
+            )
+        for name in SETTINGS:
+            value = param_group.get(name, self.defaults[name])
+            ok = all(0 <= b < 1 for b in value) and len(value) == 2 if name == "betas" else value >= 0
+            if not ok:
+                raise ValueError(f"MaskedAdamW: invalid {name}: {value!r}")
         super().add_param_group(param_group)
         if hasattr(self, "_blocks"):  # after construction
             for p in param_group["params"]:
                 self._blocks.add(p)
             grown = self._blocks.count - self._steps.numel()
             self._steps = torch.cat([self._steps, self._steps.new_zeros(grown)])
-            self._check_beta1()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -125,26 +161,57 @@ class MaskedAdamW(torch.optim.Optimizer):
                 grads.append(grad if grad.is_contiguous() else _dense(grad))
         if not params:
             return loss
+        if self.masks is not None:
+            self.masks.check_restored()
         plan = self._plan(params)
         device = plan.device
         if self._steps.device != device:
             self._steps, self._outcomes = self._steps.to(device), self._outcomes.to(device)
+        penalties, not_finite = self._penalty_gradients(plan)
+        found_inf = _scalar(getattr(self, "found_inf", None), device)
+        if not_finite is not None:
+            found_inf = not_finite if found_inf is None else torch.maximum(found_inf, not_finite)
         stats, found = masked_adamw_(
             params,
             grads,
             [state["exp_avg"] for state in plan.states],
             [state["exp_avg_sq"] for state in plan.states],
+            penalties,
             self._steps,
             self._blocks.mask(plan.unmasked),
             plan.segments,
             self._hyper.table(self.param_groups, device).index_select(0, plan.groups),
             _scalar(getattr(self, "grad_scale", None), device),
-            _scalar(getattr(self, "found_inf", None), device),
+            found_inf,
         )
         self._outcomes += found == plan.codes
         if self.masks is not None:
-            self.masks.observe(stats, found, plan.owned, self.param_groups[0]["betas"][0])
+            self.masks.observe(stats, found, plan.owned)
         return loss
+
+    def _penalty_gradients(self, plan: _Plan) -> tuple[list[Tensor], Tensor | None]:
+        """Per parameter of the plan the weighted gradient of the penalties (without elements where there is none), or
+        an empty list; and whether the penalties are not finite, float32 [1], or None."""
+        self.penalties = None
+        weights = [(g["orthogonality"], g["spectral_consistency"]) for g in self.param_groups]
+        if self.masks is None or not any(map(any, weights)):
+            return [], None
+        values, gradients = penalty_gradients(list(self.masks.layers.values()))
+        self.penalties = values[0], values[1]
+        weighted: dict[tuple[float, float, int], dict[Tensor, Tensor]] = {}
+        penalties = []
+        for p, group in zip(plan.params, plan.group_of):
+            found = plan.nothing
+            for i, (of_parameter, flat) in enumerate(gradients):
+                if p in of_parameter and any(weights[group]):
+                    key = (*weights[group], i)
+                    if key not in weighted:
+                        flat_of_both = (flat[0] * key[0]).add_(flat[1], alpha=key[1])
+                        pieces = flat_of_both.split([q.numel() for q in of_parameter])
+                        weighted[key] = dict(zip(of_parameter, pieces))
+                    found = weighted[key][p].view(p.shape)
+            penalties.append(found)
+        return penalties, (~(values[0] + values[1]).isfinite()).float().reshape(1)
 
     def _plan(self, params: list[Tensor]) -> _Plan:
         """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""
@@ -163,20 +230,30 @@ class MaskedAdamW(torch.optim.Optimizer):
             self.state[p] = {"exp_avg": torch.zeros_like(p, **kind), "exp_avg_sq": torch.zeros_like(p, **kind)}
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's layout, plus "masked": the step count of every block and the number of skipped steps. The masks have
-        a state of their own (:meth:`masm_ext.LayerMasks.state_dict`)."""
-        return {**super().state_dict(), "masked": {"steps": self._steps.clone(), "skipped": self.skipped_steps}}
+        """torch's layout, plus "masked": the step count of every block, the number of skipped steps, and the state of
+        the masks (:meth:`masm_ext.LayerMasks.state_dict`)."""
+        masked = {"steps": self._steps.clone(), "skipped": self.skipped_steps}
+        masked["masks"] = None if self.masks is None else self.masks.state_dict()
+        return {**super().state_dict(), "masked": masked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError if the state was saved over other blocks."""
         if "masked" not in state_dict:
             raise ValueError("MaskedAdamW: this state_dict was not written by MaskedAdamW (no 'masked' entry)")
-        steps = state_dict["masked"]["steps"]
+        steps, masks = state_dict["masked"]["steps"], state_dict["masked"].get("masks")
         if steps.shape != self._steps.shape:
             raise ValueError(
                 f"MaskedAdamW: the state has {steps.numel()} blocks, this optimizer {self._steps.numel()}; "
                 "same model, config and parameter groups?"
             )
+        if (masks is None) != (self.masks is None):
+            raise ValueError(
+                "MaskedAdamW: the state "
+                + ("holds no masks, this optimizer has some" if masks is None else "holds masks, this optimizer none")
+                + "; was it written by another masm_ext, or over another model?"
+            )
+        if self.masks is not None:
+            self.masks.load_state_dict(masks)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "masked"})
         # torch casts float state to the parameter's dtype; the moments of half-precision parameters stay float32
         index = [i for g in state_dict["param_groups"] for i in g["params"]]
@@ -192,6 +269,12 @@ class MaskedAdamW(torch.optim.Optimizer):
 
 def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
     return None if value is None else value.detach().to(device, torch.float32).reshape(1)
+
+
+def _layers_of(params: list[Tensor]) -> list[MASMLinear]:
+    """The MASMLinears that own parameters, in the order of these."""
+    owners = {id(p): layer for layer in list(LAYERS) for p in (layer.u, layer.s, layer.v)}
+    return list({id(owners[id(p)]): owners[id(p)] for p in params if id(p) in owners}.values())
 
 
 def _dense(grad: Tensor) -> Tensor:
@@ -225,7 +308,9 @@ class _Blocks:
 
     def mask(self, unmasked: Tensor) -> Tensor:
         """float32 [B] on the device of ``unmasked``, ones for the blocks that the masks do not know."""
-        return unmasked if self.masks is None else torch.cat([self.masks.to(unmasked.device).masks.view(-1), unmasked])
+        if self.masks is None:
+            return unmasked
+        return torch.cat([self.masks.in_force(unmasked.device).view(-1), unmasked])
 
     @staticmethod
     def parameters(groups: list[dict[str, Any]]) -> Iterable[Tensor]:
@@ -295,7 +380,9 @@ class _Plan:
         self.all_states = list(state.values())
         self.grouped = [list(g["params"]) for g in groups]
         group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
-        self.groups = torch.tensor([group_of[p] for p in params], device=self.device)  # [T]
+        self.group_of = [group_of[p] for p in params]
+        self.groups = torch.tensor(self.group_of, device=self.device)  # [T]
+        self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter that has none
         segments = blocks.segments(params, PIECE if self.device.type == "cuda" else None)
         self.segments = segments.to(self.device)  # [S, 4]
         self.codes = torch.tensor([1.0, 2.0], device=self.device)  # what `found` may say

@@ -20,7 +20,6 @@ from .update_masks import (
     snr_of,
     update_masks_,
     update_statistics_,
-    variance_of,
 )
 
 __all__ = [
@@ -37,5 +36,4 @@ __all__ = [
     "subspace_penalty",
     "update_masks_",
     "update_statistics_",
-    "variance_of",
 ]

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .checks import check_factors
-from .precision import wide
+from ..contract import check_fold, wide
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
@@ -11,5 +10,5 @@ def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
 
     weight [N, D], u [R, N], s [R], v [R, D] -> [N, D].
     """
-    check_factors("fold", weight, u, s, v)
+    check_fold(weight, u, s, v)
     return (wide(weight) + (wide(u).mT * wide(s)) @ wide(v)).to(weight.dtype)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .precision import wide
+from ..contract import check_masked_adamw, wide
 
 
 def masked_adamw_(
@@ -11,6 +11,7 @@ def masked_adamw_(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
+    penalties: list[Tensor],
     steps: Tensor,
     mask: Tensor,
     segments: Tensor,
@@ -20,17 +21,22 @@ def masked_adamw_(
 ) -> tuple[Tensor, Tensor]:
     """One AdamW step (arXiv 1711.05101) over the blocks whose mask is not 0, in place, with learning-state sums.
 
-    T parameters of any shape and their gradients; exp_avgs and exp_avg_sqs like them, float32 for half-precision
-    parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block) of flat
-    element ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the
-    gradients.
+    T parameters of any shape and their gradients; exp_avgs, exp_avg_sqs and penalties like them, float32 for
+    half-precision parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block)
+    of flat element ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the
+    gradients. ``penalties`` are gradients of penalties, applied as decoupled weight decay is: ``p -= lr * penalty``,
+    past the moments; one without elements stands for none, an empty list for none at all.
 
     A masked block is not touched at all: parameters, moments, step count. A mask between 0 and 1 scales the update (and
-    the decay), not the moments. If any gradient of a live block, or its square, is not finite, or ``found_inf`` is set,
-    nothing is written.
+    the decay and the penalty), not the moments. If any gradient of a live block, or its square, is not finite, or
+    ``found_inf`` is set, nothing is written.
 
-    Returns stats float64 [B, 2] = (||EMA(g)||^2 as stored, ||g||^2) per block, zero for masked ones, and found [1].
+    Returns stats float64 [B, 2] and found [1]. Per block, with m the first moment before the step and t the steps
+    before it: ``signal = <g, m> / (1 - beta1^t)`` and ``power = ||g||^2``; both zero for masked blocks and at t = 0.
     """
+    check_masked_adamw(
+        params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf
+    )
     stats = hyper.new_zeros(mask.numel(), 2)
     scales, rows = mask.tolist(), hyper.tolist()
     if not all(0 <= value <= 1 for value in scales):
@@ -51,10 +57,14 @@ def masked_adamw_(
         scale, step = scales[block], counts[block]
         p, m, v = (x[t].view(-1)[begin:end] for x in (params, exp_avgs, exp_avg_sqs))
         g = wide(grads[t].flatten()[begin:end]) * inverse
+        if step > 1:
+            stats[block, 0] += (g.double() * m.double()).sum() / (1 - beta1 ** (step - 1))
+            stats[block, 1] += g.double().square().sum()
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         denominator = v.sqrt() / (1 - beta2**step) ** 0.5 + eps
-        p.copy_(wide(p) * (1 - scale * lr * weight_decay) - scale * lr / (1 - beta1**step) * m / denominator)
-        stats[block, 0] += m.double().square().sum()
-        stats[block, 1] += g.double().square().sum()
+        new = wide(p) * (1 - scale * lr * weight_decay) - scale * lr / (1 - beta1**step) * m / denominator
+        if penalties and penalties[t].numel():
+            new = new - scale * lr * penalties[t].view(-1)[begin:end]
+        p.copy_(new)
     return stats, torch.zeros_like(found)

@@ -7,8 +7,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .checks import check_bias, check_blocks, check_factors, check_input
-from .precision import wide
+from ..contract import (
+    check_subspace_linear,
+    check_subspace_linear_backward,
+    check_subspace_linear_group,
+    check_subspace_linear_group_backward,
+    wide,
+)
 
 
 def subspace_linear(
@@ -27,13 +32,10 @@ def subspace_linear(
     x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R] (no columns if not need_p).
     ``mask`` and ``offsets`` have no part in the forward pass.
     """
-    check_factors("subspace_linear", weight, u, s, v)
-    check_input("subspace_linear", "x", x, weight.shape[1], weight)
-    check_blocks("subspace_linear", mask, [0, s.shape[0]] if offsets is None else offsets, s)
+    check_subspace_linear(x, weight, u, s, v, bias, mask, [0, len(s)] if offsets is None else offsets)
     p = wide(x) @ wide(v).mT  # [..., R]
     y = wide(x) @ wide(weight).mT + (p * wide(s)) @ wide(u)
     if bias is not None:
-        check_bias("subspace_linear", bias, weight)
         y = y + wide(bias)
     return y.to(x.dtype), p if need_p else p.new_empty(*p.shape[:-1], 0)
 
@@ -60,9 +62,7 @@ def subspace_linear_backward(
     whatever the mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed
     comes back with no elements.
     """
-    check_factors("subspace_linear_backward", weight, u, s, v)
-    check_input("subspace_linear_backward", "dy", dy, weight.shape[0], weight)
-    check_blocks("subspace_linear_backward", mask, offsets, s)
+    check_subspace_linear_backward(dy, x, weight, u, s, v, p, mask, offsets)
     none = weight.new_empty(0)
     M = math.prod(dy.shape[:-1])
     g = wide(dy).reshape(M, weight.shape[0])
@@ -101,6 +101,7 @@ def subspace_linear_group(
 ) -> tuple[list[Tensor], Tensor]:
     """J layers of one shape on the same x: y J x [..., N], P [..., J R]. Lists hold one tensor a layer; bias and mask
     may be empty. ``layer`` serves each of them."""
+    check_subspace_linear_group(x, weight, u, s, v, bias, mask, offsets)
     outputs = [
         layer(x, *parts, bias[j] if bias else None, mask[j] if mask else None, offsets, need_p)
         for j, parts in enumerate(zip(weight, u, s, v))
@@ -127,6 +128,7 @@ def subspace_linear_group_backward(
     layer: Callable[..., tuple[Tensor, ...]] = subspace_linear_backward,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dX, the sum over the layers, and du [J R, N], ds [J R], dv [J R, D], dbias [J N], one layer after another."""
+    check_subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets)
     grads = [
         layer(
             *(dy[j], x, *parts, p_j, mask[j] if mask else None, offsets),

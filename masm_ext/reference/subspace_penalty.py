@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .checks import check_blocks, check_factors
-from .precision import accumulate_dtype
-
-#: Singular values below this share of the root mean square count as this large in the spectral-consistency loss.
-SPECTRAL_FLOOR = 1e-3
+from ..contract import accumulate_dtype, check_subspace_penalty
 
 
 def subspace_penalty(
@@ -33,8 +29,8 @@ def subspace_penalty(
     ``orthogonality = sum_{k(i)!=k(j)} (A_ij^2 + B_ij^2) / 2 + sum_{k(i)=k(j)} ((A - I)_ij^2 + (B - I)_ij^2)
     + (||Y||^2 + ||X||^2) / weight_norm2``
 
-    ``spectral = (change / base)^2 + sum_k ||s_k - s0_k||^2 / max(||s0_k||^2, r_k SPECTRAL_FLOOR^2 base / q)``,
-    ``base = weight_norm2 + ||s0||^2`` (= ||W||^2, since weight and the artifact part are orthogonal at init) and
+    ``spectral = (change / base)^2 + sum_k ||s_k - s0_k||^2 / (r_k sigma_rms^2)``, ``base = weight_norm2 + ||s0||^2``
+    (= ||W||^2, since weight and the artifact part are orthogonal at init), ``sigma_rms^2 = base / q`` and
     ``change = ||What||^2 - ||W||^2 = 2 sum_r s_r Y_r . v_r + sum_ij s_i s_j A_ij B_ij - ||s0||^2``.
 
     Lists over the layers: weights [N, D]; u [R, N], s [R], v [R, D], s0 [R], weight_norm2 (one element) in the dtype of
@@ -47,7 +43,7 @@ def subspace_penalty(
 
     Raises RuntimeError for lists, shapes, dtypes or devices that do not fit.
     """
-    bounds = _check(weights, u, s, v, s0, weight_norm2, offsets, subspaces)
+    bounds = check_subspace_penalty(weights, u, s, v, s0, weight_norm2, offsets, subspaces)
     dtype = accumulate_dtype(u[0].dtype)
     groups: dict[tuple, list[int]] = {}
     for i, (weight, bound) in enumerate(zip(weights, bounds)):
@@ -101,8 +97,7 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
     pairs = s[:, :, None] * s[:, None, :]
     artifact = (pairs * gram_u * gram_v).sum((-2, -1))
     change = (2 * (s * overlap).sum(-1) + artifact - s02.sum(-1)) / base_or_tiny
-    floor = (SPECTRAL_FLOOR**2 * base / q)[:, None] * ranks  # [L, K]
-    denominator = torch.maximum(s02 @ member, floor).clamp_min(tiny)
+    denominator = ((base / q)[:, None] * ranks).clamp_min(tiny)  # [L, K], r_k sigma_rms^2
     drift = ((s - s0).square() @ member) / denominator
     sums = torch.stack([(between + inside + interference).sum(), (change.square() + drift.sum(-1)).sum()])
     if not need_gradients:
@@ -124,34 +119,3 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
         "v": torch.stack([dv, dv_spectral]),
         "s": torch.stack([torch.zeros_like(s), ds_spectral]),
     }
-
-
-def _check(weights, u, s, v, s0, weight_norm2, offsets, subspaces) -> list[tuple[int, ...]]:
-    """The checks of csrc/cpu/subspace_penalty.cpp; returns the row bounds of each layer."""
-    lengths = [len(x) for x in (weights, u, s, v, s0, weight_norm2, subspaces)]
-    if not weights:
-        raise RuntimeError("masm::subspace_penalty: expected at least one layer, got none")
-    if len(set(lengths)) > 1:
-        raise RuntimeError(
-            "masm::subspace_penalty: weights, u, s, v, s0, weight_norm2 and subspaces must have one length, got "
-            + ", ".join(map(str, lengths))
-        )
-    starts = [0, *accumulate(k + 1 for k in subspaces)]
-    if starts[-1] != len(offsets):
-        raise RuntimeError(f"masm::subspace_penalty: expected {starts[-1]} offsets, K + 1 a layer, got {len(offsets)}")
-    bounds = [tuple(offsets[a:b]) for a, b in pairwise(starts)]
-    for i, (weight, bound) in enumerate(zip(weights, bounds)):
-        op = f"subspace_penalty: layer {i}"
-        check_factors(op, weight, u[i], s[i], v[i])
-        check_blocks(op, None, bound, s[i])
-        if s0[i].shape != s[i].shape:
-            raise RuntimeError(f"masm::{op}: expected s0 of shape [R] = {list(s[i].shape)}, got {list(s0[i].shape)}")
-        if weight_norm2[i].numel() != 1:
-            raise RuntimeError(
-                f"masm::{op}: weight_norm2 must have one element, got shape {list(weight_norm2[i].shape)}"
-            )
-        if {(t.dtype, t.device) for t in (s0[i], weight_norm2[i])} != {(s[i].dtype, s[i].device)}:
-            raise RuntimeError(f"masm::{op}: s0 and weight_norm2 must have the dtype and device of s")
-        if u[i].dtype != u[0].dtype:
-            raise RuntimeError(f"masm::{op}: u, s and v must have the dtype of those of layer 0")
-    return bounds

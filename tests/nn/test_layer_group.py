@@ -1,6 +1,10 @@
 """Layers that read the same x, run as one call."""
 
 import copy
+import gc
+import pickle
+import threading
+import weakref
 
 import pytest
 import torch
@@ -67,68 +71,150 @@ def test_a_group_gives_what_its_layers_give(bias, dtype, calls):
     assert model[0].q_proj.u.grad[0].abs().max() == 0 and model[0].k_proj.u.grad[0].abs().max() > 0
 
 
+class Owner(nn.Module):
+    """The module whose forward calls the layers of a group."""
+
+    def forward(self, body):
+        return body()
+
+
+def grouped(count=3):
+    model, owner = converted(), Owner()
+    layers = [model[0].q_proj, model[0].k_proj, model[0].v_proj][:count]
+    single = [copy.deepcopy(layer) for layer in layers]
+    MASMLinear.group(layers, owner)
+    return owner, layers, single
+
+
 def test_another_x_or_mode_starts_anew(calls):
-    model = converted()
-    q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
-    MASMLinear.group([q, k, v])
+    owner, (q, k, _v), (_, want, _) = grouped()
     x = torch.randn(3, 24)
-    want = copy.deepcopy(k)
-    MASMLinear.ungroup([want])
-    q(x)
-    assert torch.equal(k(2 * x), want(2 * x)) and len(calls) == 2
-    q(x)
-    x.mul_(3)  # the output that waits for k belongs to x as it was
-    assert torch.equal(k(x), want(x)) and len(calls) == 4
-    with torch.no_grad():
+
+    def body():
         q(x)
-    assert k(x).requires_grad and len(calls) == 6
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(k(2 * x), want(2 * x)) and len(calls) == 2
         q(x)
-    assert k(x).dtype == torch.float32 and len(calls) == 8
-    with torch.inference_mode():
-        assert torch.equal(q(x + 0), q(x + 0))
+        x.mul_(3)  # the output that waits for k belongs to x as it was
+        assert torch.equal(k(x), want(x)) and len(calls) == 4
+        with torch.no_grad():
+            q(x)
+        assert k(x).requires_grad and len(calls) == 6
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            q(x)
+        assert k(x).dtype == torch.float32 and len(calls) == 8
+
+    owner(body)
 
 
 def test_an_optimizer_step_between_the_calls_starts_anew(calls):
-    model = converted()
-    q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
-    MASMLinear.group([q, k, v])
+    owner, (q, k, _v), _ = grouped()
     x = torch.randn(3, 24)
-    q(x)
-    with torch.no_grad():
-        k.s.add_(5)
-    want = copy.deepcopy(k)
-    MASMLinear.ungroup([want])
-    assert torch.equal(k(x), want(x)) and len(calls) == 2
+
+    def body():
+        q(x)
+        with torch.no_grad():
+            k.s.add_(5)
+        want = copy.deepcopy(k)
+        want.layer_group = None
+        assert torch.equal(k(x), want(x)) and len(calls) == 2
+
+    owner(body)
 
 
-def test_copies_of_a_group_with_outputs_that_wait():
+def test_outside_its_owner_every_layer_runs_alone(calls):
+    owner, layers, single = grouped()
+    x = torch.randn(3, 24)
+    assert all(torch.equal(a(x), b(x)) for a, b in zip(layers, single)) and not calls
+    owner(lambda: [layer(x) for layer in layers])
+    assert len(calls) == 1
+    layers[1](x)
+    assert len(calls) == 1
+
+
+def test_in_inference_mode_every_layer_runs_alone(calls):
+    """An inference tensor has no version: a change of x between two calls could not be seen."""
+    owner, (q, k, _v), (_, want, _) = grouped()
+    with torch.inference_mode():
+        x = torch.randn(3, 24)
+
+        def body():
+            q(x)
+            x.mul_(2)
+            assert torch.equal(k(x), want(x)) and not calls
+
+        owner(body)
+
+
+def test_outputs_end_with_the_call_of_the_owner(calls):
+    owner, (q, _k, _v), _ = grouped()
+    held = []
+
+    def one():  # two outputs are not fetched
+        x = torch.randn(3, 24)
+        held.append(weakref.ref(x))
+        q(x)
+
+    owner(one)
+    gc.collect()
+    assert held[0]() is None
+
+    def fails():
+        q(torch.randn(3, 24))
+        raise KeyError("in the model")
+
+    with pytest.raises(KeyError, match="in the model"):
+        owner(fails)
+    assert q.layer_group._scopes.stack == []
+
+
+def test_calls_of_the_owner_may_be_nested(calls):
+    owner, (q, k, v), (_, want, _) = grouped()
+    x, z = torch.randn(3, 24), torch.randn(3, 24)
+
+    def body():
+        q(x)
+        owner(lambda: (q(z), k(z), v(z)))
+        assert torch.equal(k(x), want(x)) and len(calls) == 2  # the outer call's outputs are still there
+
+    owner(body)
+
+
+def test_threads_get_their_own_outputs():
+    model = converted()
+    single = copy.deepcopy(model)
+    group_projections(model)
+    xs = [torch.randn(2, 5, 24) for _ in range(4)]
+    wants, wrong = [single(x).detach() for x in xs], []
+
+    def work(x, want):
+        try:
+            for _ in range(60):
+                with torch.no_grad():
+                    if relative_error(model(x), want) > 1e-5:
+                        wrong.append("another output")
+        except BaseException as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(xs, wants)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_copies_and_pickles_of_a_group(calls):
     model = converted()
     group_projections(model)
-    x = torch.randn(3, 24)
-    model[0].q_proj(x)
-    twin = copy.deepcopy(model)
-    assert not twin[0].q_proj.layer_group._outputs and twin[0].k_proj(x).shape == (3, 24)
+    x = torch.randn(2, 5, 24)
+    want = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        calls.clear()
+        assert torch.equal(twin(x), want) and len(calls) == 2
+        own, other = twin[0].q_proj.layer_group, model[0].q_proj.layer_group
+        assert own is not other and all(a is not b for a, b in zip(own.layers, other.layers))
     shallow = copy.copy(model[0].q_proj)  # as nn.DataParallel makes them: not a member, runs on its own
     assert torch.equal(shallow(x), model[0].q_proj(x))
-
-
-def test_inference_mode_does_not_leak(calls):
-    model = converted()
-    group_projections(model)
-    x = torch.randn(3, 24)
-    with torch.inference_mode():
-        model[0].q_proj(x)
-    with torch.no_grad():
-        assert not model[0].k_proj(x).is_inference()
-
-
-def test_nothing_is_held_once_all_were_called():
-    model = converted()
-    group_projections(model)
-    model(torch.randn(2, 5, 24))
-    group = model[0].q_proj.layer_group
-    assert group._x is None and not group._outputs
 
 
 def test_compile_export_checkpoint_and_copy():
@@ -171,17 +257,17 @@ def test_what_cannot_be_a_group_is_refused():
     model = converted()
     q, k, v = model[0].q_proj, model[0].k_proj, model[0].v_proj
     with pytest.raises(ValueError, match="2 to 4 different layers"):
-        MASMLinear.group([q])
+        MASMLinear.group([q], model[0])
     with pytest.raises(ValueError, match="2 to 4 different layers"):
-        MASMLinear.group([q, q])
+        MASMLinear.group([q, q], model[0])
     with pytest.raises(ValueError, match="agree in shape"):
-        MASMLinear.group([q, k, copy.deepcopy(v).double()])
+        MASMLinear.group([q, k, copy.deepcopy(v).double()], model[0])
     wide = MASMLinear.from_linear(nn.Linear(200, 200), MASMConfig(target_modules="x", subspace_rank=43))
     with pytest.raises(ValueError, match="258 directions together; a group serves 256"):
-        MASMLinear.group([wide, copy.deepcopy(wide)])
-    MASMLinear.group([q, k])
+        MASMLinear.group([wide, copy.deepcopy(wide)], model[0])
+    MASMLinear.group([q, k], model[0])
     with pytest.raises(ValueError, match="in a group already"):
-        MASMLinear.group([k, v])
+        MASMLinear.group([k, v], model[0])
     MASMLinear.ungroup([q])
     assert k.layer_group is None
-    MASMLinear.group([q, k, v])
+    MASMLinear.group([q, k, v], model[0])

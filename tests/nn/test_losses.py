@@ -44,7 +44,7 @@ def direct(layer):
     spec = ((now - base) / base).square()
     for a, b in parts:
         s0 = layer.s0.double()[a:b]
-        spec = spec + (s[a:b] - s0).square().sum() / s0.square().sum()
+        spec = spec + (s[a:b] - s0).square().sum() / ((b - a) * base / min(w.shape))
     return orth, spec
 
 

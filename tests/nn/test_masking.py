@@ -18,32 +18,9 @@ def build(policy=None, **fields):
     return model, LayerMasks(model, config, policy)
 
 
-def observe(masks, bias2, grad2, beta1=0.0):
-    stats = torch.stack([bias2.double(), grad2.double()], -1).view(-1, 2)
-    masks.observe(stats, torch.zeros(1), torch.ones(masks.masks.shape, dtype=torch.bool), beta1)
-
-
-def test_snr_is_one_for_a_constant_gradient_and_small_for_noise():
-    _, masks = build()
-    L, K, n, beta = 4, 2, 1000, 0.9
-    ema = torch.zeros(L, K, n, dtype=torch.float64)
-    for _ in range(400):
-        g = torch.randn(L, K, n, dtype=torch.float64)
-        g[0] = 1.0  # layer 0 always sees the same gradient
-        ema = beta * ema + (1 - beta) * g
-        observe(masks, ema.square().sum(-1), g.square().sum(-1), beta)
-        # before the first selection nothing is masked, whatever the statistics
-    assert (masks.snr[0] - 1).abs().max() < 1e-9
-    # the EMA of white noise keeps (1 - beta) / (1 + beta) of its power
-    assert (masks.snr[1:] - (1 - beta) / (1 + beta)).abs().max() < 0.02
-    assert masks.masks[0].tolist() == [1, 1]
-
-
-def test_bias_correction_makes_the_first_step_exact():
-    _, masks = build()
-    g2 = torch.rand(4, 2, dtype=torch.float64) + 1
-    observe(masks, 0.01 * g2, g2, 0.9)  # ||0.1 g||^2
-    assert torch.allclose(masks.bias2, g2) and torch.allclose(masks.variance, torch.zeros(4, 2, dtype=torch.float64))
+def observe(masks, signal, power):
+    stats = torch.stack([signal.double(), power.double()], -1).view(-1, 2)
+    masks.observe(stats, torch.zeros(1), torch.ones(masks.masks.shape, dtype=torch.bool))
 
 
 def test_each_subspace_keeps_its_own_best_layers():
@@ -111,12 +88,12 @@ def test_state_round_trip_and_foreign_state():
     _, a = build(**fields)
     _, b = build(**fields)
     for _ in range(5):
-        observe(a, torch.rand(4, 2), torch.ones(4, 2), 0.9)
+        observe(a, torch.rand(4, 2), torch.ones(4, 2))
     b.load_state_dict(a.state_dict())
     for _ in range(9):
-        bias2, grad2 = torch.rand(4, 2), torch.rand(4, 2) + 1
-        observe(a, bias2, grad2, 0.9)
-        observe(b, bias2, grad2, 0.9)
+        signal, power = torch.rand(4, 2), torch.rand(4, 2) + 1
+        observe(a, signal, power)
+        observe(b, signal, power)
         assert torch.equal(a.masks, b.masks) and torch.equal(a.snr, b.snr)
     assert a.history == b.history
     state = a.state_dict()
@@ -199,9 +176,9 @@ def test_a_callable_is_treated_as_the_policy_of_the_config(fields):
     _, own = build(**fields)
     _, asked = build(policy=lambda snr, step, current: bias_variance(snr, current, own.config), **fields)
     for _ in range(60):
-        bias2 = torch.rand(4, 2)
+        signal = torch.rand(4, 2)
         for masks in (own, asked):
-            observe(masks, bias2, bias2 + 0.5, 0.9)
+            observe(masks, signal, signal + 0.5)
         assert torch.equal(own.masks, asked.masks) and own.step == asked.step
         assert all(torch.equal(a.mask, b.mask) for a, b in zip(own.layers.values(), asked.layers.values()))
     for a, b in zip(own.history, asked.history, strict=True):
@@ -213,8 +190,8 @@ def test_a_step_that_was_not_taken_is_not_one():
     for policy in (None, lambda snr, step, current: pytest.fail("asked at a step that was not taken")):
         _, masks = build(policy, mask_warmup=1, mask_interval=1)
         stats, owned = torch.ones(8, 2, dtype=torch.float64), torch.ones(4, 2, dtype=torch.bool)
-        masks.observe(stats, torch.ones(1), owned, 0.9)
-        assert masks.step == 0 and masks.history == [] and (masks.bias2 == 0).all()
+        masks.observe(stats, torch.ones(1), owned)
+        assert masks.step == 0 and masks.history == [] and (masks.power == 0).all()
 
 
 def test_more_selections_than_the_ring_holds_are_all_in_the_history():
@@ -232,7 +209,7 @@ def test_selections_that_were_overwritten_unread_are_told():
     from masm_ext.ops import update_masks_
 
     _, masks = build(mask_warmup=1, mask_interval=1)
-    arguments = torch.ones(8, 2, dtype=torch.float64), torch.zeros(1), torch.ones(4, 2, dtype=torch.bool), 0.9
+    arguments = torch.ones(8, 2, dtype=torch.float64), torch.zeros(1), torch.ones(4, 2, dtype=torch.bool)
     for _ in range(HISTORY_ROWS + 3):  # as replays of a CUDA graph, which run no Python
         update_masks_(*masks._state, *arguments, *masks._rules)
     with pytest.warns(UserWarning, match="3 selections"):
@@ -245,7 +222,7 @@ def test_selections_that_were_overwritten_unread_are_told():
 
 
 def test_a_copy_goes_its_own_way():
-    model, masks = build(mask_warmup=1, mask_interval=1, mask_active_fraction=0.25)
+    model, masks = build(mask_warmup=1, mask_interval=1, mask_active_fraction=0.25, mask_decay=0.0)
     rank = torch.tensor([[0.9], [0.3], [0.2], [0.1]]).expand(4, 2)
     observe(masks, rank, torch.ones(4, 2))
     _, twin = copy.deepcopy((model, masks))

@@ -90,11 +90,12 @@ def test_outputs_of_norms_and_activations_are_not_kept():
         hook.remove()
 
 
-def test_one_computation_serves_q_k_and_v():
+def test_one_computation_serves_q_k_and_v(monkeypatch):
     model, x = make()
     calls = []
-    forward = model[1].norm1.forward
-    model[1].norm1.forward = lambda x: calls.append(1) or forward(x)
+    forward = nn.LayerNorm.forward
+    counted = lambda norm, x: (calls.append(1) if norm is model[1].norm1 else None) or forward(norm, x)  # noqa: E731
+    monkeypatch.setattr(nn.LayerNorm, "forward", counted)
     with recompute_inputs(model):
         y = model(x)
     assert len(calls) == 1

@@ -284,35 +284,6 @@ def test_autocast_does_not_reach_into_the_op():
     assert torch.equal(got, want)
 
 
-BAD = {
-    "last dimension": (lambda a: a.update(x=torch.randn(3, 7)), r"last dimension 4, got shape \[3, 7\]"),
-    "x dtype": (lambda a: a.update(x=a["x"].double()), "dtype"),
-    "u shape": (lambda a: a.update(u=torch.randn(3, 7)), r"expected u of shape \[3, 6\], got \[3, 7\]"),
-    "v shape": (lambda a: a.update(v=torch.randn(2, 4)), r"expected v of shape \[3, 4\], got \[2, 4\]"),
-    "s shape": (lambda a: a.update(s=torch.randn(3, 1)), r"expected s of shape \[R\]"),
-    "factor dtype": (lambda a: a.update(u=a["u"].double()), "one dtype"),
-    "bias shape": (lambda a: a.update(bias=torch.randn(5)), r"expected bias of shape \[6\], got \[5\]"),
-    "bias dtype": (lambda a: a.update(bias=a["bias"].double()), "bias must have the dtype"),
-    "device": (lambda a: a.update(weight=a["weight"].to("meta")), "x is on cpu and weight on meta"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_says_what_arrived(name):
-    args, offsets = make((3,), 6, 4, (2, 1), torch.float32)
-    change, message = BAD[name]
-    change(args)
-    with pytest.raises((RuntimeError, NotImplementedError), match=message):
-        subspace_linear(**args, offsets=offsets)
-
-
-@pytest.mark.parametrize("mask", [torch.ones(7), torch.ones(3, dtype=torch.bool)], ids=["float", "K"])
-def test_a_wrong_mask_is_told_in_the_forward_pass(mask):
-    args, offsets = make((3,), 6, 4, (2, 1), torch.float32)
-    with pytest.raises(RuntimeError, match=r"bool mask of shape \[K\] = \[2\]"):
-        subspace_linear(**args, offsets=offsets, mask=mask)
-
-
 def test_no_outputs_and_no_inputs():
     for N, D in ((0, 5), (5, 0)):
         args, offsets = make((4,), N, D, (2,), torch.float32)

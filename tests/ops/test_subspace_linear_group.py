@@ -125,18 +125,8 @@ def test_opcheck_and_gradcheck():
 
 def test_what_does_not_fit_is_refused():
     x, lists, offsets = make(2, (4,), 6, 5, (2,), torch.float32)
-    good = dict(lists)
-    for change, message in (
-        ({"u": good["u"][:1]}, "for each of the 2 weights"),
-        ({"weight": [good["weight"][0], good["weight"][1].double()]}, "must agree in weight"),
-        ({"bias": good["bias"][:1]}, "for all or none"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            subspace_linear_group(x, *{**good, **change}.values(), offsets=offsets)
-    with pytest.raises(RuntimeError, match="rise from 0 to R = 2"):
-        subspace_linear_group(x, *good.values(), offsets=[0, 3])
     with pytest.raises(RuntimeError, match="strategy 'kext' is one of CUDA's"):
-        subspace_linear_group(x, *good.values(), offsets=offsets, strategy="kext")
+        subspace_linear_group(x, *lists.values(), offsets=offsets, strategy="kext")
     with pytest.raises(RuntimeError, match="frozen principal subspace"):
-        good["weight"][0].requires_grad_()
-        subspace_linear_group(x.requires_grad_(), *good.values(), offsets=offsets)[0].sum().backward()
+        lists["weight"][0].requires_grad_()
+        subspace_linear_group(x.requires_grad_(), *lists.values(), offsets=offsets)[0].sum().backward()

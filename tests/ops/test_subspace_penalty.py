@@ -9,7 +9,6 @@ from tolerances import GRADIENT, relative_error
 
 from masm_ext import reference
 from masm_ext.ops import subspace_penalty
-from masm_ext.reference.subspace_penalty import SPECTRAL_FLOOR
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 #: per layer N, D, ranks of its subspaces: one layer, mixed shapes, a subspace and a layer without directions, R above
@@ -71,8 +70,7 @@ def formula(weight, u, s, v, s0, norm2, offsets):
     now = (weight + (u.T * s) @ v).square().sum() - weight.square().sum() + norm2
     spectral = ((now - base) / base.clamp_min(torch.finfo(u.dtype).tiny)).square()
     for a, b in parts:
-        least = (b - a) * SPECTRAL_FLOOR**2 * base / max(1, min(weight.shape))
-        denominator = torch.maximum(s0[a:b].square().sum(), least).clamp_min(torch.finfo(u.dtype).tiny)
+        denominator = ((b - a) * base / max(1, min(weight.shape))).clamp_min(torch.finfo(u.dtype).tiny)
         spectral = spectral + (s[a:b] - s0[a:b]).square().sum() / denominator
     return orthogonality, spectral
 
@@ -281,32 +279,6 @@ def test_compiles_as_one_graph():
     want = torch.autograd.grad(loss(), leaves)
     got = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(), leaves)
     assert all(relative_error(a, b) <= 1e-6 for a, b in zip(got, want))
-
-
-BAD = {
-    "lengths": (lambda a, o: a["s0"].pop(), "one length, got 2, 2, 2, 2, 1, 2, 2"),
-    "u shape": (lambda a, o: a["u"].__setitem__(1, torch.randn(3, 5)), r"layer 1: expected u of shape \[3, 4\]"),
-    "s0 shape": (lambda a, o: a["s0"].__setitem__(0, torch.randn(2)), r"layer 0: expected s0 .* = \[3\], got \[2\]"),
-    "norm2": (lambda a, o: a["weight_norm2"].__setitem__(1, torch.ones(2)), r"one element, got shape \[2\]"),
-    "s0 dtype": (lambda a, o: a["s0"].__setitem__(1, torch.randn(3).double()), "layer 1: s0 and weight_norm2"),
-    "factor dtype": (lambda a, o: a["v"].__setitem__(1, torch.randn(3, 5).double()), "layer 1: u, s,? .*one dtype"),
-    "dtypes of layers": (
-        lambda a, o: [a[n].__setitem__(1, a[n][1].double()) for n in NAMES],
-        "layer 1: u, s and v must have the dtype of those of layer 0",
-    ),
-    "offsets": (lambda a, o: o.__setitem__(1, [0, 1, 2]), "layer 1: offsets must rise from 0 to R = 3"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("op", ["kernel", "formula"])
-def test_bad_input_says_what_arrived(name, op):
-    lists, offsets = make([(6, 5, (2, 1)), (4, 5, (1, 2))])
-    change, message = BAD[name]
-    change(lists, offsets)
-    function = torch.ops.masm.subspace_penalty if op == "kernel" else reference.subspace_penalty
-    with pytest.raises((RuntimeError, NotImplementedError), match=message):
-        function(*raw(lists, offsets))
 
 
 def test_no_layer():

@@ -95,7 +95,7 @@ def test_soft_masks_scale_the_update():
         soft = torch.full((2, 2), value)
         model, masks = build(lambda *_, soft=soft: soft, mask_warmup=0, mask_interval=1, mask_probe_interval=0)
         owned = torch.zeros(2, 2, dtype=torch.bool)
-        masks.observe(torch.ones(4, 2, dtype=torch.float64), torch.zeros(1), owned, 0.9)
+        masks.observe(torch.ones(4, 2, dtype=torch.float64), torch.zeros(1), owned)
         before = model[0].s.detach().clone()
         train(model, MaskedAdamW(param_groups(model, 1e-3), masks=masks), 1, torch.Generator().manual_seed(3))
         results.append(model[0].s.detach() - before)
@@ -250,7 +250,8 @@ def test_blocks_without_a_gradient_keep_their_statistics():
     optimizer.zero_grad()
     model[0](torch.randn(4, 12)).sum().backward()  # layer 2 takes no part
     optimizer.step()
-    assert torch.equal(masks.snr[1], snr) and masks.state_dict()["updates"].tolist() == [[4, 4], [3, 3]]
+    assert torch.equal(masks.snr[1], snr)
+    assert optimizer.state_dict()["masked"]["steps"][:4].tolist() == [4, 4, 3, 3]
 
 
 def test_a_backward_pass_through_updated_parameters_is_noticed():
@@ -263,7 +264,7 @@ def test_a_backward_pass_through_updated_parameters_is_noticed():
         loss.backward()
 
 
-def test_deepcopy_and_another_beta1():
+def test_deepcopy():
     model, masks = build()
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     train(model, optimizer, 2, torch.Generator().manual_seed(0))
@@ -271,8 +272,6 @@ def test_deepcopy_and_another_beta1():
     for m, o in ((model, optimizer), (twin_model, twin)):
         train(m, o, 3, torch.Generator().manual_seed(1))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin_model.parameters()))
-    with pytest.raises(ValueError, match="one beta1"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "betas": (0.5, 0.9)})
 
 
 @pytest.mark.parametrize("kind", ["float", "tensor"])
