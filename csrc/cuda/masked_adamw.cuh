@@ -3,7 +3,8 @@
 //
 // 1. Each live gradient is read, its squares are summed, and what is not finite is noticed; the step's constants are
 //    worked out meanwhile, once a segment. A masked block costs its row of `segments` and nothing else.
-// 2. The update, with the sum of the squares of the new first moments. Segments are taken in the opposite order: the
+// 2. The update, with the sums of gradient times first moment before the step. Segments are taken in the opposite
+// order: the
 //    gradients read last are still in the L2 cache.
 // 3. The sums of the segments become those of the blocks, in the order of the segments: the same bits every time. Where
 //    the segments are sorted by block each looks at its own only, from the first, which the second sweep has noted.
@@ -51,15 +52,17 @@ __device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& 
   return sum + double(not_finite);
 }
 
-// Updates this thread's share of a segment; the sum of the squares of its new first moments.
-template <class P, class F>
+// Updates this thread's share of a segment; the sum of gradient times first moment before the step. Two functions,
+// since a test for the penalty in the loop would cost registers.
+template <class P, class F, bool kPenalty>
 __device__ inline double update(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale,
                                 const AdamWStep<double>& step) {
   P* p = global<P>(own.param) + at.begin;
   const P* g = global<P>(own.grad) + at.begin;
   F *m = global<F>(own.exp_avg) + at.begin, *v = global<F>(own.exp_avg_sq) + at.begin;
-  const bool even =
-      starts_even(own.param) && starts_even(own.grad) && starts_even(own.exp_avg) && starts_even(own.exp_avg_sq);
+  const F* e = kPenalty ? global<F>(own.penalty) + at.begin : nullptr;
+  const bool even = starts_even(own.param) && starts_even(own.grad) && starts_even(own.exp_avg) &&
+                    starts_even(own.exp_avg_sq) && starts_even(own.penalty);
   const AdamWStep<F> c = narrowed<F>(step);
   double sum = 0;
   each_pack<16 / sizeof(P)>(at.end - at.begin, at.begin, even, [&](int64_t i, auto count) {
@@ -67,12 +70,15 @@ __device__ inline double update(const AdamWParameter& own, const AdamWSegment& a
     auto ps = load<V>(p + i);
     const auto gs = load<V>(g + i);
     auto ms = load<V>(m + i), vs = load<V>(v + i);
+    decltype(ms) es{};
+    if constexpr (kPenalty) es = load<V>(e + i);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       F wide = F(ps.at[j]);
-      adamw_element(c, F(gs.at[j]) * inverse_scale, wide, ms.at[j], vs.at[j]);
+      const F gradient = F(gs.at[j]) * inverse_scale;
+      sum += double(gradient) * double(ms.at[j]);
+      adamw_element(c, gradient, es.at[j], wide, ms.at[j], vs.at[j]);
       ps.at[j] = P(wide);
-      sum += double(ms.at[j]) * double(ms.at[j]);
     }
     store(p + i, ps), store(m + i, ms), store(v + i, vs);
   });
@@ -126,15 +132,15 @@ __global__ void __launch_bounds__(kAdamWThreads)
       continue;
     }
     if (mask == 0) continue;
-    const double grad2 =
+    const double power =
         block_sum(with_types(DType(own.type),
                              [&](auto p, auto f) { return inspect<decltype(p)>(own, at, decltype(f)(inverse_scale)); }),
                   scratch);
-    if (grad2 != grad2) flags |= kBad;
+    if (power != power) flags |= kBad;
     if (threadIdx.x == 0) {
       const double* h = a.hyper + 5 * at.tensor;
       a.work[i].step = adamw_step<double>(h[0], h[1], h[2], h[3], h[4], mask, double(a.steps[at.block] + 1));
-      a.work[i].grad2 = grad2;
+      a.work[i].power = power;
     }
   }
   flags = flags_of_block(flags);
@@ -155,30 +161,36 @@ __global__ void __launch_bounds__(kAdamWThreads)
       const AdamWSegment at = a.segments[i];
       if (a.mask[at.block] == 0) continue;
       const AdamWParameter own = parameter(at.tensor);
-      const double bias2 = block_sum(
-          with_types(
-              DType(own.type),
-              [&](auto p, auto f) { return update<decltype(p)>(own, at, decltype(f)(inverse_scale), a.work[i].step); }),
-          scratch);
-      if (threadIdx.x == 0) a.work[i].bias2 = bias2;
+      const AdamWStep<double>& step = a.work[i].step;
+      const double signal = block_sum(with_types(DType(own.type),
+                                                 [&](auto p, auto f) {
+                                                   using P = decltype(p);
+                                                   using F = decltype(f);
+                                                   return own.penalty != nullptr
+                                                              ? update<P, F, true>(own, at, F(inverse_scale), step)
+                                                              : update<P, F, false>(own, at, F(inverse_scale), step);
+                                                 }),
+                                      scratch);
+      if (threadIdx.x == 0) a.work[i].signal = signal * step.signal_scale;
     }
   }
   grid_barrier();
 
   flags = seen[0];
   for (int64_t b = blockIdx.x; b < a.B; b += gridDim.x) {
-    double bias2 = 0, grad2 = 0;
+    double signal = 0, power = 0;
     bool owns = false;
     if (taken && a.mask[b] != 0)
       for (int64_t i = (flags & kUnsorted ? 0 : a.first[b]) + threadIdx.x; i < a.S; i += blockDim.x) {
         if (a.segments[i].block == b)
-          bias2 += a.work[i].bias2, grad2 += a.work[i].grad2, owns = true;
+          // without an earlier step there is no first moment to compare with: the block has no statistics yet
+          signal += a.work[i].signal, power += a.work[i].step.signal_scale > 0 ? a.work[i].power : 0, owns = true;
         else if (!(flags & kUnsorted))
           break;
       }
-    bias2 = block_sum(bias2, scratch), grad2 = block_sum(grad2, scratch), owns = __syncthreads_or(owns);
+    signal = block_sum(signal, scratch), power = block_sum(power, scratch), owns = __syncthreads_or(owns);
     if (threadIdx.x == 0) {
-      a.stats[2 * b] = bias2, a.stats[2 * b + 1] = grad2;
+      a.stats[2 * b] = signal, a.stats[2 * b + 1] = power;
       if (owns) a.steps[b] += 1;
     }
   }

@@ -11,6 +11,7 @@ struct AdamWParameter {
   void* param;
   const void* grad;
   void *exp_avg, *exp_avg_sq;
+  const void* penalty;  // or null
   int64_t numel : 62;
   uint64_t type : 2;  // DType
 };
@@ -21,7 +22,7 @@ struct AdamWSegment {
 
 // What is known of a segment between the sweeps.
 struct AdamWWork {
-  double bias2, grad2;
+  double signal, power;
   AdamWStep<double> step;
 };
 
@@ -40,11 +41,11 @@ struct AdamWTables {
   int32_t* flags;   // [thread blocks]
 };
 
-static_assert(sizeof(AdamWParameter) == 40);
+static_assert(sizeof(AdamWParameter) == 48);
 
 // So many parameters travel in the arguments of the launch (which hold 32,764 bytes); where there are more, all lie in
 // device memory.
-constexpr int kAdamWInline = 768;
+constexpr int kAdamWInline = 640;
 
 struct AdamWList {
   AdamWParameter at[kAdamWInline];

@@ -28,10 +28,10 @@ Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor
 
 void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks, const Tensor& live,
                    const Tensor& counters, const Tensor& history, const Tensor& history_steps, const Tensor& stats,
-                   const Tensor& found, const Tensor& owned, double beta1, int64_t warmup, int64_t interval,
+                   const Tensor& found, const Tensor& owned, double decay, int64_t warmup, int64_t interval,
                    double hysteresis, int64_t keep, double threshold, int64_t least, int64_t probe_interval,
                    int64_t probe_steps, bool select) {
-  const MaskPolicy p{beta1, warmup, interval, hysteresis, keep, threshold, least, probe_interval, probe_steps, select};
+  const MaskPolicy p{decay, warmup, interval, hysteresis, keep, threshold, least, probe_interval, probe_steps, select};
   const MaskTable t = mask_table(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, p);
   torch::stable::accelerator::DeviceGuard guard(sums.get_device_index());
   const cudaError_t status = cuda::update_masks(t, p, stream_of(sums));
@@ -40,16 +40,23 @@ void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks
 
 // One launch, or with more than kAdamWInline parameters a few small ones before it. Nothing waits for the GPU.
 std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector<Tensor> grads,
-                                         std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs, Tensor steps,
-                                         const Tensor& mask, const Tensor& segments, const Tensor& hyper,
-                                         std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-  check_masked_adamw(params, grads, exp_avgs, exp_avg_sqs, steps, mask, segments, hyper, grad_scale, found_inf);
+                                         std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
+                                         std::vector<Tensor> penalties, Tensor steps, const Tensor& mask,
+                                         const Tensor& segments, const Tensor& hyper, std::optional<Tensor> grad_scale,
+                                         std::optional<Tensor> found_inf) {
+  check_masked_adamw(params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale,
+                     found_inf);
   torch::stable::accelerator::DeviceGuard guard(mask.get_device_index());
   const int64_t T = int64_t(params.size()), S = segments.size(0), B = mask.numel();
   std::vector<cuda::AdamWParameter> list(T);
   for (int64_t t = 0; t < T; ++t)
-    list[t] = {params[t].mutable_data_ptr(),      grads[t].const_data_ptr(), exp_avgs[t].mutable_data_ptr(),
-               exp_avg_sqs[t].mutable_data_ptr(), params[t].numel(),         uint64_t(dtype_of(params[t]))};
+    list[t] = {params[t].mutable_data_ptr(),
+               grads[t].const_data_ptr(),
+               exp_avgs[t].mutable_data_ptr(),
+               exp_avg_sqs[t].mutable_data_ptr(),
+               penalties.empty() || penalties[t].numel() == 0 ? nullptr : penalties[t].const_data_ptr(),
+               params[t].numel(),
+               uint64_t(dtype_of(params[t]))};
   const auto scalar = [](const std::optional<Tensor>& t) {
     return t ? static_cast<const float*>(t->const_data_ptr()) : nullptr;
   };

@@ -4,7 +4,7 @@
 
 using namespace masm::cuda;
 
-// addresses: int64 [T, 5] rows (param, grad, exp_avg, exp_avg_sq, numel), types [T]; `upload`: the parameters lie in
+// addresses: int64 [T, 6] rows (param, grad, exp_avg, exp_avg_sq, penalty or 0, numel), types [T]; `upload`: the parameters lie in
 // "device memory" instead of the launch's arguments.
 extern "C" const char* masked_adamw(const int64_t* addresses, const int64_t* types, int64_t T, const int64_t* segments,
                                     int64_t S, const double* hyper, const float* mask, int64_t* steps, int64_t B,
@@ -13,12 +13,13 @@ extern "C" const char* masked_adamw(const int64_t* addresses, const int64_t* typ
   return guarded([&] {
     std::vector<AdamWParameter> parameters(T);
     for (int64_t t = 0; t < T; ++t) {
-      const int64_t* row = addresses + 5 * t;
+      const int64_t* row = addresses + 6 * t;
       parameters[t] = {reinterpret_cast<void*>(row[0]),
                        reinterpret_cast<void*>(row[1]),
                        reinterpret_cast<void*>(row[2]),
                        reinterpret_cast<void*>(row[3]),
-                       row[4],
+                       reinterpret_cast<void*>(row[4]),
+                       row[5],
                        uint64_t(types[t])};
     }
     std::vector<AdamWWork> work(S);

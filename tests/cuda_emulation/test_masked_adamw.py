@@ -32,6 +32,7 @@ class Step:
         self.grads = [(tensor(n, d).double() * (scale or 1)).to(d) for n, d in zip(sizes, dtypes)]
         self.m = [0.1 * tensor(n, w) for n, w in zip(sizes, wide)]
         self.v = [0.1 * tensor(n, w, torch.rand) for n, w in zip(sizes, wide)]
+        self.penalties = [tensor(n if i != 1 else 0, w) for i, (n, w) in enumerate(zip(sizes, wide))]
         self.steps = torch.tensor(STEPS)
         self.mask = torch.tensor(mask, dtype=torch.float32)
         self.segments = torch.tensor(SEGMENTS)
@@ -40,7 +41,7 @@ class Step:
         self.found_inf = None if found_inf is None else torch.tensor([found_inf])
 
     def lists(self):
-        return self.params, self.grads, self.m, self.v
+        return self.params, self.grads, self.m, self.v, self.penalties
 
     def tables(self):
         return self.mask, self.segments, self.hyper, self.scale, self.found_inf
@@ -54,7 +55,7 @@ class Step:
         return other
 
     def emulate(self, emulated, seed, blocks=3, threads=64, upload=0):
-        rows = [[t.data_ptr() for t in row] + [row[0].numel()] for row in zip(*self.lists())]
+        rows = [[t.data_ptr() if t.numel() else 0 for t in row] + [row[0].numel()] for row in zip(*self.lists())]
         addresses, types = torch.tensor(rows), torch.tensor([DTYPES[p.dtype] for p in self.params])
         T, S, B = len(rows), len(self.segments), len(self.mask)
         stats, found = torch.full((B, 2), torch.nan, dtype=torch.float64), torch.full((1,), torch.nan)
@@ -189,6 +190,7 @@ def test_more_parameters_than_arguments_hold(emulated, seed):
     count, step = 1700, Step([torch.float32] * 3)
     for name in ("params", "grads", "m", "v"):
         setattr(step, name, [getattr(step, name)[1][i % 7 : i % 7 + 1].clone() for i in range(count)])
+    step.penalties = [step.penalties[0][i % 7 : i % 7 + i % 2].clone() for i in range(count)]
     step.hyper = step.hyper[:1].expand(count, 5).contiguous()
     step.segments = torch.tensor([[i, 0, 1, i % 5] for i in range(count)])
     other = step.clone()

@@ -5,23 +5,21 @@
 // The operands of masm::update_masks_ in its order, and the sizes.
 extern "C" const char* update_masks(double* sums, int64_t* counts, float* masks, bool* live, int64_t* counters,
                                     double* history, int64_t* history_steps, const double* stats, const float* found,
-                                    const bool* owned, double beta1, int64_t warmup, int64_t interval,
+                                    const bool* owned, double decay, int64_t warmup, int64_t interval,
                                     double hysteresis, int64_t keep, double threshold, int64_t least,
                                     int64_t probe_interval, int64_t probe_steps, int64_t select, int64_t L, int64_t K,
                                     int64_t rows, int64_t threads, int64_t seed) {
   return guarded([&] {
-    const masm::MaskPolicy policy{beta1,     warmup, interval,       hysteresis,  keep,
+    const masm::MaskPolicy policy{decay,     warmup, interval,       hysteresis,  keep,
                                   threshold, least,  probe_interval, probe_steps, select != 0};
     const int64_t n = L * K;
     const masm::MaskTable table{.L = L,
                                 .K = K,
                                 .rows = rows,
-                                .grad2 = sums,
-                                .bias2 = sums + n,
-                                .second = sums + 2 * n,
-                                .updates = counts,
-                                .idle = counts + n,
-                                .probing = counts + 2 * n,
+                                .signal = sums,
+                                .power = sums + n,
+                                .idle = counts,
+                                .probing = counts + n,
                                 .selected = masks,
                                 .in_force = masks + n,
                                 .live = live,
