@@ -144,9 +144,10 @@ def check_convertible(model: nn.Module, linears: Mapping[str, nn.Module]) -> Non
                 "conversion replaces: convert first, then wrap"
             )
         if "forward" in linear.__dict__:
+            kind = type(linear.__dict__["forward"]).__name__
             raise ValueError(
-                f"{name!r} has a forward of its own ({linear.__dict__['forward']!r:.80} set on the instance, as "
-                "accelerate's hooks do), which conversion would drop: convert first, or remove it"
+                f"{name!r} has a forward of its own (a {kind} set on the instance, as accelerate's hooks do), which "
+                "conversion would drop: convert first, or remove it"
             )
         if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
             raise ValueError(f"{name!r} has hooks, which conversion would drop: convert first, then register them")
