@@ -17,7 +17,8 @@ class MASMConfig:
     Decomposition
         target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted
             suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or
-            ``"re:<regex>"`` that matches the whole name.
+            ``"re:<regex>"`` that matches the whole name. Where a module of exactly that name exists, a plain name means
+            that module alone: ``"head"`` is the head of the model, and not also the one inside its vision tower.
         exclude_modules: the same forms; wins over ``target_modules``.
         modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
         num_subspaces: K, the number of artifact subspaces.
@@ -32,7 +33,8 @@ class MASMConfig:
         orthogonality, spectral_consistency.
 
     Masks
-        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`), "none".
+        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`,
+            whose result :func:`masm_ext.convert` takes as ``target_modules=``), "none".
         mask_warmup: steps before the first selection, all blocks active.
         mask_interval: steps between selections.
         mask_decay: of the averages of signal and power.

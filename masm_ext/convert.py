@@ -3,21 +3,39 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .config import MASMConfig
 from .contract import accumulate_dtype
-from .decomposition import SpectrumCache, choose_ranks, spectra_of, split, weight_hash
-from .nn.masm_linear import MASMLinear, masm_layers
-from .selection import Patterns, matches, matching_linears, replace_modules
+from .decomposition import SpectrumCache, choose_ranks, spectra_of, split
+from .hashing import tensor_hashes
+from .nn.masm_linear import MASMLinear
+from .selection import (
+    Patterns,
+    SelectedLayers,
+    base_tensors,
+    is_under,
+    matching_linears,
+    replace_modules,
+    saved_modules,
+    saved_state,
+)
+from .wrappers import modules_of, own_state, unwrap, unwrapped_modules
 
-#: Where a converted model keeps its config.
+#: Where a converted model keeps its config, and what its frozen tensors were at conversion.
 CONFIG_ATTRIBUTE = "masm_config"
+BASE_ATTRIBUTE = "masm_base"
+
+#: A frozen tensor of the base: {"sha256", "dtype", "shape"}.
+BaseEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,11 +49,14 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` did. ``print(report)`` shows a table, one line per layer."""
+    """What :func:`convert` did. ``print(report)`` shows a table, one line per layer, and below it every trainable
+    parameter outside these layers (those under ``modules_to_save``).
+    """
 
     layers: tuple[ConvertedLayer, ...]
     trainable_parameters: int
     total_parameters: int  # of the model before conversion
+    other_trainable: tuple[tuple[str, tuple[int, ...]], ...] = ()  # name and shape outside the converted layers
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(r.name) for r in self.layers))
@@ -48,6 +69,9 @@ class ConversionReport:
             f"{len(self.layers)} layers converted; {self.trainable_parameters:,} of {self.total_parameters:,} "
             f"parameters trainable ({self.trainable_parameters / max(1, self.total_parameters):.2%})"
         )
+        if self.other_trainable:
+            lines.append("trainable outside the converted layers:")
+            lines += [f"  {name}  {' x '.join(map(str, shape)) or 'scalar'}" for name, shape in self.other_trainable]
         return "\n".join(lines)
 
 
@@ -66,39 +90,53 @@ def convert(
     ``config.train_bias``) and everything under ``config.modules_to_save``, which is never converted. The output of the
     model does not change.
 
+    Names are those of the unwrapped model (see :mod:`masm_ext.wrappers`). The model remembers the SHA-256 of every
+    frozen tensor, so that :func:`masm_ext.save_adapter` notices one that changed.
+
     Args:
         model: a model that holds its pretrained weights.
         config: see :class:`MASMConfig`; ``config.target_modules`` names the layers.
-        target_modules: instead of the config's: patterns, or a callable ``(name, module) -> bool``.
+        target_modules: instead of the config's: patterns, a callable ``(name, module) -> bool``, or what
+            :func:`masm_ext.select_layers` returned, which ``mask_policy="static"`` needs.
         cache_dir, use_cache: where SVDs are kept between runs (default: ``~/.cache/masm_ext/svd``), keyed by the hash
             of the weight.
         progress: show a progress bar.
 
-    Raises ValueError if nothing matches, if the model is converted already, if a rank does not fit a layer or a weight
-    has NaN or infinite elements; TypeError for layers inside modules that bypass ``forward``. The model is changed only
-    after every layer has been decomposed.
+    Raises ValueError if nothing matches, if the model is converted already, if a rank does not fit a layer, a weight
+    has NaN or infinite elements, or the policy is static and no layers were selected; ValueError or TypeError for
+    layers that cannot be replaced without changing the output (:func:`masm_ext.selection.check_convertible` lists
+    them). The model is changed only after every layer has been decomposed.
     """
-    if masm_layers(model):
+    converted = modules_of(model, MASMLinear)
+    if converted:
         raise ValueError(
-            f"the model is converted already ({next(iter(masm_layers(model)))} is a MASMLinear); "
+            f"the model is converted already ({next(iter(converted))} is a MASMLinear); "
             "convert a fresh copy of the pretrained model, or merge(model, keep=False) first"
         )
+    if config.mask_policy == "static":
+        if not isinstance(target_modules, SelectedLayers):
+            arrived = "nothing" if target_modules is None else f"a {type(target_modules).__name__}"
+            raise ValueError(
+                f'mask_policy "static" decomposes only the layers that select_layers chose: pass target_modules='
+                f"select_layers(model, config, batches, loss_fn), got {arrived}. For names that were kept there is "
+                'masm_ext.selection.SelectedLayers(names); mask_policy "none" converts all that target_modules matches'
+            )
+        config = with_targets(config, target_modules)
     linears = matching_linears(
         model,
         config.target_modules if target_modules is None else target_modules,
         config.exclude_modules,
         config.modules_to_save,
     )
-    for pattern in config.modules_to_save:
-        if not any(matches(name, m, pattern) for name, m in model.named_modules()):
-            raise ValueError(f"modules_to_save {pattern!r} matches no module of the model")
+    modules = dict(unwrapped_modules(model))
+    saved = saved_modules(modules, config.modules_to_save)
     weights = {name: layer.weight.detach() for name, layer in linears.items()}
     for name, weight in weights.items():
-        if weight.is_meta:
-            raise ValueError(f"{name}: the weight is on the meta device; load the pretrained weights first")
         if config.energy is None:
             choose_ranks(torch.empty(min(weight.shape)), config.ranks, None, name)  # before any SVD is paid for
-    hashes = {name: weight_hash(weight) for name, weight in weights.items()}
+    frozen = base_tensors(modules, linears, saved, config.train_bias)
+    everything = tensor_hashes(frozen | {f"{name}.weight": weight for name, weight in weights.items()})
+    hashes = {name: everything[f"{name}.weight"] for name in weights}
     cache = SpectrumCache(cache_dir) if use_cache else None
     directions = max(min(w.shape) for w in weights.values()) if config.energy is not None else sum(config.ranks)
     with tqdm(total=len(linears), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
@@ -110,33 +148,99 @@ def convert(
         parts = split(weights[name], spectra[name], ranks, config.partition, dtype)
         return MASMLinear(parts, linear.bias, base_hash=hashes[name], train_bias=config.train_bias)
 
-    return replace_layers(model, config, linears, build)
+    base = base_entries(frozen, everything)
+    return replace_layers(model, config, linears, {n: build(n, linear) for n, linear in linears.items()}, saved, base)
+
+
+def base_entries(tensors: Mapping[str, Tensor], hashes: Mapping[str, str]) -> dict[str, BaseEntry]:
+    """The identity of frozen tensors, as adapter.json holds it."""
+    return {
+        name: {"sha256": hashes[name], "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
+        for name, t in tensors.items()
+    }
 
 
 def replace_layers(
     model: nn.Module,
     config: MASMConfig,
-    linears: dict[str, nn.Linear],
-    build: Callable[[str, nn.Linear], MASMLinear],
+    linears: Mapping[str, nn.Linear],
+    built: Mapping[str, MASMLinear],
+    saved: Collection[str],
+    base: dict[str, BaseEntry],
+    values: Mapping[str, Tensor] | None = None,
 ) -> ConversionReport:
-    """Build a MASMLinear for each Linear, then freeze the model and put them in; used by convert and load_adapter."""
+    """Freeze all but the modules ``saved``, put the built layers in and write ``values`` into the state of ``saved``.
+
+    Used by convert and load_adapter. If a step raises, all of them are undone.
+    """
     total = sum(p.numel() for p in model.parameters())
-    built = {name: build(name, linear) for name, linear in linears.items()}
-    model.requires_grad_(False)
-    for name, module in model.named_modules():
-        if matches(name, module, config.modules_to_save):
-            module.requires_grad_(True)
-    replace_modules(model, {linears[name]: layer for name, layer in built.items()})
-    setattr(model, CONFIG_ATTRIBUTE, config)
+    modules, root = dict(unwrapped_modules(model)), unwrap(model)
+    state = saved_state(modules, saved)
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    attributes = {key: root.__dict__[key] for key in (CONFIG_ATTRIBUTE, BASE_ATTRIBUTE) if key in root.__dict__}
+    before = {key: state[key].detach().clone() for key in values or {}}
+    layers = {linears[name]: layer.train(linears[name].training) for name, layer in built.items()}
+    try:
+        model.requires_grad_(False)
+        for name in saved:
+            modules[name].requires_grad_(True)
+        with torch.no_grad():
+            for key, value in (values or {}).items():
+                state[key].copy_(value)
+        replace_modules(model, layers)
+        setattr(root, CONFIG_ATTRIBUTE, config)
+        setattr(root, BASE_ATTRIBUTE, base)
+    except BaseException:
+        replace_modules(model, {layer: linear for linear, layer in layers.items()})
+        with torch.no_grad():
+            for key, value in before.items():
+                state[key].copy_(value)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        for key in (CONFIG_ATTRIBUTE, BASE_ATTRIBUTE):
+            root.__dict__.pop(key, None)
+        root.__dict__.update(attributes)
+        raise
+    if any(isinstance(m, DistributedDataParallel) for m in model.modules()):
+        warnings.warn(
+            "the model is inside DistributedDataParallel, which synchronises the gradients of the parameters that it "
+            "found when it was made: to train, wrap the converted model again",
+            stacklevel=3,
+        )
     rows = []
     for name, linear in linears.items():
-        layer = built[name].train(linear.training)
+        layer = built[name]
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         replaced = sum(p.numel() for p in linear.parameters())
         shape = (layer.out_features, layer.in_features)
         rows.append(ConvertedLayer(name, shape, layer.ranks, trainable / replaced, layer.energy))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return ConversionReport(tuple(rows), trainable, total)
+    others: dict[nn.Parameter, str] = {}
+    for name, p in trainable_parameters(model).items():
+        if not is_under(name, linears):
+            others.setdefault(p, name)  # a parameter with several names is listed once
+    return ConversionReport(tuple(rows), trainable, total, tuple((name, tuple(p.shape)) for p, name in others.items()))
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require gradients, by their full names in the unwrapped model."""
+    state = (pair for name, module in unwrapped_modules(model) for pair in own_state(name, module))
+    return {name: p for name, p in state if isinstance(p, nn.Parameter) and p.requires_grad}
+
+
+def record_base(model: nn.Module) -> None:
+    """Take the frozen tensors of a converted model as those of its base from now on.
+
+    For a model whose base weights were loaded after :func:`convert` (a checkpoint of another base, by
+    ``load_state_dict``): :func:`masm_ext.save_adapter` refuses frozen tensors that are not those of the conversion.
+    """
+    root, modules = unwrap(model), dict(unwrapped_modules(model))
+    config = root.__dict__.get(CONFIG_ATTRIBUTE)
+    if config is None:
+        raise ValueError("record_base: pass the module that was given to convert()")
+    saved = saved_modules(modules, config.modules_to_save)
+    frozen = base_tensors(modules, modules_of(model, MASMLinear), saved, config.train_bias)
+    setattr(root, BASE_ATTRIBUTE, base_entries(frozen, tensor_hashes(frozen)))
 
 
 class MergedLinear(nn.Linear):
@@ -170,7 +274,7 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
 
     Returns the number of layers merged. Raises ValueError if there is none.
     """
-    layers = masm_layers(model)
+    layers = modules_of(model, MASMLinear)
     if not layers:
         raise ValueError("merge: the model has no MASMLinear" + (" (it is merged already)" if _merged(model) else ""))
     replace_modules(model, {m: MergedLinear(m) if keep else m.to_linear() for m in layers.values()})
@@ -190,9 +294,13 @@ def unmerge(model: nn.Module) -> int:
 
 
 def _merged(model: nn.Module) -> dict[str, MergedLinear]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, MergedLinear)}
+    return modules_of(model, MergedLinear)
 
 
-def with_targets(config: MASMConfig, names: list[str]) -> MASMConfig:
-    """The config with exact target names, e.g. those of :func:`masm_ext.select_layers`."""
+def with_targets(config: MASMConfig, names: Sequence[str]) -> MASMConfig:
+    """The config with exact target names.
+
+    ``mask_policy="static"`` takes the result of :func:`masm_ext.select_layers` as ``convert(target_modules=...)``
+    instead: a config does not show where its names come from.
+    """
     return dataclasses.replace(config, target_modules=tuple("re:" + re.escape(n) for n in names), exclude_modules=())

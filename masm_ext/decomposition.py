@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import warnings
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .files import write_atomically
+from .hashing import weight_hash as weight_hash  # part of what a decomposition is keyed by
 from .ops.fold import fold
 
 # Trailing directions kept in the cache, so that another R usually finds them there.
@@ -53,14 +53,6 @@ class Decomposition:
 
 def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "masm_ext" / "svd"
-
-
-def weight_hash(weight: Tensor) -> str:
-    """SHA-256 over shape, dtype and bytes of a weight: the identity that caches and adapters are bound to."""
-    data = weight.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{list(data.shape)} {data.dtype}".encode())
-    digest.update(data.view(torch.uint8).numpy() if data.numel() else b"")
-    return digest.hexdigest()
 
 
 def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name: str = "weight") -> tuple[int, ...]:

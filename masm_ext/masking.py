@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import MASMConfig
-from .nn.masm_linear import MASMLinear, masm_layers
+from .nn.masm_linear import ANY_STEP, MASMLinear, masm_layers
 from .ops import update_masks_
 from .reference import choose_layers, force_masks_, settle_masks_, snr_of, update_statistics_
-from .selection import matching_linears
+from .selection import SelectedLayers, matching_linears
 
 #: Selections that the device remembers until the host reads them.
 HISTORY_ROWS = 256
-
-#: `restored_steps` of a layer whose values came from an adapter: any optimizer may go on with them.
-ANY_STEP = -1
 
 #: A policy of one's own: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
@@ -339,16 +336,16 @@ def select_layers(
     config: MASMConfig,
     batches: Iterable[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
-) -> list[str]:
+) -> SelectedLayers:
     """The static policy: which layers to decompose, ranked by the bias-variance of the gradient of their raw weights.
 
     One calibration pass over at most ``config.mask_calibration_batches`` batches of a model that is not yet converted.
     Per layer, with G_b the gradient of the weight on batch b of n: ``power = mean_b ||G_b||^2``, ``signal =
     (n ||mean_b G_b||^2 - power) / (n - 1)`` (the mean over pairs of different batches, so that noise gives 0),
-    ``snr = signal / power``. The layers of largest snr are returned, ``mask_active_fraction`` of those
-    that ``target_modules`` matches (or those above ``mask_threshold``), in module order: put them into
-    ``target_modules`` and call :func:`masm_ext.convert`. The pass runs in eval mode; the model's mode,
-    ``requires_grad`` flags and gradients are left as they were.
+    ``snr = signal / power``. The layers of largest snr are returned, ``mask_active_fraction`` of those that
+    ``target_modules`` matches (or those above ``mask_threshold``), in module order: pass them to
+    :func:`masm_ext.convert` as ``target_modules=``. The pass runs in eval mode; the model's mode, ``requires_grad``
+    flags and gradients are left as they were.
 
     loss_fn(model, batch) -> scalar loss. Raises ValueError if there are fewer than two batches.
     """
@@ -382,4 +379,4 @@ def select_layers(
     of_mean = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)
     snr = snr_of((count * of_mean - second) / (count - 1), second)[:, None]
     chosen = bias_variance(snr, torch.zeros_like(snr), config)[:, 0]
-    return [name for name, keep in zip(linears, chosen) if keep]
+    return SelectedLayers(name for name, keep in zip(linears, chosen) if keep)

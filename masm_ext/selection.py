@@ -1,34 +1,84 @@
-"""Which modules a pattern names: exact name, dotted suffix, glob, regular expression or a callable."""
+"""Which modules a pattern names, and which ``nn.Linear`` layers can be converted.
+
+A pattern is an exact module name, a dotted suffix, a glob, a regular expression or a callable. An exact name wins:
+where a module of that full name exists, the pattern names that module alone. Names are those of the unwrapped model.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from .wrappers import inner, own_state, unwrapped_modules
 
 Patterns = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
-
-def matches(name: str, module: nn.Module, patterns: Patterns) -> bool:
-    if callable(patterns):
-        return bool(patterns(name, module))
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        if pattern.startswith("re:"):
-            if re.fullmatch(pattern[3:], name):
-                return True
-        elif any(c in pattern for c in "*?["):
-            if fnmatch.fnmatchcase(name, pattern):
-                return True
-        elif name == pattern or name.endswith("." + pattern):
-            return True
-    return False
-
+#: Weight dtypes that a MASMLinear can hold.
+WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Modules whose fast path reads the weights of their Linears directly, past forward(): a converted layer inside them
-# would be ignored without a word.
+# would be ignored silently.
 FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+class SelectedLayers(list[str]):
+    """Full names of layers that the static policy chose: the result of :func:`masm_ext.select_layers`, and the only
+    ``target_modules`` that :func:`masm_ext.convert` takes with ``mask_policy="static"``. Names that were kept in a file
+    become one again by ``SelectedLayers(names)``.
+    """
+
+
+def named_by(modules: Mapping[str, nn.Module], patterns: Patterns, *, exact_first: bool = True) -> set[str]:
+    """The names among ``modules`` (all modules of a model by name) that ``patterns`` name.
+
+    ``exact_first=False``: a plain pattern names every dotted suffix too, also where it is a full name (adapters of
+    format version 1).
+    """
+    if isinstance(patterns, SelectedLayers):
+        missing = [name for name in patterns if name not in modules]
+        if missing:
+            raise ValueError(
+                f"the selected layers were chosen on another model: this one has no {', '.join(missing[:4])}"
+                + (" ..." if len(missing) > 4 else "")
+            )
+        return set(patterns)
+    if callable(patterns):
+        return {name for name, module in modules.items() if patterns(name, module)}
+    found: set[str] = set()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if pattern.startswith("re:"):
+            found |= {name for name in modules if re.fullmatch(pattern[3:], name)}
+        elif any(c in pattern for c in "*?["):
+            found |= {name for name in modules if fnmatch.fnmatchcase(name, pattern)}
+        else:
+            exact = pattern in modules
+            found |= {pattern} if exact else set()
+            if not (exact and exact_first):
+                found |= {name for name in modules if name.endswith("." + pattern)}
+    return found
+
+
+def saved_modules(modules: Mapping[str, nn.Module], patterns: Sequence[str], *, exact_first: bool = True) -> list[str]:
+    """The names that ``modules_to_save`` names, in module order. Raises ValueError for a pattern that names none."""
+    for pattern in patterns:
+        if not named_by(modules, pattern):
+            raise ValueError(f"modules_to_save {pattern!r} matches no module of the model")
+    named = named_by(modules, patterns, exact_first=exact_first)
+    return [name for name in modules if name in named]
+
+
+def is_under(name: str, roots: Iterable[str]) -> bool:
+    """Whether a module or tensor is one of the modules ``roots`` or lies inside one."""
+    return any(not root or name == root or name.startswith(root + ".") for root in roots)
+
+
+def saved_state(modules: Mapping[str, nn.Module], saved: Collection[str]) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of the modules that travel with the adapter, by full name."""
+    return {key: value for name, m in modules.items() if is_under(name, saved) for key, value in own_state(name, m)}
 
 
 def matching_linears(
@@ -37,56 +87,149 @@ def matching_linears(
     """The ``nn.Linear`` modules that ``target`` names and ``exclude`` does not, outside the modules that ``save`` names
     (those stay as they are), in module order. A module with several names is listed under its first.
 
-    Raises ValueError if there is none, naming some that exist, and for weights that cannot be replaced (shared with
-    another module, hooks on the module, the model itself); TypeError for subclasses of nn.Linear and for layers inside
-    modules that bypass ``forward``.
+    Raises ValueError if there is none, naming some that exist; as :func:`check_convertible` for those that there are.
     """
-    found: dict[str, nn.Linear] = {}
-    saved = [name for name, m in model.named_modules() if matches(name, m, save)]
-    parents = [(name, m) for name, m in model.named_modules() if isinstance(m, FUSED_PARENTS)]
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not matches(name, module, target) or matches(name, module, exclude):
-            continue
-        if any(name == root or name.startswith(root + ".") for root in saved):
-            continue
+    modules = dict(unwrapped_modules(model))
+    linears = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+    # a callable is asked about nn.Linears only
+    wanted, excluded = (named_by(linears if callable(p) else modules, p) for p in (target, exclude))
+    saved = named_by(modules, save)
+    found = {name: m for name, m in linears.items() if name in wanted - excluded and not is_under(name, saved)}
+    if not found:
+        described = getattr(target, "__name__", target)
+        others = [f"{name!r} is a {type(modules[name]).__name__}" for name in sorted(wanted - set(linears)) if name]
+        raise ValueError(
+            f"target_modules {described!r} match no nn.Linear. The model has {len(linears)}"
+            + (f", for example {', '.join(list(linears)[:6])}" if linears else "")
+            + (f" ({', '.join(others[:3])}; an exact name names that module alone)" if others else "")
+        )
+    check_convertible(model, found)
+    return found
+
+
+def check_convertible(model: nn.Module, linears: Mapping[str, nn.Module]) -> None:
+    """Check that conversion can put a MASMLinear in place of each module without changing what the model computes.
+
+    Raises TypeError for subclasses of nn.Linear, weights that are tensor subclasses or of a dtype that is not
+    supported, and layers inside modules that bypass ``forward``; ValueError for the model itself, layers with a wrapper
+    or a ``forward`` of their own, hooks, parameters shared with other modules, weights on the meta device, and models
+    inside FSDP.
+    """
+    if any("_fsdp_wrapped_module" in m._modules for m in model.modules()):
+        raise ValueError("FullyShardedDataParallel holds the weights of this model: convert first, then wrap")
+    fused = [(name, m) for name, m in unwrapped_modules(model) if isinstance(m, FUSED_PARENTS)]
+    wrappers = {inner(m): type(m).__name__ for m in model.modules() if inner(m) is not None}
+    owners: dict[int, list[str]] = {}
+    for name, m in unwrapped_modules(model):
+        for p in m._parameters.values():
+            owners.setdefault(id(p), []).append(name)
+    for name, linear in linears.items():
         if not name:
             raise ValueError("the model is itself the layer; use MASMLinear.from_linear, or wrap it in nn.Sequential")
-        for parent_name, parent in parents:
-            if name.startswith(parent_name + "." if parent_name else ""):
+        for parent_name, parent in fused:
+            if is_under(name, [parent_name]):
                 raise TypeError(
                     f"{name!r} lies inside {type(parent).__name__} {parent_name!r}, which reads its weights without "
                     "calling forward; use an implementation that calls its nn.Linear projections (Hugging Face's), "
                     "or exclude it"
                 )
-        if type(module) is not nn.Linear:
+        if type(linear) is not nn.Linear:
             raise TypeError(
-                f"{name!r} is a {type(module).__name__}, a subclass of nn.Linear that conversion would change; "
+                f"{name!r} is a {type(linear).__name__}, a subclass of nn.Linear that conversion would change; "
                 "exclude it, or replace it by a plain nn.Linear first (after merge(model), use keep=False)"
             )
-        _check_replaceable(model, name, module)
-        found[name] = module
-    if not found:
-        existing = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-        described = getattr(target, "__name__", target)
-        raise ValueError(
-            f"target_modules {described!r} match no nn.Linear. The model has {len(existing)}"
-            + (f", for example {', '.join(existing[:6])}" if existing else "")
+        if linear in wrappers:
+            raise ValueError(
+                f"{name!r} is wrapped on its own in a {wrappers[linear]}, which would go on calling the layer that "
+                "conversion replaces: convert first, then wrap"
+            )
+        if "forward" in linear.__dict__:
+            kind = type(linear.__dict__["forward"]).__name__
+            raise ValueError(
+                f"{name!r} has a forward of its own (a {kind} set on the instance, as accelerate's hooks do), which "
+                "conversion would drop: convert first, or remove it"
+            )
+        if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
+            raise ValueError(f"{name!r} has hooks, which conversion would drop: convert first, then register them")
+        for key in ("weight", "bias"):
+            _check_parameter(name, key, linear, owners)
+
+
+def _check_parameter(name: str, key: str, linear: nn.Linear, owners: Mapping[int, list[str]]) -> None:
+    p = linear._parameters.get(key)
+    if p is None:
+        if key == "bias" and getattr(linear, "bias", None) is None:
+            return
+        raise TypeError(f"{name!r} has no parameter {key!r} of its own (is it sharded, or computed from others?)")
+    if type(p) is not nn.Parameter or type(p.data) is not Tensor:
+        kind = type(p) if type(p) is not nn.Parameter else type(p.data)
+        raise TypeError(
+            f"{name}.{key} is a {kind.__name__} ({p.dtype}), a tensor subclass (quantized or sharded?); supported are "
+            f"plain tensors of {_dtypes()}: convert the model before it is quantized or sharded, or exclude the layer"
         )
+    if p.dtype not in WEIGHT_DTYPES:
+        raise TypeError(
+            f"{name}.{key} has dtype {_dtype(p)}; supported are {_dtypes()}: cast the model, or exclude the layer"
+        )
+    if p.is_meta:
+        raise ValueError(f"{name}: the {key} is on the meta device; load the pretrained weights first")
+    others = [owner for owner in owners[id(p)] if owner != name]
+    if others:
+        raise ValueError(f"{name!r} shares its {key} with {others[0]!r}; converting one would part them: exclude it")
+
+
+def _dtype(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
+
+
+def _dtypes() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+
+
+def base_tensors(
+    modules: Mapping[str, nn.Module], layers: Collection[str], saved: Collection[str], train_bias: bool
+) -> dict[str, Tensor]:
+    """What an adapter is bound to beside the weights of its ``layers``, by full name: every parameter and every
+    floating-point persistent buffer that does not travel with it. The same before and after conversion.
+
+    Raises ValueError for tensors on the meta device and for distributed ones, of which only a part is here.
+    """
+    travelling = {id(t) for t in saved_state(modules, saved).values()}
+    found: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        if is_under(name, saved):
+            continue
+        for key, value in own_state(name, module):
+            own = key.rpartition(".")[2]
+            if name in layers and (own != "bias" or train_bias):
+                continue
+            if id(value) in travelling or (own in module._buffers and not value.is_floating_point()):
+                continue
+            check_whole(key, value)
+            found[key] = value
     return found
 
 
-def _check_replaceable(model: nn.Module, name: str, linear: nn.Linear) -> None:
-    for other_name, other in model.named_modules():
-        if other is not linear and any(p is linear.weight for p in other._parameters.values()):
+def check_whole(name: str, value: Tensor) -> None:
+    """Raises ValueError for a tensor whose values are not all here."""
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device; load the pretrained weights first")
+    if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
+        raise ValueError(f"{name} is a DTensor, each rank holds a part of it: gather the model first (full_tensor())")
+
+
+def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each new module where the old one is, under every name it has.
+
+    Raises ValueError, before anything is changed, for a module that is wrapped on its own.
+    """
+    for parent in model.modules():
+        child = inner(parent)
+        if child in new:
             raise ValueError(
-                f"{name!r} shares its weight with {other_name!r}; converting one would part them: exclude it"
+                f"a {type(child).__name__} is wrapped on its own in a {type(parent).__name__}, which would go on "
+                "calling it: wrap the model, or a larger part of it, instead"
             )
-    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
-        raise ValueError(f"{name!r} has hooks, which conversion would drop: convert first, then register them")
-
-
-def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put each new module where the old one is, under every name it has."""
     for parent in list(model.modules()):
         for child_name, child in list(parent._modules.items()):  # named_children lists a module once
             if child in new:

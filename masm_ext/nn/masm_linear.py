@@ -18,8 +18,11 @@ from ..decomposition import (
     weight_hash,
 )
 from ..ops import fold, subspace_linear
+from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
 
+#: `restored_steps` of a layer whose values came from an adapter: any optimizer may go on with them.
+ANY_STEP = -1
 #: Every layer that lives: an optimizer finds the layers of its parameters here, whoever hands them over.
 LAYERS: weakref.WeakSet[MASMLinear] = weakref.WeakSet()
 
@@ -220,7 +223,7 @@ class MASMLinear(nn.Module):
 
 
 def masm_layers(model: nn.Module | Sequence[MASMLinear]) -> dict[str, MASMLinear]:
-    """The MASMLinears of a model by module name, in module order."""
+    """The MASMLinears of a model by module name, in module order; names are those inside wrappers such as DDP."""
     if not isinstance(model, nn.Module):
         return {str(i): layer for i, layer in enumerate(model)}
-    return {name: m for name, m in model.named_modules() if isinstance(m, MASMLinear)}
+    return modules_of(model, MASMLinear)

@@ -1,8 +1,7 @@
 """A trained method as a small folder: what training changed and what is needed to put it on the same backbone again.
 
-masm methods are written by `masm_ext.save_adapter`, which binds them to the hashes of the layers they adapt, and a
-`base.json` beside it holds the hash of the whole plain backbone; the peers are written by this file, as `adapter.json`
-(with that hash) and `trained.safetensors`.
+masm methods are written by `masm_ext.save_adapter`, which binds them to the hashes of all frozen tensors; the peers are
+written by this file, as `adapter.json` (with the hash of the whole plain backbone) and `trained.safetensors`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from .results import ResultError, read_json, write_json
 FORMAT = "masm-detect-adapter"
 VERSION = 1
 _TENSORS = "trained.safetensors"
+# Written beside masm adapters of format version 1, which know the hashes of the adapted layers only.
 _BASE = "base.json"
 
 
@@ -43,8 +43,8 @@ def save_method(detector: Detector, method: Method, config: MethodConfig, folder
     if method.is_masm:
         from masm_ext import save_adapter
 
-        write_json(folder / _BASE, {"base_sha256": base})
-        save_adapter(detector, folder, masks=method.masks)
+        save_adapter(detector, folder)
+        (folder / _BASE).unlink(missing_ok=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
     data = to_bytes(trainable_state(detector))
@@ -69,12 +69,9 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
     if config.name.startswith("masm"):
         from masm_ext import load_adapter
 
-        # Absent in a folder that another program wrote by masm_ext: then its hashes of the adapted layers must do.
-        base = read_json(folder / _BASE).get("base_sha256") if (folder / _BASE).is_file() else None
-        before = base_sha256(detector)
+        if (folder / _BASE).is_file():
+            _check_base(folder, read_json(folder / _BASE).get("base_sha256"), base_sha256(detector))
         load_adapter(detector, folder)
-        if base is not None:
-            _check_base(folder, base, before)
         return
     path = folder / _TENSORS
     try:

@@ -218,13 +218,13 @@ def _convert(
     progress: bool,
 ) -> None:
     from masm_ext import convert, select_layers
-    from masm_ext.convert import with_targets
 
+    selected = None
     if settings.mask_policy == "static":
         if calibration is None or calibration_loss is None:
             raise ConfigError("mask_policy 'static' chooses layers on calibration batches, and none were given")
-        settings = with_targets(settings, select_layers(detector, settings, calibration, calibration_loss))
-    convert(detector, settings, progress=progress)
+        selected = select_layers(detector, settings, calibration, calibration_loss)
+    convert(detector, settings, target_modules=selected, progress=progress)
 
 
 def _masm_training(detector: Detector, config: MethodConfig) -> tuple[torch.optim.Optimizer, Callable[[], Tensor], Any]:

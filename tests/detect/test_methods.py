@@ -12,6 +12,8 @@ from masm_detect.config import METHODS, ConfigError, MasmOptions, MethodConfig
 from masm_detect.effort import EffortLinear
 from masm_detect.layers import WeightDrift
 from masm_detect.methods import build_method, resolve
+from masm_detect.models.backbone import Backbone
+from masm_detect.models.detector import Detector
 from torch import nn
 
 MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_warmup=1, mask_interval=1)
@@ -123,3 +125,17 @@ def test_weight_drift_is_the_dense_norm():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     expected = float((layer.current_weight().double() - start).norm() / start.norm())
     assert drift.ratios()["0"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masm", "masm-nomask", "lora", "probe"])
+def test_the_pooling_head_of_siglip_stays_frozen(name, tmp_path):
+    """The classifier is called "head", and so is SigLIP's pooling head."""
+    transformers = pytest.importorskip("transformers")
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.SiglipVisionConfig(**vision, image_size=28, patch_size=7)
+    detector = Detector(Backbone(transformers.SiglipVisionModel(config)))
+    assert any(".head." in key for key, _ in detector.named_parameters())
+    build_method(name, detector, settings(name), seed=1)
+    trained = [key for key, parameter in detector.named_parameters() if parameter.requires_grad]
+    assert {"head.weight", "head.bias"} <= set(trained)
+    assert not [key for key in trained if ".head." in key]

@@ -441,7 +441,7 @@ def test_an_adapter_fits_its_own_backbone_only(tiny_data, tiny_backbone, tmp_pat
     same = tiny_detector().backbone.model
     same.layernorm.weight.data.mul_(1.001)
     same.save_pretrained(tiny_backbone)
-    with pytest.raises(UserError, match="another backbone"):
+    with pytest.raises((UserError, AdapterError), match=r"another backbone|1 of its tensors.*layernorm\.weight"):
         load_run(tmp_path / "run")
 
 

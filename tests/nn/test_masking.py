@@ -9,12 +9,13 @@ from torch import nn
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
 from masm_ext.convert import with_targets
 from masm_ext.masking import HISTORY_ROWS, bias_variance
+from masm_ext.selection import SelectedLayers
 
 
 def build(policy=None, **fields):
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     config = MASMConfig(target_modules="*", num_subspaces=2, subspace_rank=2, **fields)
-    convert(model, config, use_cache=False, progress=False)
+    convert(model, config, target_modules=SelectedLayers("0123"), use_cache=False, progress=False)
     return model, LayerMasks(model, config, policy)
 
 

@@ -8,9 +8,9 @@ import masm_ext
 
 #: a file may import only from groups before its own
 ORDER = [
-    ["_library", "reference", "files", "recompute"],
+    ["_library", "reference", "files", "hashing", "wrappers", "recompute"],
     ["ops", "kernels"],  # ops/homes.py imports kernels when they are called
-    ["config", "selection", "decomposition"],
+    ["config", "selection", "decomposition", "adapter_files"],
     ["nn"],
     ["masking", "losses"],
     ["optim"],
