@@ -54,16 +54,21 @@ def regularization_loss(model: Layers, config: MASMConfig) -> Tensor:
     return config.orthogonality * orthogonality + config.spectral_consistency * spectral
 
 
-def penalty_gradients(layers: Sequence[MASMLinear]) -> tuple[Tensor, list[tuple[list[Tensor], Tensor]]]:
-    """Both penalties, summed over the layers, [2], and their gradients without autograd: per dtype of the factors the
-    parameters (every u, then every v, then every s) and [2, P], their gradients in that order, flat."""
+def penalty_parameters(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:
+    """The parameters of :func:`penalty_gradients` in its order: per dtype of the factors every u, every v, every s."""
+    return [[getattr(x, name) for name in ("u", "v", "s") for x in group] for group in _by_dtype(layers)]
+
+
+def penalty_gradients(layers: Sequence[MASMLinear]) -> tuple[Tensor, list[Tensor]]:
+    """Both penalties, summed over the layers, [2], and their gradients without autograd: per dtype of the factors
+    [2, P], flat, in the order of :func:`penalty_parameters`."""
     total, gradients = None, []
     with torch.no_grad(), autocast_off(layers[0].u):
         for group in _by_dtype(layers):
             orthogonality, spectral, flat = torch.ops.masm.subspace_penalty(*_lists(group), *_bounds(group), True)
             values = torch.stack([orthogonality, spectral])
             total = values if total is None else total + values.to(total)
-            gradients.append(([getattr(layer, name) for name in ("u", "v", "s") for layer in group], flat))
+            gradients.append(flat)
     return total, gradients
 
 

@@ -80,9 +80,12 @@ class LayerMasks:
         self.layer_names = tuple(self.layers)
         self._selects = policy is None and config.mask_policy == "bias_variance"
         L, K = len(self.layers), counts.pop()
+        self._chooses = self._selects or policy is not None
+        # without a policy that may mask it again, a masked block is not probed: it stays as it is
+        probe_interval = config.mask_probe_interval if self._chooses else 0
         self._rules = (
             *(config.mask_decay, config.mask_warmup, config.mask_interval, *_ranking(config, L)),
-            *(config.mask_probe_interval, config.mask_probe_steps, self._selects),
+            *(probe_interval, config.mask_probe_steps, self._selects),
         )
         # The operands of masm::update_masks_, in its order.
         live = torch.stack([layer.mask.detach() for layer in self.layers.values()])
@@ -155,7 +158,7 @@ class LayerMasks:
         self._bind()
         if self._selects:
             self._make_room()
-        before = self._state[3].clone() if self._state[3].is_cpu else None
+        before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
         if self.policy is not None and found.item() == 0 and self._selection_is_due():
             self._ask_policy(stats, owned)
         else:

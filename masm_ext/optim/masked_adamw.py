@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MASMConfig
 from ..contract import accumulate_dtype
-from ..losses import penalty_gradients
+from ..losses import penalty_gradients, penalty_parameters
 from ..masking import LayerMasks, is_captured
 from ..nn.masm_linear import LAYERS, MASMLinear
 from ..ops import masked_adamw_
@@ -198,19 +198,19 @@ class MaskedAdamW(torch.optim.Optimizer):
             return [], None
         values, gradients = penalty_gradients(list(self.masks.layers.values()))
         self.penalties = values[0], values[1]
-        weighted: dict[tuple[float, float, int], dict[Tensor, Tensor]] = {}
+        pieces: dict[tuple, tuple[Tensor, ...]] = {}  # by the weights of a group and the dtype of the factors
         penalties = []
-        for p, group in zip(plan.params, plan.group_of):
-            found = plan.nothing
-            for i, (of_parameter, flat) in enumerate(gradients):
-                if p in of_parameter and any(weights[group]):
-                    key = (*weights[group], i)
-                    if key not in weighted:
-                        flat_of_both = (flat[0] * key[0]).add_(flat[1], alpha=key[1])
-                        pieces = flat_of_both.split([q.numel() for q in of_parameter])
-                        weighted[key] = dict(zip(of_parameter, pieces))
-                    found = weighted[key][p].view(p.shape)
-            penalties.append(found)
+        for p, group, place in zip(plan.params, plan.group_of, plan.places):
+            own = weights[group]
+            if place is None or not any(own):
+                penalties.append(plan.nothing)
+                continue
+            dtype, index = place
+            if (own, dtype) not in pieces:
+                flat = gradients[dtype]
+                weighted = (flat[0] * own[0]).add_(flat[1], alpha=own[1])
+                pieces[own, dtype] = weighted.split(plan.lengths[dtype])
+            penalties.append(pieces[own, dtype][index].view(p.shape))
         return penalties, (~(values[0] + values[1]).isfinite()).float().reshape(1)
 
     def _plan(self, params: list[Tensor]) -> _Plan:
@@ -383,6 +383,11 @@ class _Plan:
         self.group_of = [group_of[p] for p in params]
         self.groups = torch.tensor(self.group_of, device=self.device)  # [T]
         self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter that has none
+        lists = [] if blocks.masks is None else penalty_parameters(list(blocks.masks.layers.values()))
+        self.lengths = [[p.numel() for p in own] for own in lists]
+        places = {id(p): (dtype, i) for dtype, own in enumerate(lists) for i, p in enumerate(own)}
+        #: where the gradient of each parameter's penalties lies: (dtype of the factors, piece), or None
+        self.places = [places.get(id(p)) for p in params]
         segments = blocks.segments(params, PIECE if self.device.type == "cuda" else None)
         self.segments = segments.to(self.device)  # [S, 4]
         self.codes = torch.tensor([1.0, 2.0], device=self.device)  # what `found` may say

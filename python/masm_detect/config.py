@@ -122,17 +122,18 @@ class MasmOptions:
             squared Frobenius norm, rounded up to a multiple of K; null: subspace_rank
         partition: interleaved deals the trailing directions round robin, so that each subspace spans the same share of
             the spectrum; contiguous cuts them in runs
-        orthogonality: coefficient of the loss that keeps the subspaces orthonormal, and apart from each other and from
-            the frozen part; 0: off
-        spectral_consistency: coefficient of the loss that keeps the norm of a layer and the singular values of its
+        orthogonality: coefficient of the penalty that keeps the subspaces orthonormal, and apart from each other and
+            from the frozen part; applied beside the step, as weight decay is; 0: off
+        spectral_consistency: coefficient of the penalty that keeps the norm of a layer and the singular values of its
             subspaces; 0: off
         mask_policy: which layers a subspace may update: bias_variance chooses anew as training goes, static once
             before it, none leaves all free
         mask_warmup: steps before the first selection, all blocks (one subspace of one layer each) active
         mask_interval: steps between selections
+        mask_decay: of the running averages that selections are made by
         mask_active_fraction: share of the layers that each subspace may update
-        mask_threshold: a block is active where bias^2 / (bias^2 + variance) of its gradient is above this; null: the
-            best mask_active_fraction are
+        mask_threshold: a block is active where the signal-to-power ratio of its gradient is above this (1: all steps
+            agree, 0: noise); null: the best mask_active_fraction are
         mask_hysteresis: relative advantage of a block that is active already, so that masks do not flicker
         mask_min_active: so many layers at least stay active for each subspace
         mask_probe_interval: a masked block is unmasked again after so many steps, so that its statistics move; 0: never
@@ -149,6 +150,7 @@ class MasmOptions:
     mask_policy: Literal["bias_variance", "static", "none"] = "bias_variance"
     mask_warmup: int = 20
     mask_interval: int = 10
+    mask_decay: float = 0.98
     mask_active_fraction: float = 0.5
     mask_threshold: float | None = None
     mask_hysteresis: float = 0.1
@@ -168,10 +170,9 @@ class MethodConfig:
         targets: the linear layers that are adapted: those of the attention, or those of the MLPs too
         rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
             null: 8 for lora, 12 for osf, 1 for effort
-        lr: peak learning rate of the adapter (full: of the whole backbone); null: 0.005 for masm and masm-nomask,
-            3e-05 for full, 0.001 for the others
-        s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.05
-        head_lr: peak learning rate of the classifier; null: 0.003 for probe, 0.001 for the others
+        lr: peak learning rate of the adapter (full: of the whole backbone); null: 3e-05 for full, 0.001 for the others
+        s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.005
+        head_lr: peak learning rate of the classifier; null: 0.003 for probe, masm and masm-nomask, 0.001 for the others
         weight_decay: weight decay of AdamW; null: 0.01
     """
 

@@ -175,14 +175,14 @@ def train_step(
     with autocast_context:
         logits = detector(images)  # [B]
     task = task_loss(logits, labels, weights)
-    penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
-    (task + penalty).backward()
+    task.backward()
     if grad_clip is not None:
         # Masked blocks have no gradient and so no part in the norm.
         nn.utils.clip_grad_norm_([p for group in method.optimizer.param_groups for p in group["params"]], grad_clip)
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
-    return task.detach(), penalty.detach()
+    penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
+    return task.detach(), penalty
 
 
 def fit(
@@ -490,7 +490,6 @@ def _save(
             "position": asdict(position),
             "weights": weights,
             "optimizer": method.optimizer.state_dict(),
-            "masks": None if method.masks is None else method.masks.state_dict(),
             "best": asdict(best),
             "history": history,
             "rng": torch.get_rng_state(),
@@ -514,8 +513,9 @@ def _load(
             raise checkpoint.CheckpointError(f"{folder} cannot be resumed: {reason}")
     checkpoint.load_trainable_state(detector, state["weights"])
     method.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-    if method.masks is not None:
-        method.masks.load_state_dict(state["masks"])
+    masks = getattr(method.optimizer, "masks", None)
+    if masks is not None:
+        masks.accept_layers()  # weights and optimizer come from one checkpoint
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] is not None:
         torch.cuda.set_rng_state(state["rng_cuda"], next(detector.parameters()).device)

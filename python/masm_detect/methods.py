@@ -7,7 +7,7 @@
 | lora | rank-r additions to the target layers | Hugging Face PEFT, LoRA |
 | osf | the last singular directions, gradients kept orthogonal to the frozen ones | Hugging Face PEFT, OSF |
 | effort | the last singular direction, dense weight rebuilt each forward | Effort (ICML 2025), `effort.py` |
-| masm-nomask | K artifact subspaces with the two losses, no masks | `masm_ext` |
+| masm-nomask | K artifact subspaces with the two penalties, no masks | `masm_ext` |
 | masm | the same under selective layer masks | `masm_ext` |
 
 The head is trained in all of them. All share the loop, the data, the schedule and the precision of `train.py`.
@@ -46,15 +46,15 @@ DEFAULTS: dict[str, Rates] = {
     "lora": Rates(lr=1e-3, rank=8),
     "osf": Rates(lr=1e-3, rank=12),
     "effort": Rates(lr=1e-3, rank=1),
-    "masm-nomask": Rates(lr=5e-3, s_lr=5e-2),
-    "masm": Rates(lr=5e-3, s_lr=5e-2),
+    "masm-nomask": Rates(lr=1e-3, s_lr=5e-3, head_lr=3e-3),
+    "masm": Rates(lr=1e-3, s_lr=5e-3, head_lr=3e-3),
 }
 
 
 @dataclass
 class Method:
-    """A detector made trainable in one way. `penalty` is added to the task loss at every step; `masks` only for
-    masm.
+    """A detector made trainable in one way. `penalty` reports, after a step, the weighted penalties that the optimizer
+    applied in it, or is None; `masks` only for masm.
     """
 
     name: str
@@ -227,8 +227,10 @@ def _convert(
     convert(detector, settings, target_modules=selected, progress=progress)
 
 
-def _masm_training(detector: Detector, config: MethodConfig) -> tuple[torch.optim.Optimizer, Callable[[], Tensor], Any]:
-    from masm_ext import LayerMasks, MaskedAdamW, param_groups, regularization_loss
+def _masm_training(
+    detector: Detector, config: MethodConfig
+) -> tuple[torch.optim.Optimizer, Callable[[], Tensor] | None, Any]:
+    from masm_ext import LayerMasks, MaskedAdamW, param_groups
 
     settings = masm_config(detector, config)
     masks = LayerMasks(detector, settings) if settings.mask_policy == "bias_variance" else None
@@ -239,6 +241,10 @@ def _masm_training(detector: Detector, config: MethodConfig) -> tuple[torch.opti
         head_lr_scale=config.head_lr / config.lr,
         weight_decay=config.weight_decay,
     )
-    optimizer = MaskedAdamW(groups, masks=masks)
-    weighted = settings.orthogonality or settings.spectral_consistency
-    return optimizer, (lambda: regularization_loss(detector, settings)) if weighted else None, masks
+    weights = settings.orthogonality, settings.spectral_consistency
+    optimizer = MaskedAdamW(groups, masks=masks, orthogonality=weights[0], spectral_consistency=weights[1])
+
+    def penalty() -> Tensor:
+        return sum(weight * value for weight, value in zip(weights, optimizer.penalties))
+
+    return optimizer, penalty if any(weights) else None, masks

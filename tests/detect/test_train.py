@@ -44,7 +44,7 @@ from tiny import die_at, run_config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from masm_ext import MaskedAdamW, MASMConfig, MASMLinear, regularization_loss
+from masm_ext import MaskedAdamW, MASMLinear
 from masm_ext.checkpoint import AdapterError
 from masm_ext.decomposition import Decomposition
 
@@ -238,10 +238,8 @@ def test_a_step_asks_for_no_value():
 
     with FakeTensorMode():
         detector = Tiny()
-        config = MASMConfig(num_subspaces=3, subspace_rank=1)
-        method = Method(
-            "masm-nomask", MaskedAdamW(detector.parameters()), lambda: regularization_loss(detector, config), None, 0
-        )
+        optimizer = MaskedAdamW(detector.parameters(), orthogonality=1e-2, spectral_consistency=1e-3)
+        method = Method("masm-nomask", optimizer, lambda: sum(optimizer.penalties), None, 0)
         images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
         options = {"weights": torch.ones(2), "grad_clip": 1.0, "autocast_context": nullcontext()}
         with NoWaiting(warming_up=True):
