@@ -357,7 +357,8 @@ def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
 def _key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, list[Tensor]]:
     """What the plan of a call depends on, and its tensors in their order."""
     tensors: list[Tensor] = []
-    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, *kwargs]
+    deterministic = torch.are_deterministic_algorithms_enabled()  # the choice of tiles depends on it
+    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, deterministic, *kwargs]
     for a in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(a, Tensor):
             tensors.append(a)
