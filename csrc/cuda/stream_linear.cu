@@ -9,7 +9,7 @@ cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream) {
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   // As all kernels of this file were: on a GPU that runs code made for sm_80 nobody would wait (stream_linear.cuh).
-  if (status == cudaSuccess) status = cudaFuncGetAttributes(&built, stream_linear_kernel<float, float, 8, 1, true>);
+  if (status == cudaSuccess) status = cudaFuncGetAttributes(&built, stream_linear_kernel<__half, float, 16, 1>);
   if (status != cudaSuccess) return status;
   const bool overlaps = built.ptxVersion >= 90;
   auto launch = [&](auto kernel, dim3 grid, int threads, const auto& arguments, bool early) {
