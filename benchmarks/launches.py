@@ -362,23 +362,16 @@ class Costs:
         return [self.launch("finish", programs, 1.0, 0.0, 0.0, 4 * rows * (s.N + s.D), scratch, waits)]
 
     def stream(self, s: Shape, IN: int, OUT: int) -> list[Launch]:
-        """stream_linear.cuh: a block takes tiles of 8 rows of the weight and reads x from L2 once a pass, and v if it
-        is small. Else P is a launch ahead; from sm_90 on both overlap, and half a gap is assumed for the first. Tensor
-        cores are assumed to reach half of their rate by mma.sync. A block waits for P, or for sums of its warps."""
-        early, directions = self.gpu.capability >= 90, ceil(s.R / 8)
-        v, most = 4 * s.R * IN, (64 if early else 128) << 10
-        p_first = v > most
-        each = max(1, ceil(s.layers * ceil(OUT / 8) / self.gpu.processors))
-        blocks = s.layers * ceil(ceil(OUT / 8) / each)
-        product = self._stream("stream_linear_p", s, IN, s.layers * directions, 1, s.layers * (v + 4 * s.M * s.R))
-        traffic = s.layers * (OUT * IN + s.M * OUT) * s.size + 4 * s.layers * s.R * (OUT + s.M)
-        y = self._stream("stream_linear", s, IN, blocks, each, traffic + v * (not p_first), directions * (not p_first))
-        if not p_first:
-            return [y]
-        if early:
-            longest = max(product.seconds, y.seconds)
-            return [replace(product, seconds=self.gap / 2), replace(y, seconds=longest)]
-        return [product, y]
+        """stream_linear.cuh, each layer: a block takes tiles of 8 rows of the weight and reads x from L2 once a pass,
+        and v if it is small. Else P is a launch ahead. Tensor cores are assumed to reach half of their rate by
+        mma.sync. A block waits for P, or for sums of its warps."""
+        directions, v = ceil(s.R / 8), 4 * s.R * IN
+        p_first = v > 128 << 10
+        each = max(1, ceil(ceil(OUT / 8) / self.gpu.processors))
+        product = self._stream("stream_linear_p", s, IN, directions, 1, v + 4 * s.M * s.R)
+        traffic = (OUT * IN + s.M * OUT) * s.size + 4 * s.R * (OUT + s.M) + v * (not p_first)
+        y = self._stream("stream_linear", s, IN, ceil(ceil(OUT / 8) / each), each, traffic, directions * (not p_first))
+        return s.layers * [*p_first * [product], y]
 
     def _stream(
         self, name: str, s: Shape, IN: int, blocks: int, each: int, traffic: float, directions: int = 0

@@ -6,7 +6,6 @@
 // warps meet in shared memory, in order. Lane l holds 16 bytes of row l / 4 of each tile, those of number l % 4 of 64
 // bytes a row.
 #pragma once
-#include <algorithm>
 #include <type_traits>
 
 #include "mma.cuh"
@@ -14,26 +13,18 @@
 
 namespace masm::cuda {
 
-// Up to so many bytes every block reads v for itself, where launches overlap and where they do not. Modelled, not
-// measured.
-constexpr int64_t kSharedFactor = 64 << 10, kSharedFactorAlone = 128 << 10;
+// Up to so many bytes every block reads v for itself: a larger one costs more than a launch. Modelled, not measured.
+constexpr int64_t kSharedFactor = 128 << 10;
 constexpr int kStreamThreads = 256, kStreamWarps = kStreamThreads / 32;
 
 template <class T, class F>
-struct StreamLayer {
-  const T* weight;      // [N, D]
-  const F *u, *s, *v;   // [R, N], [R], [R, D], contiguous
-  const T* bias;        // [N] or null
-  T* y;                 // [M, N] contiguous
-};
-
-// A call: blockIdx.y is the layer.
-template <class T, class F>
 struct Stream {
-  StreamLayer<T, F> layer[kSmallLayers];
-  const T* x;  // [M, D]
-  float* p;    // [M, layers R]
-  int64_t x_row, weight_row, p_row;
+  const T *x, *weight;  // [M, D], [N, D]
+  const F *u, *s, *v;   // [R, N], [R], [R, D]
+  const T* bias;        // [N] or null
+  T* y;                 // [M, N]
+  float* p;             // [M, R]
+  int64_t x_row, weight_row;
   int M, N, D, R;
   int tiles;     // tiles of the weight that a block takes; 0: P alone, and blockIdx.x is the tile of v
   bool reads_p;  // the launch before this one writes p
@@ -110,19 +101,6 @@ __device__ inline void stream_put(float* part, const StreamSums<ROWS>& sums) {  
     for (int i = 0; i < 4; ++i) part[(16 * m + g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums.at[m][i];
 }
 
-// From sm_90 on a launch may start before the one ahead of it has ended. The one ahead lets it, at once; the one behind
-// waits for what the other has written.
-__device__ inline void let_next_launch_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ inline void wait_for_last_launch() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // ROWS: rows of x that it has room for. WT: tiles of the weight at a time.
 template <class T, class F, int ROWS, int WT>
 __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const __grid_constant__ Stream<T, F> call) {
@@ -137,12 +115,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
   MASM_SHARED(float, su, kSmallRank* kColumns);
   MASM_SHARED(float, bias, kColumns);
 
-  const StreamLayer<T, F>& layer = call.layer[blockIdx.y];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
   const int rows = call.M, N = call.N, D = call.D, R = call.R;
   const bool alone = call.tiles == 0;
   const bool writes_p = alone || (blockIdx.x == 0 && !call.reads_p);
-  if (alone) let_next_launch_start();
 
   int v_tile = alone ? blockIdx.x : 0;
   const int v_end = alone ? v_tile + 1 : call.reads_p ? 0 : (R + 7) / 8;
@@ -160,10 +136,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
     for (int i = 0; i < 2 * WT; ++i) {
       const int at = threadIdx.x + i * kStreamThreads, r = at / kColumns, n = 8 * w_tile + at % kColumns;
       ahead[i] = 0;
-      if (ws > 0 && r < R && n < N) ahead[i] = float(layer.s[r]) * float(layer.u[int64_t(r) * N + n]);
+      if (ws > 0 && r < R && n < N) ahead[i] = float(call.s[r]) * float(call.u[int64_t(r) * N + n]);
     }
-    if (ws > 0 && layer.bias != nullptr && threadIdx.x < kColumns && int(8 * w_tile + threadIdx.x) < N)
-      ahead_bias = float(layer.bias[8 * w_tile + threadIdx.x]);
+    if (ws > 0 && call.bias != nullptr && threadIdx.x < kColumns && int(8 * w_tile + threadIdx.x) < N)
+      ahead_bias = float(call.bias[8 * w_tile + threadIdx.x]);
 
     StreamSums<ROWS> w_sums[WT] = {}, v_sums[VT] = {};
     for (int first = warp * K; first < D; first += kStreamWarps * K * U) {
@@ -175,12 +151,12 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
 #pragma unroll
         for (int t = 0; t < WT; ++t) {
           const int n = 8 * (w_tile + t) + g;
-          w[i][t] = stream_piece<T>(layer.weight + n * call.weight_row, k, k < D && t < ws && n < N);
+          w[i][t] = stream_piece<T>(call.weight + n * call.weight_row, k, k < D && t < ws && n < N);
         }
 #pragma unroll
         for (int t = 0; t < VT; ++t) {
           const int r = 8 * (v_tile + t) + g;
-          v[i][t] = stream_piece<T>(layer.v + int64_t(r) * D, k, k < D && t < vs && r < R);
+          v[i][t] = stream_piece<T>(call.v + int64_t(r) * D, k, k < D && t < vs && r < R);
         }
         part[i].read(call.x, call.x_row, rows, k, k < D);
       }
@@ -196,9 +172,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
     for (int i = 0; i < 2 * WT; ++i) su[threadIdx.x + i * kStreamThreads] = ahead[i];
     if (threadIdx.x < kColumns) bias[threadIdx.x] = ahead_bias;
     if (call.reads_p && w_tile == first_tile) {
-      wait_for_last_launch();
       for (int i = threadIdx.x; i < rows * R; i += kStreamThreads)
-        p[i / R * kPRow + i % R] = call.p[i / R * call.p_row + int64_t(blockIdx.y) * R + i % R];
+        p[i / R * kPRow + i % R] = call.p[i];
     }
 
 #pragma unroll
@@ -212,7 +187,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
         for (int part = 0; part < kStreamWarps; ++part) sum += parts[part * ROWS * 8 + i];
         if (r >= R) continue;
         if (!alone) p[m * kPRow + r] = sum;
-        if (writes_p) call.p[m * call.p_row + int64_t(blockIdx.y) * R + r] = sum;
+        if (writes_p) call.p[m * R + r] = sum;
       }
       __syncthreads();
     }
@@ -227,7 +202,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
         float sum = 0, low = 0;
         for (int part = 0; part < kStreamWarps; ++part) sum += parts[part * ROWS * 8 + i];
         for (int r = 0; r < R; ++r) low += p[m * kPRow + r] * su[r * kColumns + column];
-        layer.y[int64_t(m) * N + n] = T(sum + low + bias[column]);
+        call.y[int64_t(m) * N + n] = T(sum + low + bias[column]);
       }
       __syncthreads();
     }
@@ -235,64 +210,52 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
   } while (v_tile < v_end || w_tile < w_end);
 }
 
-struct StreamGpu {
-  int64_t processors;
-  int64_t shared_factor;  // bytes of v that each block still reads for itself; a larger one costs more than a launch
-};
-
-// The rest runs on the host. launch(kernel, grid, threads, arguments, early) starts a kernel; `early`: it may begin
-// before the launch ahead of it has ended.
+// The rest runs on the host. launch(kernel, blocks, threads, arguments) starts a kernel.
 template <class T, class F, int ROWS, class Launch>
-void start_stream(const Stream<T, F>& call, unsigned blocks, unsigned layers, Launch launch) {
-  const dim3 grid(blocks, layers);
+void start_stream(const Stream<T, F>& call, int64_t blocks, Launch launch) {
   if (call.tiles <= 1)
-    launch(stream_linear_kernel<T, F, ROWS, 1>, grid, kStreamThreads, call, call.reads_p);
+    launch(stream_linear_kernel<T, F, ROWS, 1>, unsigned(blocks), kStreamThreads, call);
   else
-    launch(stream_linear_kernel<T, F, ROWS, 4>, grid, kStreamThreads, call, call.reads_p);
+    launch(stream_linear_kernel<T, F, ROWS, 4>, unsigned(blocks), kStreamThreads, call);
 }
 
 template <class T, class F, class Launch>
-void start_stream(const StreamCall& from, const StreamGpu& gpu, Launch launch) {
-  const int64_t layers = from.sizes.layers, M = from.sizes.M, N = from.sizes.N, D = from.sizes.D, R = from.sizes.R;
+void start_stream(const StreamCall& from, int64_t processors, int64_t shared_factor, Launch launch) {
+  const int64_t M = from.M, N = from.N, D = from.D, R = from.R;
   if (M == 0 || (R == 0 && N == 0)) return;
-
   Stream<T, F> call{};
-  for (int64_t j = 0; j < layers; ++j) {
-    const SmallLayer& l = from.layer[j];
-    call.layer[j] = {static_cast<const T*>(l.weight), static_cast<const F*>(l.u),    static_cast<const F*>(l.s),
-                     static_cast<const F*>(l.v),      static_cast<const T*>(l.bias), static_cast<T*>(l.y)};
-  }
-  call.x = static_cast<const T*>(from.x), call.p = from.p;
-  call.x_row = from.x_row, call.weight_row = from.weight_row, call.p_row = from.p_row;
+  call.x = static_cast<const T*>(from.x), call.weight = static_cast<const T*>(from.weight);
+  call.u = static_cast<const F*>(from.u), call.s = static_cast<const F*>(from.s);
+  call.v = static_cast<const F*>(from.v);
+  call.bias = static_cast<const T*>(from.bias), call.y = static_cast<T*>(from.y), call.p = from.p;
+  call.x_row = from.x_row, call.weight_row = from.weight_row;
   call.M = int(M), call.N = int(N), call.D = int(D), call.R = int(R);
-
-  constexpr int kFew = 16, kRows = 64;
+  constexpr int kFew = 16;
   auto start = [&](int64_t blocks) {
     if (M <= kFew)
-      start_stream<T, F, kFew>(call, unsigned(blocks), unsigned(layers), launch);
+      start_stream<T, F, kFew>(call, blocks, launch);
     else
-      start_stream<T, F, kRows>(call, unsigned(blocks), unsigned(layers), launch);
+      start_stream<T, F, kSmallRows>(call, blocks, launch);
   };
   // P in a launch of its own, ahead, if reading v in every block takes longer than a launch.
-  const bool large = R * D * int64_t(sizeof(F)) > gpu.shared_factor;
-  const bool p_first = N == 0 || (R > 0 && large);
-  if (p_first) start((R + 7) / 8);
+  call.reads_p = N == 0 || (R > 0 && R * D * int64_t(sizeof(F)) > shared_factor);
+  if (call.reads_p) start((R + 7) / 8);
   if (N == 0) return;
-  // About as many blocks as multiprocessors: each reads all of its rows of x.
+  // About as many blocks as multiprocessors: each reads all rows of x.
   const int64_t tiles = (N + 7) / 8;
-  call.tiles = int((tiles * layers + gpu.processors - 1) / gpu.processors);
-  call.reads_p = p_first;
+  call.tiles = int((tiles + processors - 1) / processors);
   start((tiles + call.tiles - 1) / call.tiles);
 }
 
 template <class Launch>
-void start_stream(const StreamCall& call, const StreamGpu& gpu, Launch launch) {
+void start_stream(const StreamCall& call, int64_t processors, int64_t shared_factor, Launch launch) {
   const bool wide = call.factor_type == DType::f32;
   if (call.type == DType::f16)
-    wide ? start_stream<__half, float>(call, gpu, launch) : start_stream<__half, __half>(call, gpu, launch);
+    wide ? start_stream<half_t, float>(call, processors, shared_factor, launch)
+         : start_stream<half_t, half_t>(call, processors, shared_factor, launch);
   else
-    wide ? start_stream<__nv_bfloat16, float>(call, gpu, launch)
-         : start_stream<__nv_bfloat16, __nv_bfloat16>(call, gpu, launch);
+    wide ? start_stream<bf16_t, float>(call, processors, shared_factor, launch)
+         : start_stream<bf16_t, bf16_t>(call, processors, shared_factor, launch);
 }
 
 }  // namespace masm::cuda

@@ -1,9 +1,7 @@
 """Launches the CUDA C++ kernel of the strategy ``stream``, the forward pass of a few rows of x:
-csrc/cuda/stream_linear.cuh, from libmasm_cuda. J layers of one shape go through one launch."""
+csrc/cuda/stream_linear.cuh, from libmasm_cuda."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,25 +21,13 @@ def available(t: Tensor) -> bool:
     return _library.CUDA_LIBRARY is not None and t.is_cuda
 
 
-def forward(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    u: Sequence[Tensor],
-    s: Sequence[Tensor],
-    v: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    need_p: bool,
-) -> tuple[list[Tensor], Tensor | None]:
-    """y J x [M, N] and P [M, J R] (None if not needed), in one launch or two. x [M, D]."""
-    M, J, R = x.shape[0], len(weight), s[0].shape[0]
-    x, weight = _aligned(x), [_aligned(w) for w in weight]
-    if len({w.stride(0) for w in weight}) > 1:  # the kernel takes one row stride
-        weight = [w.contiguous() for w in weight]
-    y = [x.new_empty(M, weight[0].shape[0]) for _ in weight]
-    p = x.new_empty(M, J * R, dtype=torch.float32)  # a first launch may write it for the second
-    factors = [t.contiguous() for t in u], [t.contiguous() for t in s], [_aligned(t.contiguous()) for t in v]
-    OPS.stream_linear(x, weight, *factors, [t.contiguous() for t in bias], y, p)
-    return y, p if need_p else None
+def forward(x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Tensor | None, p: Tensor) -> Tensor:
+    """y [M, N], and P = x v^T into p [M, R] float32, in one launch or two. x [M, D]."""
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    bias = None if bias is None else bias.contiguous()
+    v = _aligned(v.contiguous())
+    OPS.stream_linear(_aligned(x), _aligned(weight), u.contiguous(), s.contiguous(), v, bias, y, p)
+    return y
 
 
 def _aligned(t: Tensor) -> Tensor:

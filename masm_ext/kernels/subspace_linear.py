@@ -115,7 +115,10 @@ def subspace_linear_group(
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p)
         _check_supported(op, x, R, J, strategy)
         if strategy == STREAM:
-            y, p = small_batch.forward(as_rows(x), weight, u, s, v, bias, need_p)
+            rows, biases = as_rows(x), bias or J * [None]
+            ps = [rows.new_empty(rows.shape[0], R, dtype=torch.float32) for _ in range(J)]
+            y = [small_batch.forward(rows, *layer) for layer in zip(weight, u, s, v, biases, ps)]
+            p = ps[0] if J == 1 else torch.cat(ps, 1)
         else:
             factor = Factor(side_by_side(s), side_by_side(v), side_by_side(u))
             all_bias = side_by_side(bias) if bias else None
@@ -172,7 +175,7 @@ def subspace_linear_group_backward(
             return reference.subspace_linear_group_backward(
                 dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer
             )
-        strategy = strategy or _choose(dy[0], D, N, R, weight, target, learning, backward=True)
+        strategy = strategy or _choose(dy[0], D, N, R, weight, target, learning, dx=True)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
         strategy = SINGLE if strategy == STREAM else strategy
@@ -228,18 +231,11 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
 
 
 def _choose(
-    x: Tensor,
-    OUT: int,
-    IN: int,
-    R: int,
-    weight: Sequence[Tensor],
-    target: Target,
-    learning: bool,
-    backward: bool = False,
+    x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool, dx: bool = False
 ) -> str:
     M, tf32 = math.prod(x.shape[:-1]), precision(x.dtype) == "tf32"
-    library = not backward and small_batch.available(x) and IN % small_batch.COLUMNS == 0 and aligned(*weight)
-    return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library, backward))
+    library = not dx and small_batch.available(x) and IN % small_batch.COLUMNS == 0 and aligned(*weight)
+    return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library, dx))
 
 
 def _too_many(J: int, R: int) -> bool:

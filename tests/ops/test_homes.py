@@ -81,9 +81,9 @@ def test_few_rows_stream_where_the_cuda_library_is_loaded():
     def chosen(M, IN, R, dtype=torch.bfloat16, library=True, **more):
         return choose(Call(M, 1024, IN, R, 1, dtype, 90, cuda_library=library, **more))
 
-    assert chosen(16, 4096, 16) == chosen(32, 1024, 64) == STREAM
+    assert chosen(16, 4096, 17) == chosen(1, 2048, 64) == STREAM
     # without it, or where every block would read too much of x
-    assert chosen(16, 4096, 16, library=False) == chosen(17, 4096, 16) == chosen(33, 1024, 64) == SINGLE
+    assert chosen(16, 4096, 17, library=False) == chosen(17, 4096, 17) == chosen(16, 1024, 64) == SINGLE
     # dX is never its
     assert chosen(16, 4096, 16, library=False, backward=True) == SINGLE
     assert chosen(64, 4096, 64, torch.float32, library=False, backward=True) == REFERENCE
