@@ -2,12 +2,14 @@
 
 Seconds of a launch:
 
-    gap + latency * waits + max(waves * max(flop / rate, operands / port), traffic / memory, scratch / L2)
+    gap + latency * waits + max(waves * product, traffic / memory, scratch / L2)
+    product = max(flop / rate, operands / port) + drain * steps
 
 - waves: programs over multiprocessors, rounded up. cuBLAS splits the inner dimension of a product of less than a wave.
 - flop: of one program, padding included. rate: of one multiprocessor by the data sheet, times the share that cuBLAS
   reaches, times Triton's share of cuBLAS. Beside half precision the low-rank part is tf32: half the rate.
 - operands: bytes that a program takes in, through a port of 64 bytes a cycle.
+- steps: of a program's loop in which the tensor cores run empty (tests/compile lists these kernels: `drains`).
 - traffic: bytes from and to memory, each matrix once. scratch: T and partial sums, in L2 if they fit, else traffic.
 - waits: loads one after another that nothing hides.
 
@@ -25,6 +27,7 @@ from math import ceil
 import torch
 
 from masm_ext.ops.homes import (
+    COMPUTED_RANK,
     FOLDED,
     MAX_LAYERS,
     MAX_RANK,
@@ -40,7 +43,7 @@ from masm_ext.optim.masked_adamw import PIECE
 try:
     from masm_ext.kernels import tiles
     from masm_ext.kernels.launch import Target, Tile, padded
-    from masm_ext.kernels.products import chunk_rows_of
+    from masm_ext.kernels.products import chunk_rows_of, shared_operands
 except ImportError as error:
     raise ImportError(
         f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
@@ -115,8 +118,9 @@ class Shape:
 
     def calls(self, capability: int) -> tuple[Call, Call]:
         """What the forward product and that of dX ask of `masm_ext.ops.homes.choose`."""
-        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32, self.cuda_library)
-        return Call(self.M, self.N, self.D, *rest), Call(self.M, self.D, self.N, *rest)
+        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
+        dx = Call(self.M, self.D, self.N, *rest, backward=True)
+        return Call(self.M, self.N, self.D, *rest, self.cuda_library), dx
 
     def serves(self, strategy: str) -> bool:
         """Can the kernels, and does it keep what was learned? Folding into a rounded weight does not."""
@@ -125,8 +129,9 @@ class Shape:
         held = self.R * self.layers <= MAX_RANK and self.layers <= MAX_LAYERS and self.size < 8
         exact = self.kind == "ieee" or strategy != FOLDED
         if strategy == STREAM:
-            return held and self.cuda_library and self.M <= STREAM_ROWS and self.R <= STREAM_RANK
-        most = tiles.COMPUTE_T_MAX_RANK if self.layers == 1 or self.M <= tiles.SMALL_ROWS else 16
+            fits = self.size == 2 and self.D % 8 == 0 and self.M <= STREAM_ROWS and self.R <= STREAM_RANK
+            return held and self.cuda_library and fits
+        most = COMPUTED_RANK if self.layers == 1 or self.M <= tiles.SMALL_ROWS else 16
         return held and exact and (strategy != SINGLE or most >= self.R)
 
 
@@ -175,8 +180,9 @@ def seconds(launches: Iterable[Launch]) -> float:
 @dataclass(frozen=True)
 class Costs:
     """A GPU and what is assumed: the shares of the data sheet that cuBLAS and a pass over memory reach, Triton's share
-    of cuBLAS by kind of product, seconds between two launches, of a load that nothing hides, and of a barrier that a
-    whole grid waits at."""
+    of cuBLAS by kind of product, seconds between two launches, of a load that nothing hides, of a barrier that a whole
+    grid waits at, and of a step that rounds an operand in registers and stores it to shared memory: the products before
+    it end, the warps meet, the tensor cores start anew (some 200 cycles)."""
 
     gpu: Gpu = GPUS["h100"]
     cublas_share: float = 0.8
@@ -187,6 +193,7 @@ class Costs:
     gap: float = 2e-6
     latency: float = 0.25e-6
     barrier: float = 1.5e-6
+    drain: float = 0.1e-6
 
     def slower(self, share: float):
         """The same with Triton's products at `share` of their rate."""
@@ -198,13 +205,14 @@ class Costs:
 
     def launch(
         self, kernel: str, programs: int, rate: float, flop: float, operands: float, traffic: float,
-        scratch: float = 0.0, waits: float = 0.0, chunks: int = 0,
+        scratch: float = 0.0, waits: float = 0.0, chunks: int = 0, steps: int = 0,
     ) -> Launch:  # fmt: skip
-        """The formula of this file: flop and operands of one program, traffic and scratch of all."""
+        """The formula of this file: flop, operands and steps of one program, traffic and scratch of all."""
         gpu = self.gpu
         if scratch > gpu.l2:
             traffic, scratch = traffic + scratch, 0.0
-        inside = self.waves(programs) * max(flop * gpu.processors / rate, operands / (64 * gpu.clock))
+        work = max(flop * gpu.processors / rate, operands / (64 * gpu.clock)) + self.drain * steps
+        inside = self.waves(programs) * work
         busy = max(inside, traffic / (gpu.memory * self.memory_share), scratch / gpu.l2_speed)
         return Launch(kernel, programs, self.gap + self.latency * waits + busy, flop * programs, traffic, chunks)
 
@@ -233,6 +241,11 @@ class Costs:
         """How many columns `rank` of them cost. Without tensor cores there is nothing to feed them with."""
         return rank if s.kind == "ieee" else max(rank, self.gpu.narrow)
 
+    def drains(self, s: Shape, BM: int) -> bool:
+        """Does a float32 operand beside half precision cost a step of the loop its overlap? Not by mma.sync, which
+        takes operands from registers: before sm_90, and where a product has fewer than 64 rows."""
+        return s.kind == "half" and shared_operands(self.gpu.target) and BM >= 64
+
     def fastest(self, s: Shape, kernel: str, build: Callable[[Tile], list[Launch]]) -> list[Launch]:
         candidates = tiles.tiles(kernel, self.gpu.target, s.dtype, "tf32" if s.kind == "tf32" else "ieee")
         return min((build(tile) for tile in candidates), key=seconds)
@@ -248,7 +261,8 @@ class Costs:
         store_t: bool = False,
     ) -> list[Launch]:
         """subspace_gemm; IN = 0 is the low-rank part alone. T is read, or (compute_t) computed by each column of tiles:
-        `extra` more columns. After the dense product a program waits for every chunk of T and C."""
+        `extra` more columns, behind a launch that rounds V. After the dense product a program waits for every chunk of
+        T and C."""
         tma = 90 <= self.gpu.capability < 120 and s.kind != "ieee"
         if compute_t and s.M <= tiles.SMALL_ROWS:
             kernel = tiles.SMALL
@@ -263,17 +277,23 @@ class Costs:
         inner, factor = parts * IN, 4 * parts * members * s.R
         traffic = (s.M * inner + inner * members * OUT + members * s.M * OUT) * s.size + factor * (OUT + IN * compute_t)
         scratch = factor * s.M * (store_t or not compute_t)
+        rounded = compute_t and kernel != tiles.SMALL and s.kind == "half" and shared_operands(self.gpu.target)
+        v_size = 2 if rounded else 4
+        cast = rounded * [self.torch(6 * parts * members * s.R * IN)]
 
         def build(tile: Tile) -> list[Launch]:
             programs = ceil(s.M / tile.BM) * members * ceil(OUT / tile.BN)
             flop = 2 * tile.BM * (inner * (tile.BN + extra) + tile.BN * BR * chunks * dearer)
-            operands = inner * ((tile.BM + tile.BN) * s.size + 4 * BR * compute_t)
+            operands = inner * ((tile.BM + tile.BN) * s.size + v_size * BR * compute_t)
             operands += 4 * BR * chunks * (tile.BN + tile.BM * (not compute_t))
             name = "subspace_gemm_tma" if kernel == tiles.GEMM_TMA else "subspace_gemm"
             waits = chunks * self.waves(programs)
-            return [self.launch(name, programs, self.rate(s), flop, operands, traffic, scratch, waits)]
+            steps = ceil(inner / tile.BK) * (compute_t and not rounded and self.drains(s, tile.BM))
+            work = (flop, operands, traffic, scratch, waits)
+            return [*cast, self.launch(name, programs, self.rate(s), *work, steps=steps)]
 
-        return self.fastest(s, kernel, build)
+        wide_t = kernel == tiles.GEMM_TMA and compute_t and BR > 32
+        return self.fastest(s, tiles.WIDE_T if wide_t else kernel, build)
 
     def reads(self, s: Shape, W: int, times: int) -> float:
         """Bytes that [M, W] costs when it is read so often: once if L2 can hold it."""
@@ -288,8 +308,9 @@ class Costs:
 
         def build(tile: Tile) -> list[Launch]:
             flop, operands = 2 * tile.BM * W * self.columns(s, BR), W * (tile.BM * s.size + 4 * BR)
-            programs = ceil(s.M / tile.BM) * parts
-            return [self.launch("skinny", programs, self.rate(s), flop, operands, traffic, 4 * s.M * R)]
+            programs, steps = ceil(s.M / tile.BM) * parts, ceil(W / tile.BK) * self.drains(s, tile.BM)
+            work = (flop, operands, traffic, 4 * s.M * R)
+            return [self.launch("skinny", programs, self.rate(s), *work, steps=steps)]
 
         return self.fastest(s, tiles.SKINNY, build)
 
@@ -307,7 +328,9 @@ class Costs:
             operands = some * rows * (tile.BN * s.size + 4 * BR)
             scratch = some * 4 * ((columns + need_ds) * s.M * R + chunks * live * W)
             work = (flop, operands, some * self.reads(s, W, parts), scratch)
-            return times * [self.launch("skinny_reduce", columns * chunks * parts, self.rate(s), *work, chunks=chunks)]
+            steps = some * ceil(rows / tile.BM) * self.drains(s, tile.BN)  # the product is G^T, of BN rows
+            programs = columns * chunks * parts
+            return times * [self.launch("skinny_reduce", programs, self.rate(s), *work, chunks=chunks, steps=steps)]
 
         return self.fastest(s, tiles.REDUCE, build)
 
@@ -322,7 +345,8 @@ class Costs:
             flop, operands = 4 * rows * tile.BN * self.columns(s, BR), rows * (tile.BN * s.size + 4 * BR)
             parts = 4 * columns * s.M * s.R
             work = (flop, operands, self.reads(s, W, 1) + 4 * s.R * W, 2 * parts + 4 * chunks * live * W)
-            product = self.launch("skinny_both", columns * chunks, self.rate(s), *work, chunks=chunks)
+            steps = ceil(rows / tile.BM) * (self.drains(s, tile.BM) + self.drains(s, tile.BN))
+            product = self.launch("skinny_both", columns * chunks, self.rate(s), *work, chunks=chunks, steps=steps)
             total = self.launch("torch", 0, 1.0, 0.0, 0.0, 0.0, parts + 4 * s.M * s.R)
             return s.layers * [product, total]
 
@@ -338,60 +362,30 @@ class Costs:
         return [self.launch("finish", programs, 1.0, 0.0, 0.0, 4 * rows * (s.N + s.D), scratch, waits)]
 
     def stream(self, s: Shape, IN: int, OUT: int) -> list[Launch]:
-        """stream_linear.cuh: a block takes tiles of 8 rows of the weight and reads x from L2 once a pass, and v if it
-        is small. Else P is a launch ahead; from sm_90 on both overlap, and half a gap is assumed for the first. Tensor
-        cores are assumed to reach half of their rate by mma.sync. A block waits for P, or for sums of its warps."""
-        early, directions = self.gpu.capability >= 90, ceil(s.R / 8)
-        v, most = 4 * s.R * IN, (64 if early else 128) << 10
-        p_first = v > most
-        each = max(1, ceil(s.layers * ceil(OUT / 8) * ceil(s.M / self._stream_rows(s)[0]) / self.gpu.processors))
-        blocks = s.layers * ceil(ceil(OUT / 8) / each)
-        product = self._stream("stream_product", s, IN, s.layers * directions, 1, s.layers * (v + 4 * s.M * s.R))
-        traffic = s.layers * (OUT * IN + s.M * OUT) * s.size + 4 * s.layers * s.R * (OUT + s.M)
-        y = self._stream("stream_linear", s, IN, blocks, each, traffic + v * (not p_first), directions * (not p_first))
-        if not p_first:
-            return [y]
-        if early:
-            longest = max(product.seconds, y.seconds)
-            return [replace(product, seconds=self.gap / 2), replace(y, seconds=longest)]
-        return [product, y]
-
-    @staticmethod
-    def _stream_rows(s: Shape) -> tuple[int, int]:
-        """Rows of x that a block takes, and tiles at a time."""
-        if s.kind == "half":
-            return (16 if s.M <= 16 else 64), 4
-        return (8, 4) if s.M <= 8 else (32, 2)
+        """stream_linear.cuh, each layer: a block takes tiles of 8 rows of the weight and reads x from L2 once a pass,
+        and v if it is small. Else P is a launch ahead. Tensor cores are assumed to reach half of their rate by
+        mma.sync. A block waits for P, or for sums of its warps."""
+        directions, v = ceil(s.R / 8), 4 * s.R * IN
+        p_first = v > 128 << 10
+        each = max(1, ceil(ceil(OUT / 8) / self.gpu.processors))
+        product = self._stream("stream_linear_p", s, IN, directions, 1, v + 4 * s.M * s.R)
+        traffic = (OUT * IN + s.M * OUT) * s.size + 4 * s.R * (OUT + s.M) + v * (not p_first)
+        y = self._stream("stream_linear", s, IN, ceil(ceil(OUT / 8) / each), each, traffic, directions * (not p_first))
+        return s.layers * [*p_first * [product], y]
 
     def _stream(
         self, name: str, s: Shape, IN: int, blocks: int, each: int, traffic: float, directions: int = 0
     ) -> Launch:
         """`each` tiles a block, beside `directions` tiles of v."""
-        half, gpu = s.kind == "half", self.gpu
-        rows, many = self._stream_rows(s)
-        blocks *= ceil(s.M / rows)
-        passes = max(1, ceil(directions / 2)) - 1 + ceil(each / (many if each > 1 else 1))
-        operands = passes * min(s.M, rows) * IN * s.size + 32 * directions * IN + 8 * each * IN * s.size
-        rate = (gpu.half / 2 if half else gpu.ieee * self.cublas_share) / gpu.processors
+        gpu, rows = self.gpu, 16 if s.M <= 16 else 64
+        passes = max(1, ceil(directions / 2)) - 1 + ceil(each / (4 if each > 1 else 1))
+        operands = passes * s.M * IN * s.size + 32 * directions * IN + 8 * each * IN * s.size
+        rate = gpu.half / 2 / gpu.processors
         flop = 2 * rows * 8 * (each + directions) * IN
         inside = self.waves(blocks) * max(flop / rate, operands / (64 * gpu.clock))
         traffic += s.M * IN * s.size
         busy = max(inside, traffic / (gpu.memory * self.memory_share), blocks * operands / gpu.l2_speed)
         return Launch(name, blocks, self.gap + self.latency + busy, flop * blocks, traffic)
-
-    def small_gradients(self, s: Shape) -> list[Launch]:
-        """small_gradients.cuh: 16 directions and 64 bytes of columns a block, two blocks a multiprocessor, four rows of
-        a warp in flight. Waits: for the mask, for each four rows, for the sum of the warps."""
-        gpu, columns = self.gpu, 64 // s.size
-        blocks = s.layers * ceil(s.R / 16) * (ceil(s.N / columns) + ceil(s.D / columns))
-        flop, operands = 2 * s.M * columns * 16, s.M * (64 + 64)
-        traffic = (s.layers * s.M * s.N + s.M * s.D) * s.size + 4 * s.layers * s.R * (s.N + s.D + 2 * s.M)
-        waves = ceil(blocks / (2 * gpu.processors))
-        inside = 2 * waves * max(flop * gpu.processors / (gpu.ieee * self.cublas_share), operands / (64 * gpu.clock))
-        waits = waves * (2 + ceil(s.M / 32))
-        busy = max(inside, traffic / (gpu.memory * self.memory_share), blocks * operands / gpu.l2_speed)
-        seconds = self.gap + self.latency * waits + busy
-        return [Launch("small_gradients", blocks, seconds, flop * blocks, traffic)]
 
     def fold(self, s: Shape) -> list[Launch]:
         """The weight read and written, its low-rank part in exact float32."""

@@ -20,7 +20,7 @@ from cases import BOTH, DTYPES, FORWARD, LAYERS, MODELS, SUBSPACES
 from launches import GPUS, Costs, Factors, Launch, Shape, seconds
 
 from masm_ext.kernels import tiles
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, STREAM_ROWS, choose
+from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, choose
 
 #: Modelled for comparison, as benchmarks/providers.py has them.
 PEERS = ("effort", "peft-lora")
@@ -50,9 +50,7 @@ class Model(Costs):
         live = s.R if s.live is None else s.live
         if strategy == REFERENCE:
             return J * [*self.reference(s, N, D), *(self.reference_sums(s) if s.learning else [])]
-        if strategy == STREAM or (strategy == SINGLE and s.cuda_library and s.M <= STREAM_ROWS):
-            dx = self.gemm(s, N, D, parts=J, compute_t=True, store_t=s.learning)
-            return [*dx, *(self.small_gradients(s) if s.learning else [])]
+        strategy = SINGLE if strategy == STREAM else strategy
         q: list[Launch] = []
         most = tiles.both_max_rank(s.dtype, "tf32" if s.kind == "tf32" else "ieee")
         if s.learning and strategy != SINGLE and most >= R:

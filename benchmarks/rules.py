@@ -1,9 +1,9 @@
 """A short list of rules that chooses well among strategies, from the seconds of each: measured by tune.py or modelled.
 
 A row is a `Call` and the seconds of every strategy that can serve it. The loss of a choice is its seconds over those of
-the best strategy, less one. Rows of one kind (half precision, tf32, float32; learning or not) get a list of their own,
-grown from its end: the strategy that serves all of them best, then, in front of it, the rule that lowers the mean loss
-most, as long as one lowers it by `GAIN`. A rule is a strategy and up to two bounds.
+the best strategy, less one. Rows of one kind (half precision, tf32, float32; forward, inference or dX) get a list of
+their own, grown from its end: the strategy that serves all of them best, then, in front of it, the rule that lowers the
+mean loss most, as long as one lowers it by `GAIN`. A rule is a strategy and up to two bounds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ KINDS = {
     "c.tf32": lambda c: c.dtype == torch.float32 and c.tf32,
     "c.dtype == torch.float32": lambda c: c.dtype == torch.float32 and not c.tf32,
 }
+PARTS = {
+    "not c.backward and c.learning": lambda c: not c.backward and c.learning,
+    "not c.learning": lambda c: not c.backward and not c.learning,
+    "c.backward": lambda c: c.backward,
+}
 GAIN = 0.003
 MOST_RULES = 4
 
@@ -59,10 +64,10 @@ def propose(rows: Sequence[Row]) -> list[Proposal]:
     """Rules for all rows, the lists of the kinds one after another."""
     out = []
     for kind, holds in KINDS.items():
-        for learning in (True, False):
-            part = [row for row in rows if holds(row[0]) and row[0].learning == learning]
-            if part:
-                out += _list_of(part, f"{kind} and {'' if learning else 'not '}c.learning")
+        for part, inside in PARTS.items():
+            some = [row for row in rows if holds(row[0]) and inside(row[0])]
+            if some:
+                out += _list_of(some, f"{kind} and {part}")
     return out
 
 

@@ -166,7 +166,7 @@ def measure(case: Case, options: Options) -> Outcome:
             problem = Problem(shape, device)
             exact, calls = problem.exact(part), {case.floor: Timed(lambda p=problem, part=part: p.frozen(part))}
             for strategy in STRATEGIES:
-                if not shape.serves(strategy):
+                if not shape.serves(strategy) or (part == BACKWARD and strategy == STREAM):
                     continue
                 with outcome.provider(f"{part} {strategy}"):
                     found = problem.run(part, strategy)  # compiles, and times the tiles
@@ -208,7 +208,8 @@ def modelled(gpu: str) -> list[Row]:
             shape = shape_of(case.values, part != INFERENCE)
             forward, backward = shape.calls(model.gpu.capability)
             cost = model.backward if part == BACKWARD else model.forward
-            times = {name: seconds(cost(shape, name)) for name in STRATEGIES if shape.serves(name)}
+            names = [s for s in STRATEGIES if shape.serves(s) and not (part == BACKWARD and s == STREAM)]
+            times = {name: seconds(cost(shape, name)) for name in names}
             out.append((backward if part == BACKWARD else forward, times))
     return out
 
@@ -219,7 +220,8 @@ def report(rows: list[Row], source: str) -> None:
     print(f"{source}: {len(rows)} calls")
     for call, chosen, best, loss in table:
         kind = "tf32" if call.tf32 else str(call.dtype).removeprefix("torch.")
-        size = f"{kind} M {call.M} IN {call.IN} OUT {call.OUT} R {call.R}{'' if call.learning else ' inference'}"
+        part = " dX" if call.backward else "" if call.learning else " inference"
+        size = f"{kind} M {call.M} IN {call.IN} OUT {call.OUT} R {call.R}{part}"
         verdict = f"was not measured; {best} was best" if isinf(loss) else f"loses {loss:.1%} to {best}"
         print(f"  {size}: {chosen}" + ("" if loss <= 0 else f" {verdict}"))
     known = [loss for *_, loss in table if not isinf(loss)]

@@ -38,7 +38,8 @@ def names(options: Options, case: Case | None = None) -> list[str]:
     """A case of few tokens leaves out what the device leaves out, for its set-up would take longer than the case; one
     of many what serves few only."""
     chosen = options.chosen(tuple(PROVIDERS), "frozen")
-    if case is not None and options.providers is None and case.values["M"] > STREAM_ROWS:
+    streams = case is None or (case.values["M"] <= STREAM_ROWS and case.dtype != "float32")
+    if options.providers is None and not streams:
         chosen.remove("masm-stream")
     if case is None or options.providers is not None or case.values["M"] == options.defaults.tokens:
         return chosen

@@ -11,11 +11,6 @@
 
 namespace masm::cuda {
 
-// out [N, D] = weight + u^T diag(s) v. weight and out have dtype `weight_type`; u [R, N], s [R], v [R, D]
-// `factor_type`, which is weight_type, or f32 beside a half-precision weight. All contiguous.
-cudaError_t fold(void* out, const void* weight, const void* u, const void* s, const void* v, int64_t N, int64_t D,
-                 int64_t R, DType weight_type, DType factor_type, cudaStream_t stream);
-
 // How many thread blocks masked_adamw runs with on the current device: all at once. `tables`: S and B are read.
 cudaError_t masked_adamw_blocks(const AdamWTables& tables, int32_t* blocks);
 
@@ -24,9 +19,8 @@ cudaError_t masked_adamw_blocks(const AdamWTables& tables, int32_t* blocks);
 cudaError_t masked_adamw(const AdamWParameter* parameters, const AdamWTables& tables, AdamWParameter* uploaded,
                          int32_t blocks, cudaStream_t stream);
 
-// Calls of a few rows; see small_batch.h.
+// The forward pass of a few rows; see small_batch.h.
 cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream);
-cudaError_t small_gradients(const SmallGradientsCall& call, cudaStream_t stream);
 
 // masm::update_masks_: a step into the learning state, and the masks of the next.
 cudaError_t update_masks(const MaskTable& table, const MaskPolicy& policy, cudaStream_t stream);

@@ -13,19 +13,6 @@
 namespace masm {
 namespace {
 
-Tensor fold(const Tensor& weight, const Tensor& u, const Tensor& s, const Tensor& v) {
-  check_factors("fold", weight, u, s, v);
-  torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
-  const Tensor w = torch::stable::contiguous(weight), uc = torch::stable::contiguous(u),
-               sc = torch::stable::contiguous(s), vc = torch::stable::contiguous(v);
-  Tensor out = torch::stable::new_empty(w, {w.size(0), w.size(1)});
-  const cudaError_t status =
-      cuda::fold(out.mutable_data_ptr(), w.const_data_ptr(), uc.const_data_ptr(), sc.const_data_ptr(),
-                 vc.const_data_ptr(), w.size(0), w.size(1), sc.size(0), dtype_of(w), dtype_of(uc), stream_of(w));
-  MASM_REQUIRE(status == cudaSuccess, "masm::fold: ", cudaGetErrorString(status));
-  return out;
-}
-
 void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks, const Tensor& live,
                    const Tensor& counters, const Tensor& history, const Tensor& history_steps, const Tensor& stats,
                    const Tensor& found, const Tensor& owned, double decay, int64_t warmup, int64_t interval,
@@ -99,5 +86,3 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
 STABLE_TORCH_LIBRARY_IMPL(masm, CUDA, m) { m.impl("update_masks_", TORCH_BOX(&masm::update_masks_)); }
 
 STABLE_TORCH_LIBRARY_IMPL(masm, CUDA, m) { m.impl("masked_adamw_", TORCH_BOX(&masm::masked_adamw_)); }
-
-STABLE_TORCH_LIBRARY_IMPL(masm, CUDA, m) { m.impl("fold", TORCH_BOX(&masm::fold)); }

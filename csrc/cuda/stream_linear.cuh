@@ -1,11 +1,11 @@
-// y = x weight^T + ((x v^T) * s) u + bias for at most 64 rows of x: the weight streams through the registers once.
+// y = x weight^T + ((x v^T) * s) u + bias for at most 64 rows of half-precision x: the weight streams through the
+// registers once. Rows of x, weight and v start at multiples of 16 bytes.
 //
 // A block has 8 warps, which split the D columns, and takes a few tiles of 8 rows of the weight. The rows of v are
 // tiles like those of the weight: a block computes P = x v^T on the way, or a launch before it has. The sums of the
 // warps meet in shared memory, in order. Lane l holds 16 bytes of row l / 4 of each tile, those of number l % 4 of 64
 // bytes a row.
 #pragma once
-#include <algorithm>
 #include <type_traits>
 
 #include "mma.cuh"
@@ -13,86 +13,66 @@
 
 namespace masm::cuda {
 
-// Up to so many bytes every block reads v for itself, where launches overlap and where they do not. Modelled, not
-// measured.
-constexpr int64_t kSharedFactor = 64 << 10, kSharedFactorAlone = 128 << 10;
+// Up to so many bytes every block reads v for itself: a larger one costs more than a launch. Modelled, not measured.
+constexpr int64_t kSharedFactor = 128 << 10;
 constexpr int kStreamThreads = 256, kStreamWarps = kStreamThreads / 32;
 
 template <class T, class F>
-struct StreamLayer {
-  const T *x, *weight;  // [M, D], [N, D]
-  const F *u, *s, *v;   // [R, N], [R], [R, D], contiguous
-  const T* bias;        // [N] or null
-  T* y;                 // [M, N] contiguous
-};
-
-// A call: blockIdx.y is the layer, blockIdx.z the rows of x, ROWS a block.
-template <class T, class F>
 struct Stream {
-  StreamLayer<T, F> layer[kSmallLayers];
-  float* p;  // [M, layers R]
-  int64_t x_row, weight_row, p_row;
+  const T *x, *weight;  // [M, D], [N, D]
+  const F *u, *s, *v;   // [R, N], [R], [R, D]
+  const T* bias;        // [N] or null
+  T* y;                 // [M, N]
+  float* p;             // [M, R]
+  int64_t x_row, weight_row;
   int M, N, D, R;
-  int tiles;     // tiles of the weight that a block takes; 0: P alone, of any R, and blockIdx.x is the tile of v
+  int tiles;     // tiles of the weight that a block takes; 0: P alone, and blockIdx.x is the tile of v
   bool reads_p;  // the launch before this one writes p
 };
 
-// Sums of a tile [ROWS, 8] that a thread holds. Tensor cores: as mma_m16n8k16 has them, 16 rows at a time. float32: of
-// all rows and of column l / 4, over the k of this lane alone.
-template <class T, int ROWS>
+// Sums of a tile [ROWS, 8] that a thread holds: as mma_m16n8k16 has them, 16 rows at a time.
+template <int ROWS>
 struct StreamSums {
   static_assert(ROWS % 16 == 0);
   float at[ROWS / 16][4];
 };
-template <int ROWS>
-struct StreamSums<float, ROWS> {
-  static_assert(ROWS % 8 == 0);
-  float at[ROWS];
-};
 
-// 16 bytes of T from column k of a row of F, which ends at D; zeros unless `there`.
-template <bool ALIGNED, class T, class F>
-__device__ inline Pack<T> stream_piece(const F* row, int k, int D, bool there) {
+// 8 elements of T from column k of a row of F; zeros unless `there`.
+template <class T, class F>
+__device__ inline Pack<T> stream_piece(const F* row, int k, bool there) {
   constexpr int E = 16 / sizeof(T);
-  Pack<T> out;
-  if constexpr (ALIGNED && std::is_same_v<T, F>) {
-    for (int i = 0; i < E; ++i) out.at[i] = T(0.f);
-    if (there && k < D) out = load<E>(row + k);
+  Pack<F, E> wide;
+  for (int i = 0; i < E; ++i) wide.at[i] = F(0.f);
+  if (there) wide = load<E>(row + k);
+  if constexpr (std::is_same_v<T, F>) {
+    return wide;
   } else {
-    Pack<F, E> wide;
-    for (int i = 0; i < E; ++i) wide.at[i] = F(0.f);
-    if constexpr (ALIGNED) {
-      if (there && k < D) wide = load<E>(row + k);
-    } else {
-      for (int i = 0; i < E; ++i)
-        if (there && k + i < D) wide.at[i] = row[k + i];
-    }
+    Pack<T> out;
     for (int i = 0; i < E; ++i) out.at[i] = T(float(wide.at[i]));
+    return out;
   }
-  return out;
 }
 
-// The pieces of x for one block of columns. float32 takes them row by row instead: it has no registers for 32 rows.
-template <class T, int ROWS, bool ALIGNED>
+// The pieces of x for one block of columns.
+template <class T, int ROWS>
 struct StreamRows {
   Pack<T> at[ROWS / 16][2];
 
-  __device__ void read(const T* x, int64_t x_row, int rows, int k, int D) {
+  __device__ void read(const T* x, int64_t x_row, int rows, int k, bool there) {
     const int g = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int tile = 0; tile < ROWS / 16; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int m = 16 * tile + 8 * half + g;
-        at[tile][half] = stream_piece<ALIGNED, T>(x + m * x_row, k, D, m < rows);
+        at[tile][half] = stream_piece<T>(x + m * x_row, k, there && m < rows);
       }
   }
 
   // sums[t] += x tiles[t]^T for the first `count` tiles. The 8 columns of a lane are two words for each of two
   // products: the order of a sum is free as long as both operands have the same.
   template <int TILES>
-  __device__ void multiply(StreamSums<T, ROWS> (&sums)[TILES], const Pack<T> (&tiles)[TILES], int count,
-                           int rows) const {
+  __device__ void multiply(StreamSums<ROWS> (&sums)[TILES], const Pack<T> (&tiles)[TILES], int count, int rows) const {
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
       if (t >= count) break;
@@ -112,45 +92,8 @@ struct StreamRows {
   }
 };
 
-template <int ROWS, bool ALIGNED>
-struct StreamRows<float, ROWS, ALIGNED> {
-  const float* x;
-  int64_t x_row;
-  int k, D;
-
-  __device__ void read(const float* x_, int64_t x_row_, int, int k_, int D_) { x = x_, x_row = x_row_, k = k_, D = D_; }
-
-  template <int TILES, int MORE>
-  __device__ void multiply(StreamSums<float, ROWS> (&sums)[TILES], const Pack<float> (&tiles)[TILES], int count,
-                           StreamSums<float, ROWS> (&more)[MORE], const Pack<float> (&others)[MORE], int others_count,
-                           int rows) const {
-#pragma unroll
-    for (int first = 0; first < ROWS; first += 8) {
-      if (first >= rows) break;
-      Pack<float> piece[8];
-#pragma unroll
-      for (int m = 0; m < 8; ++m)
-        piece[m] = stream_piece<ALIGNED, float>(x + (first + m) * x_row, k, D, first + m < rows);
-#pragma unroll
-      for (int t = 0; t < TILES; ++t)
-        if (t < count) add(sums[t], tiles[t], piece, first);
-#pragma unroll
-      for (int t = 0; t < MORE; ++t)
-        if (t < others_count) add(more[t], others[t], piece, first);
-    }
-  }
-
-  static __device__ void add(StreamSums<float, ROWS>& sums, const Pack<float>& tile, const Pack<float> (&piece)[8],
-                             int first) {
-#pragma unroll
-    for (int m = 0; m < 8; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums.at[first + m] += piece[m].at[i] * tile.at[i];
-  }
-};
-
-template <class T, int ROWS>
-__device__ inline void stream_put(float* part, const StreamSums<T, ROWS>& sums) {  // part [ROWS, 8]: of this warp
+template <int ROWS>
+__device__ inline void stream_put(float* part, const StreamSums<ROWS>& sums) {  // part [ROWS, 8]: of this warp
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int m = 0; m < ROWS / 16; ++m)
@@ -158,46 +101,13 @@ __device__ inline void stream_put(float* part, const StreamSums<T, ROWS>& sums) 
     for (int i = 0; i < 4; ++i) part[(16 * m + g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums.at[m][i];
 }
 
-// Four lanes hold parts of the same sums: each gives away the half that it will not write, twice.
-template <int ROWS>
-__device__ inline void stream_put(float* part, const StreamSums<float, ROWS>& sums) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  float half[ROWS / 2];
-#pragma unroll
-  for (int m = 0; m < ROWS / 2; ++m) {
-    const float low = sums.at[m], high = sums.at[m + ROWS / 2];
-    half[m] = (t & 2 ? high : low) + __shfl_xor_sync(kAllLanes, t & 2 ? low : high, 2);
-  }
-  const int first = (t & 2 ? ROWS / 2 : 0) + (t & 1 ? ROWS / 4 : 0);
-#pragma unroll
-  for (int m = 0; m < ROWS / 4; ++m) {
-    const float low = half[m], high = half[m + ROWS / 4];
-    part[(first + m) * 8 + g] = (t & 1 ? high : low) + __shfl_xor_sync(kAllLanes, t & 1 ? low : high, 1);
-  }
-}
-
-// From sm_90 on a launch may start before the one ahead of it has ended. The one ahead lets it, at once; the one behind
-// waits for what the other has written.
-__device__ inline void let_next_launch_start() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ inline void wait_for_last_launch() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// WT: tiles of the weight at a time.
-template <class T, class F, int ROWS, int WT, bool ALIGNED>
+// ROWS: rows of x that it has room for. WT: tiles of the weight at a time.
+template <class T, class F, int ROWS, int WT>
 __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const __grid_constant__ Stream<T, F> call) {
   constexpr int E = 16 / sizeof(T), K = 4 * E;  // columns of a lane and of a warp
   constexpr int VT = 2;                         // tiles of v at a time
-  constexpr bool kFma = std::is_same_v<T, float>;
-  constexpr int kSumsOfTile = kFma ? ROWS : ROWS / 4;
   // Blocks of columns whose loads are in flight together: as many as the sums leave registers for.
-  constexpr int U = !ALIGNED ? 1 : (WT == 1 ? 2 : 1) * (kSumsOfTile <= 8 ? 2 : 1);
+  constexpr int U = (WT == 1 ? 2 : 1) * (ROWS <= 32 ? 2 : 1);
   constexpr int kColumns = 8 * WT, kPRow = kSmallRank + 1;  // + 1: rows of P start in different banks
 
   MASM_SHARED(float, parts, kStreamWarps * ROWS * 8);
@@ -205,14 +115,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
   MASM_SHARED(float, su, kSmallRank* kColumns);
   MASM_SHARED(float, bias, kColumns);
 
-  const StreamLayer<T, F>& layer = call.layer[blockIdx.y];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-  const int row0 = blockIdx.z * ROWS, rows = call.M - row0 < ROWS ? call.M - row0 : ROWS;
-  const T* const x = layer.x + row0 * call.x_row;
-  const int N = call.N, D = call.D, R = call.R;
+  const int rows = call.M, N = call.N, D = call.D, R = call.R;
   const bool alone = call.tiles == 0;
   const bool writes_p = alone || (blockIdx.x == 0 && !call.reads_p);
-  if (alone) let_next_launch_start();
 
   int v_tile = alone ? blockIdx.x : 0;
   const int v_end = alone ? v_tile + 1 : call.reads_p ? 0 : (R + 7) / 8;
@@ -230,39 +136,35 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
     for (int i = 0; i < 2 * WT; ++i) {
       const int at = threadIdx.x + i * kStreamThreads, r = at / kColumns, n = 8 * w_tile + at % kColumns;
       ahead[i] = 0;
-      if (ws > 0 && r < R && n < N) ahead[i] = float(layer.s[r]) * float(layer.u[int64_t(r) * N + n]);
+      if (ws > 0 && r < R && n < N) ahead[i] = float(call.s[r]) * float(call.u[int64_t(r) * N + n]);
     }
-    if (ws > 0 && layer.bias != nullptr && threadIdx.x < kColumns && int(8 * w_tile + threadIdx.x) < N)
-      ahead_bias = float(layer.bias[8 * w_tile + threadIdx.x]);
+    if (ws > 0 && call.bias != nullptr && threadIdx.x < kColumns && int(8 * w_tile + threadIdx.x) < N)
+      ahead_bias = float(call.bias[8 * w_tile + threadIdx.x]);
 
-    StreamSums<T, ROWS> w_sums[WT] = {}, v_sums[VT] = {};
+    StreamSums<ROWS> w_sums[WT] = {}, v_sums[VT] = {};
     for (int first = warp * K; first < D; first += kStreamWarps * K * U) {
       Pack<T> w[U][WT], v[U][VT];
-      StreamRows<T, ROWS, ALIGNED> part[U];
+      StreamRows<T, ROWS> part[U];
 #pragma unroll
       for (int i = 0; i < U; ++i) {
         const int k = first + i * kStreamWarps * K + lane % 4 * E;
 #pragma unroll
         for (int t = 0; t < WT; ++t) {
           const int n = 8 * (w_tile + t) + g;
-          w[i][t] = stream_piece<ALIGNED, T>(layer.weight + n * call.weight_row, k, D, t < ws && n < N);
+          w[i][t] = stream_piece<T>(call.weight + n * call.weight_row, k, k < D && t < ws && n < N);
         }
 #pragma unroll
         for (int t = 0; t < VT; ++t) {
           const int r = 8 * (v_tile + t) + g;
-          v[i][t] = stream_piece<ALIGNED, T>(layer.v + int64_t(r) * D, k, D, t < vs && r < R);
+          v[i][t] = stream_piece<T>(call.v + int64_t(r) * D, k, k < D && t < vs && r < R);
         }
-        part[i].read(x, call.x_row, rows, k, D);
+        part[i].read(call.x, call.x_row, rows, k, k < D);
       }
 #pragma unroll
       for (int i = 0; i < U; ++i) {
         if (first + i * kStreamWarps * K >= D) break;
-        if constexpr (kFma) {
-          part[i].multiply(w_sums, w[i], ws, v_sums, v[i], vs, rows);
-        } else {
-          part[i].multiply(v_sums, v[i], vs, rows);
-          part[i].multiply(w_sums, w[i], ws, rows);
-        }
+        part[i].multiply(v_sums, v[i], vs, rows);
+        part[i].multiply(w_sums, w[i], ws, rows);
       }
     }
 
@@ -270,9 +172,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
     for (int i = 0; i < 2 * WT; ++i) su[threadIdx.x + i * kStreamThreads] = ahead[i];
     if (threadIdx.x < kColumns) bias[threadIdx.x] = ahead_bias;
     if (call.reads_p && w_tile == first_tile) {
-      wait_for_last_launch();
-      for (int i = threadIdx.x; i < rows * R; i += kStreamThreads)
-        p[i / R * kPRow + i % R] = call.p[(row0 + i / R) * call.p_row + int64_t(blockIdx.y) * R + i % R];
+      for (int i = threadIdx.x; i < rows * R; i += kStreamThreads) p[i / R * kPRow + i % R] = call.p[i];
     }
 
 #pragma unroll
@@ -286,7 +186,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
         for (int part = 0; part < kStreamWarps; ++part) sum += parts[part * ROWS * 8 + i];
         if (r >= R) continue;
         if (!alone) p[m * kPRow + r] = sum;
-        if (writes_p) call.p[(row0 + m) * call.p_row + int64_t(blockIdx.y) * R + r] = sum;
+        if (writes_p) call.p[m * R + r] = sum;
       }
       __syncthreads();
     }
@@ -301,7 +201,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
         float sum = 0, low = 0;
         for (int part = 0; part < kStreamWarps; ++part) sum += parts[part * ROWS * 8 + i];
         for (int r = 0; r < R; ++r) low += p[m * kPRow + r] * su[r * kColumns + column];
-        layer.y[int64_t(row0 + m) * N + n] = T(sum + low + bias[column]);
+        call.y[int64_t(m) * N + n] = T(sum + low + bias[column]);
       }
       __syncthreads();
     }
@@ -309,72 +209,52 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
   } while (v_tile < v_end || w_tile < w_end);
 }
 
-struct StreamGpu {
-  int64_t processors;
-  int64_t shared_factor;  // bytes of v that each block still reads for itself; a larger one costs more than a launch
-};
-
-// The rest runs on the host. launch(kernel, grid, threads, arguments, early) starts a kernel; `early`: it may begin
-// before the launch ahead of it has ended.
+// The rest runs on the host. launch(kernel, blocks, threads, arguments) starts a kernel.
 template <class T, class F, int ROWS, class Launch>
-void start_stream(const Stream<T, F>& call, unsigned blocks, unsigned layers, bool is_aligned, Launch launch) {
-  constexpr int kMany = sizeof(T) == 4 && ROWS > 8 ? 2 : 4;  // tiles at a time: sums fill the registers
-  const dim3 grid(blocks, layers, unsigned((call.M + ROWS - 1) / ROWS));
-  if (!is_aligned)
-    launch(stream_linear_kernel<T, F, ROWS, 1, false>, grid, kStreamThreads, call, call.reads_p);
-  else if (call.tiles <= 1)
-    launch(stream_linear_kernel<T, F, ROWS, 1, true>, grid, kStreamThreads, call, call.reads_p);
+void start_stream(const Stream<T, F>& call, int64_t blocks, Launch launch) {
+  if (call.tiles <= 1)
+    launch(stream_linear_kernel<T, F, ROWS, 1>, unsigned(blocks), kStreamThreads, call);
   else
-    launch(stream_linear_kernel<T, F, ROWS, kMany, true>, grid, kStreamThreads, call, call.reads_p);
+    launch(stream_linear_kernel<T, F, ROWS, 4>, unsigned(blocks), kStreamThreads, call);
 }
 
 template <class T, class F, class Launch>
-void start_stream(const StreamCall& from, const StreamGpu& gpu, Launch launch) {
-  const int64_t layers = from.sizes.layers, M = from.sizes.M, N = from.sizes.N, D = from.sizes.D, R = from.sizes.R;
-  if (M == 0 || (R == 0 && (from.only_p || N == 0))) return;
-
+void start_stream(const StreamCall& from, int64_t processors, int64_t shared_factor, Launch launch) {
+  const int64_t M = from.M, N = from.N, D = from.D, R = from.R;
+  if (M == 0 || (R == 0 && N == 0)) return;
   Stream<T, F> call{};
-  bool is_aligned = D * sizeof(T) % 16 == 0 && D * sizeof(F) % 16 == 0 && from.x_row * sizeof(T) % 16 == 0 &&
-                    from.weight_row * sizeof(T) % 16 == 0;
-  for (int64_t j = 0; j < layers; ++j) {
-    const SmallLayer& l = from.layer[j];
-    for (const void* p : {l.x, l.weight, l.v}) is_aligned &= reinterpret_cast<uintptr_t>(p) % 16 == 0;
-    call.layer[j] = {static_cast<const T*>(l.x), static_cast<const T*>(l.weight), static_cast<const F*>(l.u),
-                     static_cast<const F*>(l.s), static_cast<const F*>(l.v),      static_cast<const T*>(l.bias),
-                     static_cast<T*>(l.y)};
-  }
-  call.p = from.p, call.x_row = from.x_row, call.weight_row = from.weight_row, call.p_row = from.p_row;
+  call.x = static_cast<const T*>(from.x), call.weight = static_cast<const T*>(from.weight);
+  call.u = static_cast<const F*>(from.u), call.s = static_cast<const F*>(from.s);
+  call.v = static_cast<const F*>(from.v);
+  call.bias = static_cast<const T*>(from.bias), call.y = static_cast<T*>(from.y), call.p = from.p;
+  call.x_row = from.x_row, call.weight_row = from.weight_row;
   call.M = int(M), call.N = int(N), call.D = int(D), call.R = int(R);
-
-  constexpr int kFew = sizeof(T) == 4 ? 8 : 16, kRows = sizeof(T) == 4 ? 32 : 64;
+  constexpr int kFew = 16;
   auto start = [&](int64_t blocks) {
     if (M <= kFew)
-      start_stream<T, F, kFew>(call, unsigned(blocks), unsigned(layers), is_aligned, launch);
+      start_stream<T, F, kFew>(call, blocks, launch);
     else
-      start_stream<T, F, kRows>(call, unsigned(blocks), unsigned(layers), is_aligned, launch);
+      start_stream<T, F, kSmallRows>(call, blocks, launch);
   };
   // P in a launch of its own, ahead, if reading v in every block takes longer than a launch.
-  const bool large = R * D * int64_t(sizeof(F)) > gpu.shared_factor;
-  const bool p_first = from.only_p || N == 0 || (R > 0 && large);
-  if (p_first) start((R + 7) / 8);
-  if (from.only_p || N == 0) return;
-  // About as many blocks as multiprocessors: each reads all of its rows of x.
-  const int64_t tiles = (N + 7) / 8, row_tiles = M <= kFew ? 1 : (M + kRows - 1) / kRows;
-  call.tiles = int((tiles * layers * row_tiles + gpu.processors - 1) / gpu.processors);
-  call.reads_p = p_first;
+  call.reads_p = N == 0 || (R > 0 && R * D * int64_t(sizeof(F)) > shared_factor);
+  if (call.reads_p) start((R + 7) / 8);
+  if (N == 0) return;
+  // About as many blocks as multiprocessors: each reads all rows of x.
+  const int64_t tiles = (N + 7) / 8;
+  call.tiles = int((tiles + processors - 1) / processors);
   start((tiles + call.tiles - 1) / call.tiles);
 }
 
 template <class Launch>
-void start_stream(const StreamCall& call, const StreamGpu& gpu, Launch launch) {
+void start_stream(const StreamCall& call, int64_t processors, int64_t shared_factor, Launch launch) {
   const bool wide = call.factor_type == DType::f32;
-  if (call.type == DType::f32)
-    start_stream<float, float>(call, gpu, launch);
-  else if (call.type == DType::f16)
-    wide ? start_stream<__half, float>(call, gpu, launch) : start_stream<__half, __half>(call, gpu, launch);
+  if (call.type == DType::f16)
+    wide ? start_stream<half_t, float>(call, processors, shared_factor, launch)
+         : start_stream<half_t, half_t>(call, processors, shared_factor, launch);
   else
-    wide ? start_stream<__nv_bfloat16, float>(call, gpu, launch)
-         : start_stream<__nv_bfloat16, __nv_bfloat16>(call, gpu, launch);
+    wide ? start_stream<bf16_t, float>(call, processors, shared_factor, launch)
+         : start_stream<bf16_t, bf16_t>(call, processors, shared_factor, launch);
 }
 
 }  // namespace masm::cuda

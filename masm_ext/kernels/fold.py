@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..reference.checks import check_factors
+from ..contract import check_fold
 from . import products
 from .launch import on_device, target_of
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """weight + u^T diag(s) v. float64 has no kernel: the formula serves it."""
-    check_factors("fold", weight, u, s, v)
+    check_fold(weight, u, s, v)
     if weight.dtype == torch.float64:
         return reference.fold(weight, u, s, v)
     with on_device(weight):

@@ -4,18 +4,25 @@ whose calls a tape (tape.py) notes and starts again."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import triton
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-if TYPE_CHECKING:
-    from .tape import Tape
+
+class Recorder(AbstractContextManager, Protocol):
+    """What :func:`record_on` takes: it notes launches, and as a context torch ops and allocations (tape.py)."""
+
+    def spoil(self, why: str, again: bool = False) -> None: ...
+
+    def launch(
+        self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any], options: dict[str, Any]
+    ) -> None: ...
 
 
 class Target(NamedTuple):
@@ -60,13 +67,6 @@ def on_device(t: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
-def autocast_off(t: Tensor) -> AbstractContextManager:
-    """The ops have cast what autocast wants cast; inside, it would cast sums and factors again."""
-    if t.device.type != "meta" and torch.is_autocast_enabled(t.device.type):
-        return torch.autocast(t.device.type, enabled=False)
-    return nullcontext()
-
-
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int, stages: int = 1, **constants):
     """Start `kernel` on the current stream, unless the grid is empty.
 
@@ -87,13 +87,13 @@ def run(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, warp
 _recorder = threading.local()
 
 
-def recording() -> Tape | None:
-    """The tape that this thread is recording."""
+def recording() -> Recorder | None:
+    """The tape that this thread records on."""
     return getattr(_recorder, "tape", None)
 
 
 @contextmanager
-def record_on(tape: Tape) -> Iterator[None]:
+def record_on(tape: Recorder) -> Iterator[None]:
     """Inside, what this thread launches and allocates goes on `tape`."""
     _recorder.tape = tape
     try:

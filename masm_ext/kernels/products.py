@@ -22,7 +22,7 @@ from ..ops.homes import ADDMM, FOLDED, KEXT, MAX_LAYERS, SINGLE
 from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, cdiv, low_rank_precision, padded, precision, run
-from .tiles import BOTH, GEMM, GEMM_TMA, INNER, REDUCE, SKINNY, SMALL, SMALL_ROWS, UNALIGNED, rank_tile, tiles
+from .tiles import BOTH, GEMM, GEMM_TMA, INNER, REDUCE, SKINNY, SMALL, SMALL_ROWS, UNALIGNED, WIDE_T, rank_tile, tiles
 
 GROUP = 8  # rows of tiles that share the tiles of the weight in L2
 
@@ -178,11 +178,14 @@ def subspace_gemm(
         GROUP=GROUP,
     )
     t_row = 0 if t is None else t.stride(0)
+    v = factor.v
+    if compute_t and kernel != SMALL and shared_operands(target):
+        v = v.to(a.dtype)  # float32 V would be rounded, and stored to shared memory again, for each BK columns of X
 
     def launch(tile: Tile) -> None:
         grid = (cdiv(M, tile.BM) * members * cdiv(OUT, tile.BN),)
         options = dict(**constants, BM=tile.BM, BN=tile.BN, BK=tile.BK, warps=tile.warps, stages=tile.stages)
-        low_rank = (t, factor.s, factor.v, factor.c, bias, *_padded_list(ys))
+        low_rank = (t, factor.s, v, factor.c, bias, *_padded_list(ys))
         if kernel == GEMM_TMA:
             x_desc = _padded_list([TensorDescriptor.from_tensor(x, [tile.BM, tile.BK]) for x in xs])
             if out_in:
@@ -196,8 +199,9 @@ def subspace_gemm(
             operands = (*_padded_list(xs), a, *low_rank, M, OUT, IN, R, xs[0].stride(0), *a.stride(), t_row)
             run(gemm.subspace_gemm, grid, *operands, EVEN=IN % tile.BK == 0, **options)
 
-    form = (OUT, IN, compute_t, out_in, members, parts, factor.s.dtype)
-    _launch(launch, kernel, target, a.dtype, tile, M, R, *form)
+    form = (OUT, IN, compute_t, out_in, members, parts, factor.s.dtype, v.dtype)
+    wide_t = kernel == GEMM_TMA and compute_t and padded(R) > 32
+    _launch(launch, WIDE_T if wide_t else kernel, target, a.dtype, tile, M, R, *form)
 
 
 def _padded_list(items: Sequence[Any]) -> list[Any]:
@@ -208,7 +212,12 @@ def _padded_list(items: Sequence[Any]) -> list[Any]:
 def fits_tma(target: Target, dtype: torch.dtype) -> bool:
     """Do GEMMs of this type go through the TMA? On sm_90 and sm_100; float32 only as tf32."""
     exact = dtype == torch.float32 and precision(dtype) == "ieee"
-    return 90 <= target.capability < 120 and not exact
+    return shared_operands(target) and not exact
+
+
+def shared_operands(target: Target) -> bool:
+    """Do the tensor cores read tiles from shared memory (wgmma, tcgen05)? Others take them from registers."""
+    return 90 <= target.capability < 120
 
 
 def aligned(*matrices: Tensor) -> bool:

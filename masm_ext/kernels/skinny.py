@@ -154,9 +154,10 @@ def skinny_both(
         z_base = tl.multiple_of(tl.load(Z + problem).to(tl.pointer_type(DTYPE)), 16)
     else:
         z_base = Z
+    # [BW, BR], rounded before the loop: rounded inside, the tensor cores' operand would be stored again for each tile
     b = tl.load(
-        B + (problem * R + rank[:, None]) * W + columns[None, :], mask=in_r[:, None] & in_w[None, :], other=0.0
-    )  # [BR, BW]
+        B + (problem * R + rank[None, :]) * W + columns[:, None], mask=in_r[None, :] & in_w[:, None], other=0.0
+    ).to(tl.float32 if TABLE else Z.dtype.element_ty)
     live, count = live_rows(MASK, R, 0, OFFSETS, HAS_MASK, BR, BR)
     held = rank < count
     g = tl.zeros((BW, BR), tl.float32)
@@ -178,7 +179,7 @@ def skinny_both(
         )
         if TABLE:
             z = z.to(tl.float32)
-        q = tl.dot(z, tl.trans(b).to(z.dtype), input_precision=PRECISION)
+        q = tl.dot(z, b, input_precision=PRECISION)
         q_at = ((problem * tl.num_programs(0) + tile) * M + rows[:, None]) * R + rank[None, :]
         tl.store(T_OUT + q_at, q, mask=inside[:, None] & in_r[None, :])
         g = tl.dot(tl.trans(z), t.to(z.dtype), g, input_precision=PRECISION)

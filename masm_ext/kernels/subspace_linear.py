@@ -4,13 +4,13 @@ Strategies (``masm_ext.ops.homes`` chooses among them; docs/kernels.md says what
 
 - ``kext``: a skinny pass for P, then one GEMM whose inner dimension is extended by R.
 - ``single``: one GEMM that computes P beside the dense product. R <= 64.
-- ``stream``: one CUDA C++ kernel through which the weight streams once. M <= 64, R <= 64; needs libmasm_cuda.
+- ``stream``: one CUDA C++ kernel through which the weight streams once. M <= 64, R <= 64; needs libmasm_cuda. Forward
+  only: a gradient of x behind it is that of ``single``.
 - ``addmm``: low-rank part and bias first, then cuBLAS adds the dense product in place.
 - ``folded``: the weight is folded once a call, then cuBLAS.
 - ``reference``: the formula in plain torch, for float64 and for comparison.
 
-The gradient of x uses the same, with Q for P (``stream``: that of ``single``). du, dv, ds and dbias do not depend on
-the strategy, but that with ``single`` and ``stream`` a few rows have a CUDA C++ kernel for them.
+The gradient of x uses the same, with Q for P. du, dv, ds and dbias do not depend on the strategy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..contract import accumulate_dtype
+from ..autocast import autocast_off
+from ..contract import (
+    check_subspace_linear,
+    check_subspace_linear_backward,
+    check_subspace_linear_group,
+    check_subspace_linear_group_backward,
+)
 from ..ops.homes import (
     ADDMM,
+    COMPUTED_RANK,
     KEXT,
     MAX_LAYERS,
     MAX_RANK,
@@ -38,12 +45,12 @@ from ..ops.homes import (
     Call,
     choose,
 )
-from ..reference.checks import check_bias, check_blocks, check_factors, check_input, check_layers
 from . import small_batch
-from .launch import Target, Tile, autocast_off, on_device, precision, target_of
+from .launch import Target, Tile, on_device, precision, target_of
 from .products import (
     Factor,
     Live,
+    aligned,
     as_rows,
     both_products,
     finish,
@@ -54,11 +61,12 @@ from .products import (
     skinny_product,
 )
 from .tape import repeated
-from .tiles import COMPUTE_T_MAX_RANK, SMALL_ROWS, both_max_rank
+from .tiles import SMALL_ROWS, both_max_rank
 
 
 @repeated
 def subspace_linear(x, weight, u, s, v, bias, mask, offsets, need_p=True, strategy="", target=None, tile=None):
+    check_subspace_linear(x, weight, u, s, v, bias, mask, offsets)
     y, p = subspace_linear_group(
         *(x, [weight], [u], [s], [v], [] if bias is None else [bias], [] if mask is None else [mask]),
         *(offsets, need_p, strategy, target, tile),
@@ -71,6 +79,7 @@ def subspace_linear_backward(
     dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, need_ds, need_dv, need_dbias, strategy="",
     target=None, tile=None,
 ):  # fmt: skip
+    check_subspace_linear_backward(dy, x, weight, u, s, v, p, mask, offsets)
     return subspace_linear_group_backward(
         *([dy], x, [weight], [u], [s], [v], p, [] if mask is None else [mask], offsets),
         *(need_dx, need_du, need_ds, need_dv, need_dbias, strategy, target, tile),
@@ -95,13 +104,7 @@ def subspace_linear_group(
     """y J x [..., N] and p [..., J R] (no columns if not need_p). `target`, `tile`: as if for that GPU, with that
     tile."""
     op = "subspace_linear" if len(weight) == 1 else "subspace_linear_group"
-    check_layers(op, weight, u, s, v, bias, mask)
-    check_factors(op, weight[0], u[0], s[0], v[0])
-    check_input(op, "x", x, weight[0].shape[1], weight[0])
-    for b in bias:
-        check_bias(op, b, weight[0])
-    for m in mask or [None]:
-        check_blocks(op, m, offsets, s[0])
+    check_subspace_linear_group(x, weight, u, s, v, bias, mask, offsets)
     lead, J, (N, D), R = x.shape[:-1], len(weight), weight[0].shape, s[0].shape[0]
     with on_device(x), autocast_off(x):
         target = target_of(x.device) if target is None else target
@@ -113,7 +116,10 @@ def subspace_linear_group(
             return reference.subspace_linear_group(x, weight, u, s, v, bias, mask, offsets, need_p)
         _check_supported(op, x, R, J, strategy)
         if strategy == STREAM:
-            y, p = small_batch.forward(as_rows(x), weight, u, s, v, bias, need_p)
+            rows, biases = as_rows(x), bias or J * [None]
+            ps = [rows.new_empty(rows.shape[0], R, dtype=torch.float32) for _ in range(J)]
+            y = [small_batch.forward(rows, *layer) for layer in zip(weight, u, s, v, biases, ps)]
+            p = ps[0] if J == 1 else torch.cat(ps, 1)
         else:
             factor = Factor(side_by_side(s), side_by_side(v), side_by_side(u))
             all_bias = side_by_side(bias) if bias else None
@@ -145,22 +151,8 @@ def subspace_linear_group_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx [..., D], du [J R, N], ds [J R], dv [J R, D], dbias [J N]; what is not needed has no elements."""
     op = "subspace_linear_backward" if len(weight) == 1 else "subspace_linear_group_backward"
-    check_layers(op, weight, u, s, v, [], mask)
-    check_factors(op, weight[0], u[0], s[0], v[0])
-    for d in dy:
-        check_input(op, "dy", d, weight[0].shape[0], weight[0])
-        if d.shape[:-1] != x.shape[:-1]:
-            raise RuntimeError(f"masm::{op}: x {list(x.shape)} and dy {list(d.shape)} disagree on the number of rows")
-    check_input(op, "x", x, weight[0].shape[1], weight[0])
-    for m in mask or [None]:
-        check_blocks(op, m, offsets, s[0])
+    check_subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets)
     J, (N, D), R = len(weight), weight[0].shape, s[0].shape[0]
-    wide = accumulate_dtype(x.dtype)
-    if (p.shape, p.dtype, p.device) != ((*x.shape[:-1], J * R), wide, x.device) and (need_du or need_ds):
-        raise RuntimeError(
-            f"masm::{op}: expected p, the second output of the forward op, {wide} [..., {J * R}] on {x.device}, got "
-            f"{p.dtype} {list(p.shape)} on {p.device}"
-        )
     needs = (need_dx, need_du, need_ds, need_dv, need_dbias)
     learning = need_du or need_ds or need_dv
     with on_device(x), autocast_off(x):
@@ -170,41 +162,20 @@ def subspace_linear_group_backward(
             return reference.subspace_linear_group_backward(
                 dy, x, weight, u, s, v, p, mask, offsets, *needs, layer=layer
             )
-        strategy = strategy or _choose(dy[0], D, N, R, weight, target, learning, small=learning)
+        strategy = strategy or _choose(dy[0], D, N, R, weight, target, learning, dx=True)
         if strategy == REFERENCE:
             return reference.subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets, *needs)
+        strategy = SINGLE if strategy == STREAM else strategy
         _check_supported(op, x, R, J, strategy)
-        small = strategy == STREAM or (strategy == SINGLE and small_batch.serves_gradients(dy[0]))
-        serve = _small_backward if small else partial(_backward, strategy=strategy)
         dys = [as_rows(d) for d in dy]
         ps = p.reshape(dys[0].shape[0], J * R).contiguous() if need_du or need_ds else None
         xs = as_rows(x) if need_dv else dys[0][:, :0]  # without columns where only ds is made beside it
         factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
-        dx, *rest = serve(dys, xs, weight, factor, ps, mask, offsets, needs, target=target, tile=tile)
+        dx, *rest = _backward(dys, xs, weight, factor, ps, mask, offsets, needs, strategy, target, tile)
         return dx.view(x.shape) if need_dx else dx, *rest
 
 
-def _small_backward(dys, xs, weight, factor, ps, mask, offsets, needs, target, tile):
-    """Two launches: dX with Q, or Q alone, and all other gradients."""
-    need_dx, need_du, need_ds, need_dv, need_db = needs
-    J, (M, N) = len(dys), dys[0].shape
-    R = factor.s.shape[0] // J
-    none = weight[0].new_empty(0)
-    q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_ds or need_dv else None
-    dx = none
-    if need_dx:
-        dx = input_gradient(dys, _stacked_weight(weight), factor, q, SINGLE, target, tile)
-    elif q is not None:
-        small_batch.product(dys, factor.v, q)
-    du = torch.empty_like(factor.v) if need_du else None
-    dv = torch.empty_like(factor.c) if need_dv else None
-    ds = torch.empty_like(factor.s) if need_ds else None
-    db = weight[0].new_empty(J * N) if need_db else None
-    small_batch.gradients(dys, xs, factor.s, ps, q, mask, offsets, du, dv, ds, db)
-    return (dx, *(none if t is None else t for t in (du, ds, dv, db)))
-
-
-def _backward(dys, xs, weight, factor, ps, mask, offsets, needs, target, tile, strategy):
+def _backward(dys, xs, weight, factor, ps, mask, offsets, needs, strategy, target, tile):
     need_dx, need_du, need_ds, need_dv, need_db = needs
     J, (M, N) = len(dys), dys[0].shape
     R = factor.s.shape[0] // J
@@ -247,12 +218,11 @@ def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
 
 
 def _choose(
-    x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool, small: bool = True
+    x: Tensor, OUT: int, IN: int, R: int, weight: Sequence[Tensor], target: Target, learning: bool, dx: bool = False
 ) -> str:
-    """small: do the CUDA kernels for a few rows have a part in the call? In dX alone they have none."""
     M, tf32 = math.prod(x.shape[:-1]), precision(x.dtype) == "tf32"
-    library = small and small_batch.available(x) and all(w.stride(1) == 1 for w in weight)
-    return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library))
+    library = not dx and small_batch.available(x) and IN % small_batch.COLUMNS == 0 and aligned(*weight)
+    return choose(Call(M, OUT, IN, R, len(weight), x.dtype, target.capability, learning, tf32, library, dx))
 
 
 def _too_many(J: int, R: int) -> bool:
@@ -272,8 +242,8 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
             f"{J} layers of R = {R}; strategy {strategy!r} serves R <= {MAX_RANK} together and {MAX_LAYERS} layers, "
             "'reference' any"
         )
-    elif strategy == SINGLE and R > COMPUTE_T_MAX_RANK:
-        why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTE_T_MAX_RANK}, not {R}; use 'kext'"
+    elif strategy == SINGLE and R > COMPUTED_RANK:
+        why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTED_RANK}, not {R}; use 'kext'"
     elif strategy == STREAM and not small_batch.available(x):
         why = (
             "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() says why); use 'single', "
@@ -282,6 +252,8 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
     elif strategy == STREAM and (M > STREAM_ROWS or R > STREAM_RANK):
         most = f"up to {STREAM_ROWS} rows of x and R <= {STREAM_RANK}"
         why = f"strategy 'stream' serves {most}, not {M} and {R}; use 'kext'"
+    elif strategy == STREAM and (x.dtype.itemsize != 2 or x.shape[-1] % small_batch.COLUMNS):
+        why = f"strategy 'stream' serves half precision and inputs of a multiple of {small_batch.COLUMNS}; use 'single'"
     elif strategy == SINGLE and J > 1 and R > 16 and M > SMALL_ROWS:
         # dX holds J tiles of V beside those of x: more shared memory than a program has
         why = f"strategy 'single' serves groups of R <= 16 beyond {SMALL_ROWS} rows, not {R}; use 'kext'"

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..autocast import autocast_off
 from ..ops.subspace_linear_group import lie_side_by_side
-from .launch import autocast_off, on_device, record_on, recording
+from .launch import on_device, record_on, recording
 
 aten = torch.ops.aten
 _ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
@@ -357,7 +358,8 @@ def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
 def _key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, list[Tensor]]:
     """What the plan of a call depends on, and its tensors in their order."""
     tensors: list[Tensor] = []
-    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, *kwargs]
+    deterministic = torch.are_deterministic_algorithms_enabled()  # the choice of tiles depends on it
+    key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, deterministic, *kwargs]
     for a in (*args, *kwargs.values()) if kwargs else args:
         if isinstance(a, Tensor):
             tensors.append(a)

@@ -11,13 +11,14 @@ import torch
 
 from .launch import Target, Tile, padded
 
-GEMM, GEMM_TMA, UNALIGNED, SMALL = "gemm", "gemm_tma", "unaligned", "small"
+GEMM, GEMM_TMA, WIDE_T, UNALIGNED, SMALL = "gemm", "gemm_tma", "wide_t", "unaligned", "small"
 SKINNY, REDUCE, BOTH, PENALTY = "skinny", "reduce", "both", "penalty"
 
 #: (kernel, family of capability, bytes of an element) -> tiles. `gemm` and `gemm_tma`: the K-extended product and, for
-#: R <= 64, its form that computes T itself; `small`: the latter for at most SMALL_ROWS rows of X; `unaligned`: where
-#: rows do not start at multiples of 16 bytes, or the inner dimension is no multiple of BK: elements are loaded through
-#: registers, each with its own condition.
+#: R <= 64, its form that computes T itself; `wide_t`: `gemm_tma` where it computes more than 32 columns of T, which
+#: beside 128 x 256 of Y take all 255 registers on sm_90; `small`: the form that computes T, for at most SMALL_ROWS rows
+#: of X; `unaligned`: where rows do not start at multiples of 16 bytes, or the inner dimension is no multiple of BK:
+#: elements are loaded through registers, each with its own condition.
 TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     (GEMM, 80, 2): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 4)),
     (GEMM, 80, 4): (Tile(128, 128, 16, 8, 3), Tile(64, 128, 16, 4, 3)),
@@ -29,6 +30,10 @@ TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     (GEMM_TMA, 90, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 3)),
     (GEMM_TMA, 100, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
     (GEMM_TMA, 100, 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3)),
+    (WIDE_T, 90, 2): (Tile(128, 128, 64, 8, 4), Tile(64, 128, 64, 4, 4)),
+    (WIDE_T, 90, 4): (Tile(128, 128, 32, 8, 3), Tile(64, 128, 32, 4, 3)),
+    (WIDE_T, 100, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+    (WIDE_T, 100, 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3)),
     (UNALIGNED, 80, 2): (Tile(64, 64, 32, 4, 2),),
     (UNALIGNED, 80, 4): (Tile(64, 64, 16, 4, 2),),
     (SMALL, 80, 2): (Tile(16, 32, 64, 4, 4), Tile(16, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
@@ -40,11 +45,11 @@ TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     (REDUCE, 80, 2): (Tile(32, 128, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
     (REDUCE, 90, 2): (Tile(64, 128, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
     (REDUCE, 80, 4): (Tile(32, 64, 0, 4, 3), Tile(32, 128, 0, 8, 2)),
-    (BOTH, 80, 2): (Tile(32, 128, 0, 8, 2),),
-    (BOTH, 80, 4): (Tile(32, 64, 0, 4, 2),),
-    (BOTH, 100, 2): (Tile(32, 128, 0, 8, 2), Tile(32, 128, 0, 4, 2)),
-    (PENALTY, 80, 4): (Tile(32, 64, 0, 8, 2),),
-    (BOTH, 90, 2): (Tile(64, 256, 0, 8, 2), Tile(64, 128, 0, 8, 3)),
+    (BOTH, 80, 2): (Tile(32, 128, 0, 8, 3),),
+    (BOTH, 80, 4): (Tile(32, 64, 0, 4, 3),),
+    (BOTH, 100, 2): (Tile(32, 128, 0, 8, 3), Tile(32, 128, 0, 4, 3)),
+    (PENALTY, 80, 4): (Tile(32, 64, 0, 8, 3),),
+    (BOTH, 90, 2): (Tile(64, 256, 0, 8, 3), Tile(64, 128, 0, 8, 3)),
 }
 #: float32 products that must not be tf32 run without tensor cores: one element of the result a thread and a register.
 IEEE = {
@@ -53,13 +58,11 @@ IEEE = {
     SMALL: (Tile(16, 32, 16, 4, 2),),
     SKINNY: (Tile(64, 0, 32, 4, 2),),
     REDUCE: (Tile(16, 64, 0, 4, 2),),
-    BOTH: (Tile(16, 64, 0, 8, 2),),
+    BOTH: (Tile(16, 64, 0, 8, 3),),
 }
 SMALL_ROWS = 64
 #: Multiple of every BK of `gemm` and `gemm_tma`.
 INNER = 64
-#: Widest T that `subspace_gemm` computes itself: it is held in registers.
-COMPUTE_T_MAX_RANK = 64
 
 
 def family(kernel: str, capability: int, itemsize: int) -> int:

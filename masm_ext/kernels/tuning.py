@@ -1,8 +1,10 @@
 """Chooses among a kernel's few tiles by timing them once on the GPU at hand; the choice is kept on disk.
 
 The key is the Triton version and GPU (the file), the kernel, its dtypes, N, D and R and the power of two above M.
-Nothing is timed while a CUDA graph is being captured, or after ``set_enabled(False)``: then the first tile of the list
-serves. Different tiles add in a different order, so results of two machines agree to rounding, not to the bit.
+Nothing is timed while a CUDA graph is being captured, inside a backward pass (where other ranks may be waiting for this
+one), or after ``set_enabled(False)``: then a choice made before serves, or the first tile of the list. Different tiles
+add in a different order, so results of two machines agree to rounding, not to the bit; with
+``torch.use_deterministic_algorithms(True)`` the first tile always serves, and so they do.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
 
 from ..files import write_atomically
 from .launch import Target, Tile, next_power_of_2, recording
@@ -53,9 +54,9 @@ def choose(
 ) -> Tile:
     """The fastest of `candidates`; `launch(tile)` runs the kernel. Synchronises the GPU when it has to time.
 
-    Raises what `launch` raises, if no candidate runs.
+    Raises RuntimeError if no candidate runs, from the error of the first.
     """
-    if len(candidates) == 1:
+    if len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
     path = cache_file(target, folder)
     if path not in _chosen:
@@ -65,28 +66,33 @@ def choose(
         return known
     if not _enabled or not torch.cuda.is_available():
         return candidates[0]
+    if torch._C._current_graph_task_id() != -1:  # a backward pass: no later call of it would be timed either
+        return candidates[0]
     tape = recording()
     if tape is not None:
         tape.spoil("its tiles are not chosen yet", again=True)
     if torch.cuda.is_current_stream_capturing():
         return candidates[0]
-    best = measure(candidates, launch)
+    best = measure(key, candidates, launch)
     _chosen[path][key] = best
     _write(path, key, best)
     return best
 
 
-def measure(candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
+def measure(key: str, candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
+    """The fastest of those that compile and run: another Triton, or a GPU with less shared memory, may refuse some."""
     times: dict[Tile, float] = {}
-    failure: OutOfResources | None = None
+    failures: list[Exception] = []
     for tile in candidates:
         try:
             times[tile] = triton.testing.do_bench(lambda t=tile: launch(t), warmup=5, rep=25, return_mode="median")
-        except OutOfResources as error:  # a GPU with less shared memory than its family's first
-            failure = error
+        except Exception as error:  # compilers raise what they like
+            failures.append(error)
     if not times:
-        assert failure is not None
-        raise failure
+        kernel, _, shape = key.partition(" ")
+        raise RuntimeError(
+            f"masm_ext: none of {len(candidates)} tiles of kernel {kernel!r} runs here ({shape}): {failures[0]}"
+        ) from failures[0]
     return min(times, key=times.__getitem__)
 
 

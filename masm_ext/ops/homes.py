@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from .. import _library, reference
+from .. import _library
 
 CPP = "C++"
 CUDA = "CUDA"
 TRITON = "Triton"
 LAYERS = "masm::subspace_linear, layer by layer"
-EAGER = "eager torch"  # the reference formulas: correct, not fast
 
 HOMES: dict[tuple[str, str], tuple[str, str]] = {
     ("subspace_linear", "cpu"): (CPP, "csrc/cpu/subspace_linear.cpp"),
@@ -40,14 +39,11 @@ HOMES: dict[tuple[str, str], tuple[str, str]] = {
     ("subspace_penalty", "cuda"): (TRITON, "masm_ext/kernels/subspace_penalty.py"),
     ("masked_adamw_", "cuda"): (CUDA, "csrc/cuda/masked_adamw.cu")
     if _library.CUDA_LIBRARY is not None
-    else (EAGER, "masm_ext/reference/masked_adamw.py"),
+    else (TRITON, "masm_ext/kernels/masked_adamw.py"),
     ("update_masks_", "cuda"): (CUDA, "csrc/cuda/update_masks.cu")
     if _library.CUDA_LIBRARY is not None
-    else (EAGER, "masm_ext/reference/update_masks.py"),
-    # Without the CUDA library (built only beside nvcc) fold too is served by Triton.
-    ("fold", "cuda"): (CUDA, "csrc/cuda/fold.cu")
-    if _library.CUDA_LIBRARY is not None
-    else (TRITON, "masm_ext/kernels/fold.py"),
+    else (TRITON, "masm_ext/kernels/update_masks.py"),
+    ("fold", "cuda"): (TRITON, "masm_ext/kernels/fold.py"),
 }
 
 #: How a CUDA call of subspace_linear can be computed; see masm_ext/kernels/subspace_linear.py and docs/kernels.md.
@@ -55,6 +51,8 @@ KEXT, SINGLE, STREAM, ADDMM, FOLDED, REFERENCE = "kext", "single", "stream", "ad
 STRATEGIES = (KEXT, SINGLE, STREAM, ADDMM, FOLDED, REFERENCE)
 #: Most directions, of all layers of a call together, and most layers that the kernels serve.
 MAX_RANK, MAX_LAYERS = 256, 4
+#: Most directions of a layer that `single` serves: T is held in registers.
+COMPUTED_RANK = 64
 #: Most rows of x, and directions of a layer, that `stream` serves.
 STREAM_ROWS, STREAM_RANK = 64, 64
 
@@ -64,9 +62,11 @@ class Call:
     """What the choice of a strategy may depend on: X [M, IN] times A [IN, OUT] with R directions, for one layer of
     `layers` that read the same x.
 
+    backward: the call is dX, and if `learning`, du is taken from the same dY.
+
     learning: will any gradient of u, s or v be asked for? (That a mask is all zeros is known on the GPU only, and the
-    host does not wait for it.) tf32: torch allows it for float32 products. cuda_library: libmasm_cuda is loaded, and
-    the rows of the weights are contiguous, as its kernels read them.
+    host does not wait for it.) tf32: torch allows it for float32 products. cuda_library: `stream` can serve: a forward
+    call, libmasm_cuda is loaded, and rows of the weights start at multiples of 16 bytes, as its kernel reads them.
     """
 
     M: int
@@ -79,6 +79,7 @@ class Call:
     learning: bool = True
     tf32: bool = False
     cuda_library: bool = False
+    backward: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,24 +107,22 @@ RULES: tuple[Rule, ...] = (
     Rule(
         STREAM,
         lambda c: (
-            (c.cuda_library and c.M <= STREAM_ROWS and c.R <= STREAM_RANK)
-            and (
-                (c.IN <= 1024 or not c.learning)
-                if c.dtype == torch.float32
-                else (c.M <= 32 and c.R > 16) or (c.M <= 16 and c.IN >= 2048)
-            )
+            (c.cuda_library and c.layers == 1 and c.dtype.itemsize == 2)
+            and (c.M <= 16 and c.IN >= 2048 and 16 < c.R <= STREAM_RANK)
         ),
-        "model, H100: half precision, 16 rows, 4096 inputs, R = 64: 8 us against 15; float32, 1024 x 1024, 8 rows: "
-        "5 against 10. Above, every block reads too much of x; dX in float32 is that of `single`, for short sums",
+        "model, H100: 16 rows, 4096 inputs, R = 64: 11 us against 15. Above, every block reads too much of x",
     ),
     Rule(
         SINGLE,
-        lambda c: c.M <= 64 and c.R <= 64 and (c.dtype != torch.float32 or (c.IN <= 1024 and c.R <= 16)),
+        lambda c: (
+            (c.M <= 64 and c.R <= COMPUTED_RANK)
+            and (c.dtype != torch.float32 or (c.IN <= 1024 and (c.R <= 16 or c.backward)))
+        ),
         "bound by reading the weight: everything else in the same launch",
     ),
     Rule(
         ADDMM,
-        lambda c: c.dtype == torch.float32 and (c.tf32 or (c.M > 64 and c.R <= 16)),
+        lambda c: c.dtype == torch.float32 and (c.tf32 or (c.R <= 16 and (c.M > 64 or c.backward))),
         "assumed, not measured: cuBLAS is ahead of Triton in float32 and tf32",
     ),
     Rule(
@@ -131,16 +130,22 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ADDMM,
-        lambda c: c.layers == 1 and c.IN >= 2048 and c.M * c.OUT <= 2**20,
-        "long sums and few tiles: cuBLAS splits the sum, these kernels do not",
+        lambda c: (
+            (c.IN >= 2048 and c.M * c.OUT < 2**21)
+            and ((c.backward and c.learning) or (c.layers == 1 and c.R > COMPUTED_RANK))
+        ),
+        "long sums and few tiles: cuBLAS splits the sum, these kernels do not. Where `single` needs no pass over X of "
+        "its own it is ahead all the same",
     ),
     Rule(
         SINGLE,
         lambda c: (
-            (64 if c.layers == 1 else 16) >= c.R
-            and (c.OUT * max(c.R, 32) <= 2**16 or c.layers * c.M * c.IN * c.OUT <= 2**33)
+            not (c.backward and c.learning)
+            and (COMPUTED_RANK if c.layers == 1 else 16) >= c.R
+            and (c.OUT * max(c.R, 32) <= 2**15 or c.layers * c.M * c.OUT <= (2**23 if c.R <= 32 else 2**22))
         ),
-        "model, H100: P again in each column of tiles costs less than a pass over x of its own",
+        "model, H100: P again in each column of tiles, and a launch that rounds v, cost less than a pass over x of its "
+        "own. Not for dX of what learns: `kext` has Q from the pass over dY that du needs anyway",
     ),
     Rule(KEXT, lambda c: True, "model, H100: 1.14 against 1.17 of the frozen layer for OUT = 4096, R = 16"),
 )
@@ -152,10 +157,8 @@ def choose(call: Call) -> str:
     return next(rule.strategy for rule in RULES if rule.when(call))
 
 
-def _home(op: str, kind: str, file: str) -> Callable[..., Any]:
-    """What serves an op whose home is a Python file. Triton is imported when the first call comes."""
-    if kind == EAGER:
-        return getattr(reference, op)
+def _home(op: str, file: str) -> Callable[..., Any]:
+    """What serves an op whose home is a Triton file. Triton is imported when the first call comes."""
 
     def call(*arguments: Any) -> Any:
         try:
@@ -171,5 +174,5 @@ def _home(op: str, kind: str, file: str) -> Callable[..., Any]:
 
 
 for (_op, _device), (_kind, _file) in HOMES.items():
-    if _kind in (TRITON, EAGER):
-        torch.library.impl(f"masm::{_op}", _device, _home(_op, _kind, _file))
+    if _kind == TRITON:
+        torch.library.impl(f"masm::{_op}", _device, _home(_op, _file))

@@ -20,7 +20,6 @@ from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIE
 from masm_ext.optim.masked_adamw import PIECE
 
 KINDS = {"bf16": (torch.bfloat16, False), "float32": (torch.float32, False), "tf32": (torch.float32, True)}
-CUDA = ("stream_linear", "small_gradients")
 GOAL_SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024))
 
 
@@ -32,7 +31,7 @@ def precision():
 
 
 class Products(TorchDispatchMode):
-    """Counts what torch would launch: "cublas" for products, "torch" for sums."""
+    """Counts what torch would launch: "cublas" for products, "torch" for sums and casts."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +40,7 @@ class Products(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         self.seen["cublas"] += name in ("mm", "addmm", "addmm_", "bmm", "baddbmm_")
-        self.seen["torch"] += name == "sum"
+        self.seen["torch"] += name in ("sum", "_to_copy")
         return func(*args, **(kwargs or {}))
 
 
@@ -103,7 +102,6 @@ def test_launches_are_those_of_the_kernels(monkeypatch, precision):
             ):
                 for strategy, library in (
                     (KEXT, True),
-                    (SINGLE, False),
                     (SINGLE, True),
                     (STREAM, True),
                     (ADDMM, True),
@@ -115,12 +113,12 @@ def test_launches_are_those_of_the_kernels(monkeypatch, precision):
                     real = launched(shape, strategy, gpu.target, monkeypatch)
                     for (ours, torchs), part in zip(real, (model.forward, model.backward)):
                         modelled = part(shape, strategy)
-                        kernels = [x for x in modelled if x.kernel not in ("cublas", "torch", "stream_product")]
-                        grids = Counter((x.kernel, None if x.kernel in CUDA else x.programs) for x in kernels)
+                        own = [x for x in modelled if x.kernel not in ("cublas", "torch", "stream_linear_p")]
+                        grids = Counter((x.kernel, None if x.kernel == "stream_linear" else x.programs) for x in own)
                         counts = Counter(x.kernel for x in modelled if x.kernel in ("cublas", "torch"))
                         assert grids == ours and counts == torchs, (gpu.name, shape, strategy, part.__name__)
                         checked += 1
-    assert checked > 700
+    assert checked > 600
 
 
 @pytest.mark.parametrize("kind", KINDS)

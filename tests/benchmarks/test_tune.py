@@ -141,7 +141,7 @@ def test_a_run_is_written_resumed_and_read(stand_in, tmp_path, capsys):
     rows = tune.rows_of(results)
     calls = {call for call, _ in rows}
     assert Call(20, 32, 48, 8, 1, torch.bfloat16, 90, True) in calls  # forward: N = 32 columns
-    assert Call(20, 48, 32, 8, 1, torch.bfloat16, 90, True) in calls  # dX: D = 48 columns
+    assert Call(20, 48, 32, 8, 1, torch.bfloat16, 90, True, backward=True) in calls  # dX: D = 48 columns
     assert Call(20, 32, 48, 8, 1, torch.float32, 90, False, True) in calls
     assert tune.main(["--report", str(out)]) == 0 and "Rule(" in capsys.readouterr().out
     assert str(tmp_path) not in out.read_text()

@@ -87,7 +87,7 @@ def widths(accesses: list[tuple[str, str]], instruction: str) -> dict[str, int]:
 
 
 def plain(mangled: str) -> str:
-    """masm::cuda::fold_kernel<float, float, float> of _ZN4masm..., without arguments."""
+    """masm::cuda::stream_linear_kernel<bf16, float, 16, 1> of _ZN4masm..., without arguments."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = (
         name.replace("masm::cuda::", "")

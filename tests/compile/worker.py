@@ -47,6 +47,7 @@ def compile_group(job: tuple[int, str, bool]) -> tuple[dict[str, dict[str, Any]]
             while name in kernels:
                 name = f"{base} ({int(name[len(base) :].strip(' ()') or 1) + 1})"
             about = dict(capability=capability, kind=kind, kernel=kernel, aligned=call.aligned, constants=constants)
+            about["half_factors"] = getattr(call, "half_factors", False)
             kernels[name] = about | contents(compiled)
 
         def record_tile(kernel: str, tile: tuple[int, ...]) -> None:

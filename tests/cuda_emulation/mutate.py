@@ -2,7 +2,7 @@
 runs the tests of that kernel, which must fail.
 
 python tests/cuda_emulation/mutate.py            # all; the table goes to mutations.json
-python tests/cuda_emulation/mutate.py fold ...   # of these files only; the rest of the table stays
+python tests/cuda_emulation/mutate.py stream_linear ...   # of these files only; the rest of the table stays
 """
 
 from __future__ import annotations

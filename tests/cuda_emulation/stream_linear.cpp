@@ -4,25 +4,16 @@
 
 using namespace masm::cuda;
 
-// addresses: int64 [layers, 7], rows (x, weight, u, s, v, bias, y), 0 for none; sizes: layers, M, N, D, R.
-// p_first: P in a launch of its own, whatever v's size.
-extern "C" const char* stream_linear(const int64_t* addresses, const int64_t* sizes, int64_t only_p, float* p,
-                                     int64_t x_row, int64_t weight_row, int64_t p_row, int64_t type,
+// sizes: M, N, D, R, x_row, weight_row. p_first: P in a launch of its own, whatever v's size.
+extern "C" const char* stream_linear(const int64_t* sizes, const void* x, const void* weight, const void* u,
+                                     const void* s, const void* v, const void* bias, void* y, float* p, int64_t type,
                                      int64_t factor_type, int64_t processors, int64_t p_first, int64_t seed) {
   return guarded([&] {
-    StreamCall call{};
-    call.sizes = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-    for (int64_t j = 0; j < sizes[0]; ++j) {
-      void* at[7];
-      for (int i = 0; i < 7; ++i) at[i] = reinterpret_cast<void*>(addresses[7 * j + i]);
-      call.layer[j] = {at[0], at[1], at[2], at[3], at[4], at[5], at[6]};
-    }
-    call.only_p = only_p != 0, call.p = p;
-    call.x_row = x_row, call.weight_row = weight_row, call.p_row = p_row;
-    call.type = DType(type), call.factor_type = DType(factor_type);
-    auto launch = [&](auto kernel, dim3 grid, int threads, const auto& arguments, bool) {
-      emulation::launch(unsigned(seed), kernel, grid, unsigned(threads), 0, arguments);
+    const StreamCall call{sizes[0], sizes[1], sizes[2], sizes[3], x, weight, u, s, v, bias, y, p,
+                          sizes[4], sizes[5], DType(type), DType(factor_type)};
+    auto launch = [&](auto kernel, unsigned blocks, int threads, const auto& arguments) {
+      emulation::launch(unsigned(seed), kernel, dim3(blocks), unsigned(threads), 0, arguments);
     };
-    start_stream(call, {processors, p_first ? 0 : int64_t(1) << 40}, launch);
+    start_stream(call, processors, p_first ? 0 : int64_t(1) << 40, launch);
   });
 }

@@ -9,7 +9,7 @@ def test_the_table_is_that_of_these_kernels():
     names = [mutation.name for file in mutate.kernels() for mutation in mutate.mutations(file)]
     table = json.loads(mutate.TABLE.read_text())
     assert sorted(name.rstrip("'") for name in table) == sorted(names), "python tests/cuda_emulation/mutate.py"
-    assert len(names) > 20 and "NOT CAUGHT" not in table.values()
+    assert len(names) > 15 and "NOT CAUGHT" not in table.values()
 
 
 def test_mutations_are_found(tmp_path):

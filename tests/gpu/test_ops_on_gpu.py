@@ -38,7 +38,9 @@ def draw(M, N, D, ranks, dtype, device, layers=None):
     return x, new(M, N, to=dtype), parts, [0, *itertools.accumulate(ranks)]
 
 
-def served(strategy, ranks, layers=1):
+def served(strategy, ranks, layers=1, dtype=torch.bfloat16):
+    if strategy == "stream" and dtype == torch.float32:
+        return False
     return not (strategy in ("single", "stream") and sum(ranks) > 64) and layers * sum(ranks) <= homes.MAX_RANK
 
 
@@ -49,7 +51,7 @@ def fitting(strategy, shapes, device):
         return shapes
     if _library.CUDA_LIBRARY is None or device.type != "cuda":
         pytest.skip("stream is CUDA C++: it runs on a GPU only, where libmasm_cuda is loaded")
-    return [(min(M, homes.STREAM_ROWS), *rest) for M, *rest in shapes]
+    return [(min(M, homes.STREAM_ROWS), N, D, ranks) for M, N, D, ranks in shapes if D % 8 == 0]
 
 
 def run(x, dy, parts, offsets, mask=None, strategy=""):
@@ -82,13 +84,13 @@ def check(got, want, terms, dtype, tf32=False):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward_and_gradients(strategy, dtype, device, fitting):
     for M, N, D, ranks in fitting:
-        if not served(strategy, ranks):
+        if not served(strategy, ranks, dtype=dtype):
             continue
         call = draw(M, N, D, ranks, dtype, device)
         check(run(*call, strategy=strategy), *exact(*call), dtype)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "stream"])
 def test_tf32(strategy, device, fitting):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     M, N, D, ranks = fitting[0]
@@ -140,7 +142,7 @@ def test_the_table_serves_what_it_names(device, gpu_only, shapes):
         x, _, parts, offsets = draw(M, N, D, ranks, torch.bfloat16, device)
         with torch.no_grad():
             y = subspace_linear(x, *parts, offsets=offsets)
-            stream = M <= homes.STREAM_ROWS and _library.CUDA_LIBRARY is not None
+            stream = M <= homes.STREAM_ROWS and D % 8 == 0 and _library.CUDA_LIBRARY is not None
             forced = [s for s in STRATEGIES[1:] if served(s, ranks) and (stream or s != homes.STREAM)]
             assert any(torch.equal(y, subspace_linear(x, *parts, offsets=offsets, strategy=s)) for s in forced)
 
@@ -254,9 +256,11 @@ def test_results_are_the_same_bits_every_time(strategy, device, fitting):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_host_waits_for_nothing(dtype, strategy, device, gpu_only, fitting):
     for M, N, D, ranks in (fitting[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 is served by the formula
+        if not served(strategy, ranks, dtype=dtype):
+            continue
         call = draw(M, N, D, ranks, dtype, device)
         mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
-        run(*call, mask=mask, strategy=strategy)  # compiled and tuned
+        run(*call, mask=mask, strategy=strategy)  # compiled; what a forward pass launches is tuned
         with no_waiting():
             run(*call, mask=mask, strategy=strategy)
 
@@ -357,6 +361,8 @@ def test_another_stream(strategy, device, gpu_only, fitting):
 def test_cuda_graph(dtype, strategy, device, gpu_only, fitting):
     """Captured once; other inputs and another mask, written in place, count at replay."""
     M, N, D, ranks = fitting[0]
+    if not served(strategy, ranks, dtype=dtype):
+        pytest.skip("stream serves half precision")
     x, dy, parts, offsets = draw(M, N, D, ranks, dtype, device)
     mask = torch.ones(len(ranks), dtype=torch.bool, device=device)
     weight, *rest = parts

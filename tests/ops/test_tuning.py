@@ -2,11 +2,14 @@
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
+
+from triton.runtime.errors import OutOfResources
 
 from masm_ext.kernels import tuning
 from masm_ext.kernels.launch import Target, Tile
@@ -19,7 +22,7 @@ TILES = (Tile(1, 1, 1, 1, 1), Tile(2, 2, 2, 2, 2))
 def timed(monkeypatch):
     """Stands in for a GPU whose fastest tile is the last; counts how often it was asked."""
     asked = []
-    monkeypatch.setattr(tuning, "measure", lambda tiles, launch: asked.append(tiles) or tiles[-1])
+    monkeypatch.setattr(tuning, "measure", lambda key, tiles, launch: asked.append(tiles) or tiles[-1])
     monkeypatch.setattr(tuning.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(tuning, "_chosen", {})
@@ -86,27 +89,79 @@ def test_a_batch_of_nearly_the_same_size_has_the_same_key():
     assert tuning.key_of("gemm", 8224, 1024) == tuning.key_of("gemm", 16384, 1024) != tuning.key_of("gemm", 8192, 1024)
 
 
-def test_a_tile_that_does_not_fit_is_left_out(monkeypatch):
+class Backward(torch.autograd.Function):
+    """Calls `choose` in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, call):
+        ctx.call = call
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * ctx.call(), None
+
+
+def test_nothing_is_timed_in_a_backward_pass(timed, tmp_path):
+    """Other ranks may be waiting for this one: a known choice or the first tile serves."""
+    x = torch.ones(1, requires_grad=True)
+    seen = []
+    for _ in range(2):
+        Backward.apply(x, lambda: seen.append(choose(tmp_path)) or 1.0).backward()
+        assert len(timed) == len(seen) - 1
+        assert choose(tmp_path) == TILES[1] and len(timed) == 1
+    assert seen == [TILES[0], TILES[1]]
+
+
+def test_a_plan_is_recorded_in_a_backward_pass(timed, tmp_path, monkeypatch):
+    """Though its tiles were never timed: they never will be there."""
+    spoiled = []
+    monkeypatch.setattr(tuning, "recording", lambda: SimpleNamespace(spoil=lambda *_, **__: spoiled.append(1)))
+    Backward.apply(torch.ones(1, requires_grad=True), lambda: float(choose(tmp_path).BM)).backward()
+    assert spoiled == [] and choose(tmp_path) == TILES[1] and spoiled == [1]
+
+
+def test_deterministic_mode_takes_the_first_tile(timed, tmp_path):
+    """What was timed, here or on another day, does not count."""
+    assert choose(tmp_path) == TILES[1]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(tmp_path) == choose(tmp_path, "another key") == TILES[0] and len(timed) == 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert choose(tmp_path) == TILES[1]
+
+
+def test_a_plan_belongs_to_a_mode():
+    """What is recorded in deterministic mode is not replayed outside, nor the other way round."""
+    from masm_ext.kernels import tape
+
+    def key():
+        return tape._key(choose, (torch.ones(2),), {})[0]
+
+    before = key()
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert key() != before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert key() == before
+
+
+def test_a_tile_that_does_not_run_is_left_out(monkeypatch):
     def bench(launch, **_):
         launch()
         return 1.0
 
     def launch(tile):
         if tile == TILES[0]:
-            raise tuning.OutOfResources(300_000, 232_448, "shared memory")
+            raise ValueError("PassManager::run failed")
+        if tile == TILES[2]:
+            raise OutOfResources(300_000, 232_448, "shared memory")
 
+    TILES = (Tile(1, 1, 1, 1, 1), Tile(2, 2, 2, 2, 2), Tile(3, 3, 3, 3, 3))
     monkeypatch.setattr(tuning.triton.testing, "do_bench", bench)
-    assert tuning.measure(TILES, launch) == TILES[1]
-    with pytest.raises(tuning.OutOfResources):
-        tuning.measure(TILES[:1], launch)
-
-
-def test_stream_is_not_chosen_for_dx_alone(monkeypatch):
-    """It has no kernel for it: the product would be that of another strategy, chosen by nobody."""
-    from masm_ext.kernels import small_batch, subspace_linear
-
-    monkeypatch.setattr(small_batch, "available", lambda t: True)
-    x, weight = torch.empty(16, 4096), [torch.empty(4096, 4096)]
-    arguments = (x, 4096, 4096, 64, weight, Target(90, 132), False)
-    assert subspace_linear._choose(*arguments) == "stream"  # inference
-    assert subspace_linear._choose(*arguments, small=False) == "reference"
+    assert tuning.measure("gemm 16 1024", TILES, launch) == TILES[1]
+    with pytest.raises(RuntimeError, match=r"none of 2 tiles of kernel 'gemm' runs here \(16 1024\).*PassManager") as e:
+        tuning.measure("gemm 16 1024", (TILES[0], TILES[2]), launch)
+    assert isinstance(e.value.__cause__, ValueError)

@@ -179,10 +179,11 @@ def test_the_table_names_only_what_can_serve_a_call(library, monkeypatch):
                         for layers in (1, 3, 5):
                             for learning in (True, False):
                                 call = homes.Call(M, OUT, IN, R, layers, dtype, capability, learning, False, library)
-                                name = homes.choose(call)
-                                chosen.add(name)
-                                if name != homes.REFERENCE:
-                                    x = torch.empty(M, IN, dtype=dtype, device="meta")
-                                    if layers == 1 or not linear_home._too_many(layers, R):
-                                        linear_home._check_supported("subspace_linear", x, R, layers, name)
+                                dx = dataclasses.replace(call, cuda_library=False, backward=True)
+                                for name in (homes.choose(call), homes.choose(dx)):
+                                    chosen.add(name)
+                                    if name != homes.REFERENCE:
+                                        x = torch.empty(M, IN, dtype=dtype, device="meta")
+                                        if layers == 1 or not linear_home._too_many(layers, R):
+                                            linear_home._check_supported("subspace_linear", x, R, layers, name)
     assert chosen == set(homes.STRATEGIES) - (set() if library else {homes.STREAM})

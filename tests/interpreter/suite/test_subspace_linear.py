@@ -301,3 +301,11 @@ def test_both_products_are_used_up_to_their_rank(monkeypatch):
             calls.clear()
             check(draw(33, 20, 24, (R,), dtype), "kext")
             assert len(calls) == expected
+
+
+def test_dx_behind_stream_is_that_of_single():
+    """`stream` is a forward strategy: where it is forced, the backward pass is Triton's."""
+    call = draw(9, 24, 32, (3, 5), torch.bfloat16, layers=2)
+    p = call.exact()[1].float()
+    for a, b in zip(call.backward(p, "stream"), call.backward(p, "single")):
+        assert torch.equal(a, b)
