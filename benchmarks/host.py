@@ -13,6 +13,7 @@ kernels take less than this.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from masm_ext.kernels import fold, subspace_linear, subspace_penalty, tape, tuning
+from masm_ext.kernels import tape, tuning
 from masm_ext.kernels.launch import Target
 from masm_ext.nn import MASMLinear
 from masm_ext.ops import subspace_linear as linear
@@ -90,11 +91,10 @@ def cuda_on_the_cpu() -> Iterator[StandInDriver]:
     Triton has seen of a driver it keeps."""
     stand_in = StandInDriver()
     driver.set_active(stand_in)
-    modules = {m.__name__.rpartition(".")[2]: m for m in (subspace_linear, subspace_penalty, fold)}
     library = torch.library.Library("masm", "IMPL")
     for (op, device), (kind, file) in HOMES.items():
         if device == "cuda" and kind == TRITON:
-            module = modules[Path(file).stem]
+            module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", OVERRIDING, UserWarning)
                 library.impl(op, getattr(module, op), "CPU", allow_override=True)
