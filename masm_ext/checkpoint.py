@@ -194,7 +194,8 @@ def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEn
         raise ValueError(
             f"save_adapter: {len(changed)} frozen tensors changed since convert(): {_some(changed, 20)}. An adapter "
             "does not carry them, so the loaded model would be another one. Name their modules in modules_to_save "
-            "before convert, or keep them as they are in training (batch norms: in eval mode). Where other base "
+            "before convert, or keep them as they are in training (batch norms: in eval mode; averages made by hand: "
+            "of the trainable parameters only). Where other base "
             "weights were loaded on purpose after convert(), call masm_ext.convert.record_base(model) then"
         )
     if cast:

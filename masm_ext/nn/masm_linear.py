@@ -116,6 +116,11 @@ class MASMLinear(nn.Module):
         """:attr:`principal`. Not W: the dense weight is :meth:`folded_weight`."""
         return self.principal
 
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # the mask may be a row of a table: what saves storages would save, or refuse, all of it
+        destination[prefix + "mask"] = self.mask.detach().clone()
+
     def get_extra_state(self) -> Tensor:
         """uint8: the base hash and the number of steps taken, a hexadecimal digit per element."""
         steps = self.restored_steps if self._steps is None else int(self._steps)
