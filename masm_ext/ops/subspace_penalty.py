@@ -25,7 +25,7 @@ def _setup_context(ctx, inputs, output) -> None:
     gradients = output[2]
     ctx.mark_non_differentiable(gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(gradients)
+    ctx.save_for_backward(gradients, *u, *v, *s)
     ctx.shapes = [t.shape for t in (*u, *v, *s)]
     ctx.dtype = u[0].dtype
     ctx.has_gradients = need_gradients
@@ -33,13 +33,14 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 class _NotTwice(torch.autograd.Function):
-    """The identity, without a derivative."""
+    """The first of its arguments, without a derivative: ``gradients`` was made without a graph, so that a second
+    derivative would be a silent zero."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor) -> Tensor:
-        return t.clone()
+    def forward(gradient: Tensor, *depends_on: Tensor) -> Tensor:
+        return gradient.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -64,7 +65,7 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
         )
     if not ctx.has_gradients:
         raise RuntimeError("masm::subspace_penalty was called with need_gradients=False and cannot be differentiated")
-    (gradients,) = ctx.saved_tensors
+    gradients, *factors = ctx.saved_tensors
     # one scaled sum over the whole model, cut into the parameters afterwards
     if g_orthogonality is None:
         flat = gradients[1] * g_spectral
@@ -73,7 +74,7 @@ def _backward(ctx, g_orthogonality: Tensor | None, g_spectral: Tensor | None, _)
         if g_spectral is not None:
             flat = torch.addcmul(flat, gradients[1], g_spectral)
     if torch.is_grad_enabled():  # create_graph, or torch.func
-        flat = _NotTwice.apply(flat)
+        flat = _NotTwice.apply(flat, *factors)
     pieces = flat.to(ctx.dtype).split([shape.numel() for shape in ctx.shapes])
     pieces = [piece.view(shape) for piece, shape in zip(pieces, ctx.shapes)]
     return none, pieces[:L], pieces[2 * L :], pieces[L : 2 * L], none, none, None, None, None
