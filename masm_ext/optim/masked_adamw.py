@@ -197,7 +197,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         if self.masks is None or not any(map(any, weights)):
             return [], None
         values, gradients = penalty_gradients(list(self.masks.layers.values()))
-        self.penalties = values[0], values[1]
+        self.penalties = values.unbind()
         pieces: dict[tuple, tuple[Tensor, ...]] = {}  # by the weights of a group and the dtype of the factors
         penalties = []
         for p, group, place in zip(plan.params, plan.group_of, plan.places):
@@ -207,11 +207,11 @@ class MaskedAdamW(torch.optim.Optimizer):
                 continue
             dtype, index = place
             if (own, dtype) not in pieces:
-                flat = gradients[dtype]
-                weighted = (flat[0] * own[0]).add_(flat[1], alpha=own[1])
+                orthogonality, spectral = gradients[dtype].unbind()
+                weighted = (orthogonality * own[0]).add_(spectral, alpha=own[1])
                 pieces[own, dtype] = weighted.split(plan.lengths[dtype])
             penalties.append(pieces[own, dtype][index].view(p.shape))
-        return penalties, (~(values[0] + values[1]).isfinite()).float().reshape(1)
+        return penalties, (~values.isfinite().all()).float().reshape(1)
 
     def _plan(self, params: list[Tensor]) -> _Plan:
         """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""

@@ -233,3 +233,41 @@ def test_a_copy_goes_its_own_way():
         observe(twin, 0.1 * rank, torch.ones(4, 2))
     assert torch.equal(masks.masks, before) and not torch.equal(twin.masks, before)
     assert torch.equal(torch.stack([layer.mask for layer in twin.layers.values()]), twin.masks != 0)
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "kept"), [(0.28, 25, 7), (0.07, 100, 7), (0.5, 5, 3), (1.0, 9, 9), (1e-9, 4, 1), (0.1, 30, 3)]
+)
+def test_the_share_of_active_layers_is_exact(share, layers, kept):
+    """0.28 * 25 is 7.000000000000001 in floating point."""
+    chosen = bias_variance(torch.rand(layers, 2), torch.zeros(layers, 2), MASMConfig(mask_active_fraction=share))
+    assert chosen.sum(0).tolist() == [kept] * 2
+    _, masks = build(mask_active_fraction=share)
+    assert masks._rules[4] == min(4, -(-round(share * 400) // 100) or 1)
+
+
+def test_a_mask_that_changed_is_noticed_by_an_older_graph():
+    """Its backward pass would compute gradients of other blocks than the forward pass kept memory for."""
+    model, masks = build(mask_warmup=1, mask_interval=1, mask_active_fraction=0.25, mask_probe_interval=0)
+    rank = torch.tensor([[0.9], [0.3], [0.2], [0.1]]).expand(4, 2)
+    observe(masks, rank, torch.ones(4, 2))
+    y = model(torch.randn(3, 8)).sum()
+    observe(masks, rank, torch.ones(4, 2))  # a selection of the same masks
+    y.backward(retain_graph=True)
+    observe(masks, torch.tensor([[-5.0], [9.0], [0.0], [0.0]]).expand(4, 2), torch.ones(4, 2))
+    assert masks.masks[:, 0].tolist() == [0, 1, 0, 0]
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|mask has changed since"):
+        y.backward()
+
+
+def test_the_masks_of_the_layers_are_rows_of_the_table():
+    model, masks = build()
+    model.double()
+    held = [layer.mask for layer in masks.layers.values()]
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    again = [layer.mask for layer in masks.layers.values()]
+    assert all(a is b for a, b in zip(held, again))
+    model[0].mask = torch.tensor([True, False])  # another tensor: taken over, and a row again
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    assert model[0].mask.tolist() == [True, False] and masks.masks[0].tolist() == [1, 0]
+    assert model[0].mask.untyped_storage().data_ptr() == model[1].mask.untyped_storage().data_ptr()

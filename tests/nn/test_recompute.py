@@ -212,3 +212,31 @@ def test_autocast():
         want = gradients(model, x, recompute=False)
         got = gradients(model, x, recompute=True)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+class NoisyLayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x) + torch.randn_like(x)
+
+
+def own_forward(norm):
+    forward = norm.forward
+    norm.forward = lambda x: forward(x) + torch.randn_like(x)
+    return norm
+
+
+@pytest.mark.parametrize("make", [NoisyLayerNorm, lambda n: own_forward(nn.LayerNorm(n))], ids=["subclass", "instance"])
+def test_a_norm_that_draws_noise_does_not_run_again(make):
+    model = nn.Sequential(nn.Linear(16, 16), make(16), nn.Linear(16, 16))
+    config = MASMConfig(target_modules=["2"], num_subspaces=2, subspace_rank=2)
+    convert(model, config, use_cache=False, progress=False)
+    model[0].requires_grad_(True)
+    x, dy, grads = torch.randn(64, 16), torch.randn(64, 16), []
+    for context in (nullcontext(), recompute_inputs(model)):
+        model.zero_grad()
+        torch.manual_seed(3)
+        with context:
+            y = model(x)
+        y.backward(dy)
+        grads.append(model[2].v.grad.clone())
+    assert torch.equal(*grads)

@@ -48,10 +48,22 @@ def warm(**options):
 
 def test_a_step_waits_for_nothing():
     with warm() as (optimizer, watch):
+        held = [layer.mask for layer in optimizer.masks.layers.values()]
+        versions = [mask._version for mask in held]
         for _ in range(3):
             optimizer.step()
         assert watch.uploads == 0
+        # a graph of an earlier forward pass stays good: to see whether a mask changed would be to wait
+        assert all(layer.mask is mask for layer, mask in zip(optimizer.masks.layers.values(), held))
+        assert [mask._version for mask in held] == versions
         assert all(t.device.type == "cuda" for t in (optimizer.masks.masks, optimizer._steps, optimizer._outcomes))
+
+
+def test_decoupled_penalties_wait_for_nothing():
+    with warm(orthogonality=1e-2, spectral_consistency=1e-3) as (optimizer, watch):
+        for _ in range(2):
+            optimizer.step()
+        assert watch.uploads == 0 and [t.shape for t in optimizer.penalties] == [(), ()]
 
 
 def test_new_rates_go_up_without_waiting_and_once():

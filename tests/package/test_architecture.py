@@ -8,7 +8,8 @@ import masm_ext
 
 #: a file may import only from groups before its own
 ORDER = [
-    ["_library", "reference", "files", "hashing", "wrappers", "recompute"],
+    ["contract"],
+    ["_library", "autocast", "reference", "files", "hashing", "wrappers", "recompute"],
     ["ops", "kernels"],  # ops/homes.py imports kernels when they are called
     ["config", "selection", "decomposition", "adapter_files"],
     ["nn"],
