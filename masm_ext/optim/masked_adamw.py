@@ -208,10 +208,10 @@ class MaskedAdamW(torch.optim.Optimizer):
             dtype, index = place
             if (own, dtype) not in pieces:
                 orthogonality, spectral = gradients[dtype].unbind()
-                weighted = (orthogonality * own[0]).add_(spectral, alpha=own[1])
+                weighted = torch.add(orthogonality * own[0], spectral, alpha=own[1])
                 pieces[own, dtype] = weighted.split(plan.lengths[dtype])
             penalties.append(pieces[own, dtype][index].view(p.shape))
-        return penalties, (~values.isfinite().all()).float().reshape(1)
+        return penalties, torch.logical_not(torch.isfinite(values).all()).to(torch.float32).reshape(1)
 
     def _plan(self, params: list[Tensor]) -> _Plan:
         """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""
