@@ -289,7 +289,7 @@ class LayerMasks:
             "history_steps": torch.tensor([step for step, _ in self._history], dtype=torch.int64),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the state belongs to other layers, or is of another version."""
         parts = self._parts()
         missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)
@@ -306,6 +306,11 @@ class LayerMasks:
                 raise ValueError(f"LayerMasks: {name} must have shape {list(own.shape)}, got {shape}")
         if not ((state["selected"] >= 0) & (state["selected"] <= 1)).all():
             raise ValueError("LayerMasks: selected must hold values in [0, 1]")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError as :meth:`check_state` does; nothing is changed then."""
+        self.check_state(state)
+        parts = self._parts()
         if self._steps_of_model is None:
             self._steps_of_model = self.step
         for name, own in parts.items():  # in place: a captured step goes on with them

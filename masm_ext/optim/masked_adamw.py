@@ -20,7 +20,6 @@ from ..ops import masked_adamw_
 #: pieces of a ViT-L/14's factors are several times as many as thread blocks on a large GPU, which evens out the ends.
 PIECE = 2048
 
-
 #: What a parameter group may hold: the optimizer's own settings, and what torch and its schedulers keep there.
 SETTINGS = ("lr", "betas", "eps", "weight_decay", "orthogonality", "spectral_consistency")
 KNOWN = {"params", "param_names", "name", *SETTINGS}
@@ -90,14 +89,8 @@ class MaskedAdamW(torch.optim.Optimizer):
         layers = _layers_of(every)
         if masks is None and layers:
             masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
-        own = {id(layer) for layer in masks.layers.values()} if masks is not None else set()
-        left_out = [layer for layer in layers if id(layer) not in own]
-        if left_out:
-            raise ValueError(
-                f"MaskedAdamW: {len(left_out)} layers that own parameters are not in masks=, for example "
-                f"{left_out[0]}; build LayerMasks over the whole model"
-            )
         self.masks = masks
+        self._check_covered(every)
         self.penalties: tuple[Tensor, Tensor] | None = None
         self._blocks = _Blocks(masks)
         for p in every:
@@ -140,10 +133,21 @@ class MaskedAdamW(torch.optim.Optimizer):
                 raise ValueError(f"MaskedAdamW: invalid {name}: {value!r}")
         super().add_param_group(param_group)
         if hasattr(self, "_blocks"):  # after construction
+            self._check_covered(param_group["params"])
             for p in param_group["params"]:
                 self._blocks.add(p)
             grown = self._blocks.count - self._steps.numel()
             self._steps = torch.cat([self._steps, self._steps.new_zeros(grown)])
+
+    def _check_covered(self, params: list[Tensor]) -> None:
+        """Raises ValueError if a layer that owns one of the parameters is not in the masks."""
+        own = {id(layer) for layer in self.masks.layers.values()} if self.masks is not None else set()
+        left_out = [layer for layer in _layers_of(params) if id(layer) not in own]
+        if left_out:
+            raise ValueError(
+                f"MaskedAdamW: {len(left_out)} layers that own parameters are not in masks=, for example "
+                f"{left_out[0]}; build LayerMasks over the whole model"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -253,8 +257,10 @@ class MaskedAdamW(torch.optim.Optimizer):
                 + "; was it written by another masm_ext, or over another model?"
             )
         if self.masks is not None:
-            self.masks.load_state_dict(masks)
+            self.masks.check_state(masks)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "masked"})
+        if self.masks is not None:
+            self.masks.load_state_dict(masks)
         # torch casts float state to the parameter's dtype; the moments of half-precision parameters stay float32
         index = [i for g in state_dict["param_groups"] for i in g["params"]]
         own = [p for g in self.param_groups for p in g["params"]]

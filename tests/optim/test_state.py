@@ -286,3 +286,24 @@ def test_accelerate_saves_and_loads_the_state(tmp_path):
     accelerator.load_state(str(tmp_path))
     train(again, its_optimizer, 5, 2)
     assert same(model, again)
+
+
+def test_a_group_that_is_added_must_be_covered_too():
+    model = base()
+    convert(model, CONFIG, use_cache=False, progress=False)
+    optimizer = MaskedAdamW(model[4].parameters())
+    with pytest.raises(ValueError, match="1 layers that own parameters are not in masks="):
+        optimizer.add_param_group({"params": [model[0].u]})
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    model, optimizer = build()
+    train(model, optimizer, 3, 1)
+    before, masks = copy.deepcopy(optimizer.state_dict()), optimizer.masks.masks.clone()
+    other = copy.deepcopy(before)
+    other["param_groups"] = other["param_groups"][:1]
+    other["masked"]["masks"]["selected"].zero_()
+    with pytest.raises(ValueError, match="parameter groups"):
+        optimizer.load_state_dict(other)
+    assert torch.equal(optimizer.masks.masks, masks)
+    train(model, optimizer, 1, 1)
