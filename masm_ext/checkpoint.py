@@ -97,14 +97,12 @@ def save_adapter(
         "layers": {name: _layer_entry(name, layer) for name, layer in layers.items()},
         "saved_modules": saved,
         "base": _base_of(model, base_tensors(modules, layers, saved, config.train_bias)),
-        "masks": [layer.mask.int().tolist() for layer in layers.values()],
+        "masks": [layer.selected_mask.int().tolist() for layer in layers.values()],
     }
     try:
         return write_adapter(Path(folder), record, tensors, lambda *written: _check_loadable(*written, state))
     except AdapterError as error:
-        raise ValueError(
-            f"save_adapter: this model makes an adapter that cannot be loaded: {error} (gather a sharded model first)"
-        ) from error
+        raise ValueError(f"save_adapter: this model makes an adapter that cannot be loaded: {error}") from error
 
 
 def _check_loadable(record: dict[str, Any], tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -29,8 +29,9 @@ class MASMConfig:
             of the spectrum; "contiguous" cuts them in runs.
         train_bias: let the biases of converted layers learn (frozen by default).
 
-    Penalties (coefficients; 0 turns a term off; see :class:`masm_ext.MaskedAdamW`)
-        orthogonality, spectral_consistency.
+    Penalties (coefficients; 0 turns a term off)
+        orthogonality, spectral_consistency: read by :func:`masm_ext.regularization_loss` and the command ``masm``. To
+            have them decoupled, pass them to :class:`masm_ext.MaskedAdamW`, which reads no config.
 
     Masks
         mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`,

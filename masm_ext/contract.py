@@ -263,7 +263,22 @@ def check_masked_adamw(
     for name, tensors in lists.items():
         if len(tensors) != T and not (name == "penalties" and len(tensors) == 0):
             fail(op, f"expected {T} tensors in {name}, one a parameter, got {len(tensors)}")
-    for i, p in enumerate(params):
+    # hundreds of parameters, each step: what fits is seen at once, and names are put together only for an error
+    place, given = mask.device, [tensors or [None] * T for tensors in lists.values()]
+    for i, (p, *rest) in enumerate(zip(params, *given)):
+        dtype, shape, moment = p.dtype, p.shape, accumulate_dtype(p.dtype)
+        if (
+            dtype in FLOATS
+            and p.device == place
+            and p.is_contiguous()
+            and all(
+                t is None
+                or (t.dtype == wanted and t.device == place and t.is_contiguous() and t.shape == shape)
+                or (penalty and t.numel() == 0)
+                for t, wanted, penalty in zip(rest, (dtype, moment, moment, moment), (False, False, False, True))
+            )
+        ):
+            continue
         own = f"params[{i}]"
         check_dtype(op, own, p, *FLOATS)
         check_contiguous(op, own, p)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -23,6 +24,8 @@ from .selection import SelectedLayers, matching_linears
 
 #: Selections that the device remembers until the host reads them.
 HISTORY_ROWS = 256
+#: Selections that the host remembers, and the state of an optimizer holds: 9 MB for 96 layers and 3 subspaces.
+HISTORY_KEPT = 1024
 
 #: A policy of one's own: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
@@ -42,8 +45,10 @@ class LayerMasks:
     constant gradient 1. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
 
     A new object starts with the masks that the layers have: all active after :func:`masm_ext.convert`, those of the
-    adapter after :func:`masm_ext.load_adapter`. From then on ``layer.mask`` is a row of its table; a mask that is
-    changed there, in place, counts as selected.
+    adapter after :func:`masm_ext.load_adapter`. Once an optimizer has it, ``layer.mask`` is a row of its table; a mask
+    that is changed there, in place (not through ``.data``), counts as selected. The rows share a version counter: after
+    such a change a backward pass through an older graph is refused. On CUDA the policy's own changes are not counted,
+    because to see whether there was one would be to wait.
 
     A mask of 0 leaves parameters, moments and decay of a block bit for bit as they are, and the backward pass does not
     compute its gradients. Because its statistics stand still meanwhile, a masked block is probed: every
@@ -100,19 +105,21 @@ class LayerMasks:
             torch.zeros(rows, L, K, 4, dtype=torch.float64, device=device),  # a ring of selections
             torch.zeros(rows, dtype=torch.int64, device=device),  # and their steps
         ]
-        self._history: list[tuple[int, Tensor]] = []  # (step, record [L, K, 4])
+        self._history: deque[tuple[int, Tensor]] = deque(maxlen=HISTORY_KEPT)  # (step, record [L, K, 4])
         self._read = 0  # selections that went from the ring into the list
         self._calls = 0  # since then
-        self._steps_of_model: int | None = None  # after load_state_dict: the steps that the layers had seen before
-        self._bind()
+        self._owner: object | None = None  # the optimizer that it belongs to
+        self._views()
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("masks", "_rows", "_steps", "_bound")  # pickle makes tensors of their own out of views
+        views = ("masks", "_rows", "_steps", "_probing")  # pickle makes tensors of their own out of views
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._bind()
+        self._views()
+        if self._owner is not None:
+            self._attach()
 
     @property
     def step(self) -> int:
@@ -138,8 +145,9 @@ class LayerMasks:
     def history(self) -> list[dict[str, Any]]:
         """One dict per selection: step, mask, snr, signal, power (nested lists, [L][K]).
 
-        The last 256 are kept on the device and read from time to time (a step that does so waits). Replays of a CUDA
-        graph cannot: read this property between them, or a warning says how many selections were not recorded.
+        Of more than 1,024 selections the last are kept. The last 256 are on the device and are read from time to time
+        (a step that does so waits). Replays of a CUDA graph cannot: read this property between them, or a warning says
+        how many selections were not recorded.
         """
         self._drain()
         return [
@@ -152,10 +160,9 @@ class LayerMasks:
 
         stats float64 [B, 2] with B >= L * K and found float32 [1]: what ``masm::masked_adamw_`` returned (a step that
         was not taken changes nothing); owned bool [L, K]: blocks that own a part of a parameter that got a gradient.
-        All on one device, to which the state moves.
+        All on the device of the layers.
         """
-        self.to(stats.device)
-        self._bind()
+        self.in_force()
         if self._selects:
             self._make_room()
         before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
@@ -163,38 +170,65 @@ class LayerMasks:
             self._ask_policy(stats, owned)
         else:
             update_masks_(*self._state, stats, found, owned, *self._rules)
-        if before is not None and not torch.equal(before, self._state[3]):
-            # a backward pass through an older forward pass is then refused; elsewhere to look would be to wait
-            torch.autograd.graph.increment_version(self._state[3])
+            if before is not None and not torch.equal(before, self._state[3]):
+                torch.autograd.graph.increment_version(self._state[3])
         self._version = self._state[3]._version
 
-    def in_force(self, device: torch.device) -> Tensor:
-        """:attr:`masks` on the device, with what was changed in the masks of the layers."""
-        self.to(device)._bind()
+    def claim(self, owner: object) -> None:
+        """Called by an optimizer when it is made: the layers' masks and step counts are rows of this table from now on.
+
+        An earlier owner of the layers, or of this object, is refused at its next step."""
+        self._owner = owner
+        self._attach()
+
+    def in_force(self, owner: object | None = None) -> Tensor:
+        """:attr:`masks` on the device of the layers, with what was changed in the masks of the layers.
+
+        Raises RuntimeError if another optimizer, or another LayerMasks, has taken the layers over since."""
+        if self._owner is None:
+            self.claim(self)
+        if owner is not None and owner is not self._owner:
+            raise RuntimeError(
+                "MaskedAdamW: another optimizer was made with the same masks, and one table counts the steps of one "
+                "optimizer; use parameter groups of one optimizer instead"
+            )
+        if any(layer.__dict__["_steps"] is not self._steps for layer in self.layers.values()):
+            raise RuntimeError(
+                "LayerMasks: another optimizer was made over these layers, and a layer's masks and step count have one "
+                "owner; use parameter groups of one optimizer, or go on with the new one only"
+            )
+        self._bind()
         return self.masks
 
-    def to(self, device: torch.device) -> LayerMasks:
-        """Move the state, in place."""
-        if self._state[0].device != device:
-            self._state = [t.to(device) for t in self._state]
-            self._bind()
-        return self
+    def _views(self) -> None:
+        """Views of the state by name."""
+        self._rows, (self._steps, _) = self._state[3].unbind(), self._state[4].unbind()
+        self._probing = self._state[1].unbind()[1].unbind()
+        self.masks = self._state[2].unbind()[1]
+        self._version = self._state[3]._version
+
+    def _attach(self) -> None:
+        for layer, probing in zip(self.layers.values(), self._probing):
+            layer.__dict__["_steps"], layer.__dict__["_probing"] = self._steps, probing
+        self._bind()
 
     def _bind(self) -> None:
-        """Make the masks of the layers rows of the table, and take over what was changed in them."""
-        live, counters = self._state[3], self._state[4]
-        if getattr(self, "_bound", None) is not live:
-            self._bound, self._version = live, live._version
-            self._rows, (self._steps, _) = live.unbind(), counters.unbind()
-            _, self.masks = self._state[2].unbind()
+        """Move to the device of the layers, make their masks rows of the table, and take over what was changed in them.
+
+        Attributes are set past nn.Module, whose ``__setattr__`` would cost more than the rest of a small step."""
+        device = next(iter(self.layers.values())).principal.device
+        if self._state[0].device != device:
+            self._state = [t.to(device) for t in self._state]
+            self._views()
+            self._attach()
+            return
         for layer, row in zip(self.layers.values(), self._rows):
-            if layer.mask is not row:
-                row.copy_(layer.mask)
-                layer.mask = row
-            layer._steps = self._steps
-        if live._version != self._version:
+            if layer._buffers["mask"] is not row:
+                row.copy_(layer._buffers["mask"])
+                layer._buffers["mask"] = row
+        if self._state[3]._version != self._version:
             self._adopt()
-            self._version = live._version
+            self._version = self._state[3]._version
 
     def _adopt(self) -> None:
         """Masks that were changed in the layers (by a state_dict, or by hand) are the selected ones."""
@@ -208,15 +242,13 @@ class LayerMasks:
 
         Raises RuntimeError if the state_dict of one was loaded and that of the other, of the same step, was not.
         """
-        restored = [layer.restored_steps for layer in self.layers.values()]
-        if self._steps_of_model is None and not any(steps is not None for steps in restored):
+        restored = {layer.__dict__["restored_steps"] for layer in self.layers.values()} - {None}
+        if not restored:
             return
         own = self.step
-        model = own if self._steps_of_model is None else self._steps_of_model
-        steps = {model if steps is None else steps for steps in restored} - {ANY_STEP}
-        if steps - {own}:
+        if restored - {ANY_STEP, own}:
             raise RuntimeError(
-                f"LayerMasks: the model's layers are at step {sorted(steps)}, the optimizer and its masks at {own}: "
+                f"LayerMasks: the model's layers are at step {sorted(restored)}, the optimizer and its masks at {own}: "
                 "only one of the two was restored. Load the state_dict of both, saved at the same step; to go on from "
                 "these weights with this optimizer on purpose, call optimizer.masks.accept_layers() first"
             )
@@ -224,7 +256,6 @@ class LayerMasks:
 
     def accept_layers(self) -> None:
         """Declare that the values the layers have now belong to this optimizer, wherever they were loaded from."""
-        self._steps_of_model = None
         for layer in self.layers.values():
             layer.restored_steps = None
 
@@ -235,18 +266,23 @@ class LayerMasks:
     def _ask_policy(self, stats: Tensor, owned: Tensor) -> None:
         """A step as masm::update_masks_ takes it, with a selection by the callable in its middle."""
         sums, counts, masks, live, counters, *_ = self._state
-        update_statistics_(sums, stats, owned & (self.masks != 0), self.config.mask_decay)
-        counters[0] += 1
-        step, snr = self.step, self.snr
+        averages = sums.clone()
+        update_statistics_(averages, stats, owned & (self.masks != 0), self.config.mask_decay)
+        step, snr = self.step + 1, snr_of(*averages)
         chosen = torch.as_tensor(self.policy(snr, step, masks[0].clone()), dtype=torch.float32, device=masks.device)
         if chosen.shape != snr.shape or not ((chosen >= 0) & (chosen <= 1)).all():
             raise ValueError(
                 f"the mask policy must return values in [0, 1] of shape [L, K] = {list(snr.shape)}, "
                 f"got shape {list(chosen.shape)}, values {chosen.min():.3g} to {chosen.max():.3g}"
             )
+        sums.copy_(averages)
+        counters[0] += 1
         masks[0].copy_(chosen)
-        self._history.append((step, torch.stack([chosen.double(), snr, *sums], -1).cpu()))
-        settle_masks_(counts, masks, live, self.config.mask_probe_interval, self.config.mask_probe_steps)
+        self._history.append((step, torch.stack([chosen.double(), snr, *averages], -1).cpu()))
+        now = live.clone()
+        settle_masks_(counts, masks, now, self.config.mask_probe_interval, self.config.mask_probe_steps)
+        if not torch.equal(now, live):
+            live.copy_(now)
 
     def _make_room(self) -> None:
         """Read the ring while what the steps since the last reading may have selected is still in it."""
@@ -265,7 +301,7 @@ class LayerMasks:
                 stacklevel=3,
             )
         places = torch.arange(first, made, device=ring.device) % rows
-        self._history += zip(steps[places].tolist(), ring[places].cpu())
+        self._history.extend(zip(steps[places].tolist(), ring[places].cpu()))
         self._read, self._calls = made, 0
 
     def _parts(self) -> dict[str, Tensor]:
@@ -277,7 +313,8 @@ class LayerMasks:
         """Tensors (on the CPU) and plain values: everything that a resumed run needs to go on bit for bit.
         :class:`masm_ext.MaskedAdamW` keeps it in its own."""
         self._drain()
-        self._bind()
+        if self._owner is not None:
+            self._bind()
         state: dict[str, Any] = {name: value.cpu().clone() for name, value in self._parts().items()}
         L, K = self.masks.shape
         records = [record for _, record in self._history]
@@ -310,19 +347,20 @@ class LayerMasks:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError as :meth:`check_state` does; nothing is changed then."""
         self.check_state(state)
+        self.in_force()
         parts = self._parts()
-        if self._steps_of_model is None:
-            self._steps_of_model = self.step
+        for layer in self.layers.values():
+            if layer.restored_steps is None:  # its values are those of the step before; see check_restored
+                layer.restored_steps = self.step
         for name, own in parts.items():  # in place: a captured step goes on with them
             own.copy_(state[name])
         _, counts, masks, live, counters, *_ = self._state
         counters[0].fill_(int(state["step"]))
         counters[1].zero_()
-        self._history = list(zip(state["history_steps"].tolist(), state["history"].cpu().unbind()))
+        self._history = deque(zip(state["history_steps"].tolist(), state["history"].cpu().unbind()), HISTORY_KEPT)
         self._read = self._calls = 0
         force_masks_(counts, masks, live)
         self._version = live._version
-        self._bind()
 
 
 def _ranking(config: MASMConfig, L: int) -> tuple[float, int, float, int]:
@@ -330,7 +368,7 @@ def _ranking(config: MASMConfig, L: int) -> tuple[float, int, float, int]:
     least = min(L, max(1, config.mask_min_active))
     if config.mask_threshold is not None:
         return config.mask_hysteresis, 0, config.mask_threshold, least
-    keep = min(L, max(least, math.ceil(Fraction(repr(config.mask_active_fraction)) * L)))
+    keep = min(L, max(least, math.ceil(Fraction(repr(float(config.mask_active_fraction))) * L)))
     return config.mask_hysteresis, keep, 0.0, least
 
 

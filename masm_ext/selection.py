@@ -151,6 +151,12 @@ def check_convertible(model: nn.Module, linears: Mapping[str, nn.Module]) -> Non
             )
         if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks:
             raise ValueError(f"{name!r} has hooks, which conversion would drop: convert first, then register them")
+        extra = [*set(linear._parameters) - {"weight", "bias"}, *linear._buffers, *linear._modules]
+        if extra:
+            raise ValueError(
+                f"{name!r} holds {', '.join(sorted(extra))} beside its weight and bias, which conversion would drop: "
+                "exclude it, or move them to another module"
+            )
         for key in ("weight", "bias"):
             _check_parameter(name, key, linear, owners)
 

@@ -206,16 +206,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   // What nobody reads may be a broadcast placeholder: it is not laid out.
   const Tensor x2 = sum_dv ? as_rows(x) : x;
   const Tensor p2 = sum_du || sum_ds ? as_rows(p) : p;
-  const Tensor none = torch::stable::new_empty(weight, {0});
-  Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none;
-  Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : none;
+  // one for each gradient that is not needed: outputs of an op must not be the same tensor
+  const auto none = [&] { return torch::stable::new_empty(weight, {0}); };
+  Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none();
+  Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : dx;
   const bool folded = L == 0 && folds(weight.scalar_type(), M, N, D),
              dense_first = dense_goes_first(weight.scalar_type());
   if (need_dx && folded) dense(dy2, fold(weight, u, s, v), dx2, false);
   const bool write_dx = need_dx && !folded && M > 0 && D > 0;
   if (write_dx && dense_first) dense(dy2, weight, dx2, false);
   const Tensor ua = as_type(u, acc), sa = as_type(s, acc), va = as_type(v, acc);
-  Tensor du = none, ds = none, dv = none, db = none;
+  Tensor du = none(), ds = none(), dv = none(), db = none();
   dispatch_rows(weight.scalar_type(), [&](auto t, auto read_as, auto a, const auto& kernel) {
     using T = decltype(t);
     using S = decltype(read_as);

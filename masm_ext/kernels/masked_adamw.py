@@ -16,9 +16,10 @@ _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the
 #: Tables of addresses on the device, by what they hold: gradients mostly come to lie where they lay before.
 _tables: OrderedDict[tuple, Tensor] = OrderedDict()
 _TABLES = 8
-#: Pinned memory of an earlier step, by its shape: while a CUDA graph is captured none can be allocated.
-_spare: dict[torch.Size, Tensor] = {}
-#: Pinned memory that the copy of a captured graph reads at each replay.
+#: Pinned memory for steps that are captured, by its shape: while a CUDA graph is captured none can be allocated.
+_spare: dict[torch.Size, list[Tensor]] = {}
+_SPARES = 2
+#: Pinned memory that the copies of captured graphs read at each replay: kept, since nothing tells when a graph ends.
 _captured: list[Tensor] = []
 
 
@@ -63,27 +64,41 @@ def _table(params, grads, exp_avgs, exp_avg_sqs, penalties, device: torch.device
         (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), e, p.numel(), _KINDS.index(p.dtype))
         for p, g, m, v, e in zip(params, grads, exp_avgs, exp_avg_sqs, penalized)
     )
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    key = (device, rows)
-    if key in _tables and not capturing:
+    if device.type != "cuda":
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 7).to(device)
+    host = torch.Size([len(rows), 7])
+    if torch.cuda.is_current_stream_capturing():
+        return _upload(rows, _spare_for_capture(host), device)
+    spares = _spare.setdefault(host, [])
+    while len(spares) < _SPARES:
+        spares.append(_pinned(host))
+    # another stream would have to wait for the upload
+    key = (device, torch.cuda.current_stream(device).cuda_stream, rows)
+    if key in _tables:
         _tables.move_to_end(key)
         return _tables[key]
-    host = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 7)
-    if device.type != "cuda":
-        return host.to(device)
-    if capturing:
-        pinned = _spare.pop(host.shape, None)
-        if pinned is None:
-            raise RuntimeError(
-                "masm::masked_adamw_: a step over these parameters is captured that was not taken before; take one "
-                "step outside the graph first"
-            )
-        _captured.append(pinned.copy_(host))
-        return torch.empty_like(host, device=device).copy_(pinned, non_blocking=True)
-    if host.shape not in _spare:
-        _spare[host.shape] = torch.empty_like(host, pin_memory=True)
-    table = host.pin_memory().to(device, non_blocking=True)  # the copy from pinned memory does not wait
-    _tables[key] = table
+    _tables[key] = _upload(rows, _pinned(host), device)
     if len(_tables) > _TABLES:
         _tables.popitem(last=False)
-    return table
+    return _tables[key]
+
+
+def _spare_for_capture(shape: torch.Size) -> Tensor:
+    spares = _spare.get(shape)
+    if not spares:
+        raise RuntimeError(
+            f"masm::masked_adamw_: no pinned memory is left for a captured step over {shape[0]} parameters; take one "
+            f"step over them outside of a graph before each capture, and capture at most {_SPARES} steps in a graph"
+        )
+    _captured.append(spares.pop())
+    return _captured[-1]
+
+
+def _pinned(shape: torch.Size) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64, pin_memory=True)
+
+
+def _upload(rows: tuple, pinned: Tensor, device: torch.device) -> Tensor:
+    """The copy from pinned memory does not wait."""
+    pinned.copy_(torch.tensor(rows, dtype=torch.int64).reshape(pinned.shape))
+    return torch.empty(pinned.shape, dtype=torch.int64, device=device).copy_(pinned, non_blocking=True)

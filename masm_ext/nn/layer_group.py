@@ -51,7 +51,7 @@ class LayerGroup:
             self._scopes.stack.append(_Scope())
 
     def _close(self, owner: nn.Module, args: tuple, output: object) -> None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self._scopes.stack:
             self._scopes.stack.pop()
 
     def output(self, layer: MASMLinear, x: Tensor) -> Tensor | None:
@@ -63,6 +63,8 @@ class LayerGroup:
         if index is None or not self._scopes.stack:
             return None
         scope = self._scopes.stack[-1]
+        if scope.hooks is not _saving_hooks():  # a checkpoint inside the owner, whose recomputation has no scope
+            return None
         if scope.x is not x or index not in scope.outputs or scope.outputs[index][0] != _state(layer, x):
             outputs = self._run(x)
             scope.x = x
@@ -111,6 +113,7 @@ class _Scope:
     of the layer, with the state they were computed in."""
 
     def __init__(self) -> None:
+        self.hooks = _saving_hooks()
         self.x: Tensor | None = None
         self.outputs: dict[int, tuple[tuple, Tensor]] = {}
 
@@ -123,6 +126,12 @@ class _Scopes(threading.local):
 
     def __reduce__(self) -> tuple:
         return _Scopes, ()
+
+
+def _saving_hooks() -> object | None:
+    """What packs the tensors that autograd saves here, if anything does: another one inside a checkpoint."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if hooks is None else hooks[0]
 
 
 def _state(layer: MASMLinear, x: Tensor) -> tuple:

@@ -68,9 +68,10 @@ class MASMLinear(nn.Module):
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
         self.base_hash = base_hash
-        #: Steps of the optimizer that its values have seen: counted by LayerMasks ...
+        #: Set by LayerMasks: steps of the optimizer that the values have seen, and probe steps left per subspace.
         self._steps: Tensor | None = None
-        #: ... or read from a state_dict, until the optimizer has compared it with its own.
+        self._probing: Tensor | None = None
+        #: Steps read from a state_dict, until the optimizer has compared them with its own.
         self.restored_steps: int | None = None
         self.register_buffer("principal", parts.weight.detach())
         self.u = nn.Parameter(parts.u.detach().clone())
@@ -123,8 +124,10 @@ class MASMLinear(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """uint8: the base hash and the number of steps taken, a hexadecimal digit per element."""
-        steps = self.restored_steps if self._steps is None else int(self._steps)
-        digits = f"{self.base_hash:0>64}{max(0, steps or 0):016x}"
+        steps = self.restored_steps
+        if steps is None or steps == ANY_STEP:
+            steps = 0 if self._steps is None else int(self._steps)
+        digits = f"{self.base_hash:0>64}{steps:016x}"
         # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
         return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
 
@@ -177,6 +180,11 @@ class MASMLinear(nn.Module):
         for layer in layers:
             if layer.layer_group is not None:
                 layer.layer_group.dissolve()
+
+    @property
+    def selected_mask(self) -> Tensor:
+        """bool [K]: ``mask`` without the masked subspaces that are unmasked for a probe just now."""
+        return self.mask if self._probing is None else self.mask & (self._probing.to(self.mask.device) == 0)
 
     @property
     def num_subspaces(self) -> int:

@@ -86,11 +86,14 @@ class MaskedAdamW(torch.optim.Optimizer):
         values = (lr, betas, eps, weight_decay, orthogonality, spectral_consistency)
         super().__init__(params, dict(zip(SETTINGS, values, strict=True)))
         every = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        layers = _layers_of(every)
-        if masks is None and layers:
+        layers = _layers_of(every, {id(layer) for layer in masks.layers.values()} if masks is not None else set())
+        if masks is None and layers:  # the masks of the layers, as they are
             masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
         self.masks = masks
         self._check_covered(every)
+        self._claim = object()
+        if masks is not None:
+            masks.claim(self._claim)
         self.penalties: tuple[Tensor, Tensor] | None = None
         self._blocks = _Blocks(masks)
         for p in every:
@@ -116,8 +119,14 @@ class MaskedAdamW(torch.optim.Optimizer):
         return skipped
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("masks", "penalties", "_blocks", "_steps", "_outcomes")}
+        own = {name: getattr(self, name) for name in ("masks", "_claim", "penalties", "_blocks", "_steps", "_outcomes")}
         return {**super().__getstate__(), **own, "_hyper": _Hyper(), "_last_plan": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # of a state that was written before a setting existed
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         unknown = sorted(set(param_group) - KNOWN - SCHEDULED)
@@ -128,13 +137,15 @@ class MaskedAdamW(torch.optim.Optimizer):
             )
         for name in SETTINGS:
             value = param_group.get(name, self.defaults[name])
-            ok = all(0 <= b < 1 for b in value) and len(value) == 2 if name == "betas" else value >= 0
-            if not ok:
+            if not _is_valid(name, value):
                 raise ValueError(f"MaskedAdamW: invalid {name}: {value!r}")
-        super().add_param_group(param_group)
+        params = param_group["params"]
+        param_group = {**param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
         if hasattr(self, "_blocks"):  # after construction
-            self._check_covered(param_group["params"])
-            for p in param_group["params"]:
+            self._check_covered([p for p in param_group["params"] if isinstance(p, Tensor)])
+        super().add_param_group(param_group)
+        if hasattr(self, "_blocks"):
+            for p in self.param_groups[-1]["params"]:
                 self._blocks.add(p)
             grown = self._blocks.count - self._steps.numel()
             self._steps = torch.cat([self._steps, self._steps.new_zeros(grown)])
@@ -142,7 +153,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def _check_covered(self, params: list[Tensor]) -> None:
         """Raises ValueError if a layer that owns one of the parameters is not in the masks."""
         own = {id(layer) for layer in self.masks.layers.values()} if self.masks is not None else set()
-        left_out = [layer for layer in _layers_of(params) if id(layer) not in own]
+        left_out = [layer for layer in _layers_of(params, own) if id(layer) not in own]
         if left_out:
             raise ValueError(
                 f"MaskedAdamW: {len(left_out)} layers that own parameters are not in masks=, for example "
@@ -182,7 +193,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in plan.states],
             penalties,
             self._steps,
-            self._blocks.mask(plan.unmasked),
+            self._blocks.mask(plan.unmasked, self._claim),
             plan.segments,
             self._hyper.table(self.param_groups, device).index_select(0, plan.groups),
             _scalar(getattr(self, "grad_scale", None), device),
@@ -198,9 +209,9 @@ class MaskedAdamW(torch.optim.Optimizer):
         an empty list; and whether the penalties are not finite, float32 [1], or None."""
         self.penalties = None
         weights = [(g["orthogonality"], g["spectral_consistency"]) for g in self.param_groups]
-        if self.masks is None or not any(map(any, weights)):
+        if not plan.layers or not any(map(any, weights)):
             return [], None
-        values, gradients = penalty_gradients(list(self.masks.layers.values()))
+        values, gradients = penalty_gradients(plan.layers)
         self.penalties = values.unbind()
         pieces: dict[tuple, tuple[Tensor, ...]] = {}  # by the weights of a group and the dtype of the factors
         penalties = []
@@ -277,10 +288,34 @@ def _scalar(value: Tensor | None, device: torch.device) -> Tensor | None:
     return None if value is None else value.detach().to(device, torch.float32).reshape(1)
 
 
-def _layers_of(params: list[Tensor]) -> list[MASMLinear]:
-    """The MASMLinears that own parameters, in the order of these."""
-    owners = {id(p): layer for layer in list(LAYERS) for p in (layer.u, layer.s, layer.v)}
-    return list({id(owners[id(p)]): owners[id(p)] for p in params if id(p) in owners}.values())
+def _is_valid(name: str, value: Any) -> bool:
+    try:
+        if name == "betas":
+            return len(value) == 2 and all(0 <= beta < 1 for beta in value)
+        return bool(value >= 0)
+    except TypeError:
+        return False
+
+
+def _layers_of(params: list[Tensor], preferred: set[int]) -> list[MASMLinear]:
+    """The MASMLinears that own parameters, in the order of these. Where a shallow copy owns them, too: the one whose id
+    is ``preferred``, or a ValueError."""
+    owners: dict[int, list[MASMLinear]] = {}
+    for layer in list(LAYERS):
+        for p in (layer.u, layer.s, layer.v):
+            owners.setdefault(id(p), []).append(layer)
+    found: dict[int, MASMLinear] = {}
+    for p in params:
+        own = owners.get(id(p), [])
+        own = [layer for layer in own if id(layer) in preferred] or own
+        if len(own) > 1:
+            raise ValueError(
+                f"MaskedAdamW: a parameter of shape {list(p.shape)} belongs to {len(own)} layers, of which one is a "
+                "shallow copy, and their masks may differ; pass masks=LayerMasks(model, config)"
+            )
+        for layer in own:
+            found[id(layer)] = layer
+    return list(found.values())
 
 
 def _dense(grad: Tensor) -> Tensor:
@@ -312,11 +347,11 @@ class _Blocks:
             self._rows[p] = [(0, p.numel(), self.count)]
             self.count += 1
 
-    def mask(self, unmasked: Tensor) -> Tensor:
+    def mask(self, unmasked: Tensor, claim: object) -> Tensor:
         """float32 [B] on the device of ``unmasked``, ones for the blocks that the masks do not know."""
         if self.masks is None:
             return unmasked
-        return torch.cat([self.masks.in_force(unmasked.device).view(-1), unmasked])
+        return torch.cat([self.masks.in_force(claim).view(-1), unmasked])
 
     @staticmethod
     def parameters(groups: list[dict[str, Any]]) -> Iterable[Tensor]:
@@ -389,7 +424,11 @@ class _Plan:
         self.group_of = [group_of[p] for p in params]
         self.groups = torch.tensor(self.group_of, device=self.device)  # [T]
         self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter that has none
-        lists = [] if blocks.masks is None else penalty_parameters(list(blocks.masks.layers.values()))
+        ids = {id(p) for p in params}
+        layers = [] if blocks.masks is None else blocks.masks.layers.values()
+        #: those that own one of the parameters: the penalties are theirs
+        self.layers = [x for x in layers if not ids.isdisjoint((id(x.u), id(x.s), id(x.v)))]
+        lists = penalty_parameters(self.layers)
         self.lengths = [[p.numel() for p in own] for own in lists]
         places = {id(p): (dtype, i) for dtype, own in enumerate(lists) for i, p in enumerate(own)}
         #: where the gradient of each parameter's penalties lies: (dtype of the factors, piece), or None

@@ -63,7 +63,6 @@ def subspace_linear_backward(
     comes back with no elements.
     """
     check_subspace_linear_backward(dy, x, weight, u, s, v, p, mask, offsets)
-    none = weight.new_empty(0)
     M = math.prod(dy.shape[:-1])
     g = wide(dy).reshape(M, weight.shape[0])
     rows = wide(x).reshape(M, weight.shape[1])
@@ -74,15 +73,15 @@ def subspace_linear_backward(
     if mask is not None:
         # without a copy from the host, which would make it wait for a GPU
         masked = ~torch.cat([mask[k].expand(end - begin) for k, (begin, end) in enumerate(pairwise(offsets))])
-    dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else none
-    du = ((p * sw).mT @ g).to(u.dtype) if need_du else none
-    ds = (p * q).sum(0).to(s.dtype) if need_ds else none
-    dv = ((q * sw).mT @ rows).to(v.dtype) if need_dv else none
+    dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else weight.new_empty(0)
+    du = ((p * sw).mT @ g).to(u.dtype) if need_du else weight.new_empty(0)
+    ds = (p * q).sum(0).to(s.dtype) if need_ds else weight.new_empty(0)
+    dv = ((q * sw).mT @ rows).to(v.dtype) if need_dv else weight.new_empty(0)
     if masked is not None:
         for grad in (du, ds, dv):
             if grad.numel():
                 grad.masked_fill_(masked if grad.dim() == 1 else masked[:, None], 0)
-    dbias = g.sum(0).to(weight.dtype) if need_dbias else none
+    dbias = g.sum(0).to(weight.dtype) if need_dbias else weight.new_empty(0)
     return dx, du, ds, dv, dbias
 
 

@@ -179,6 +179,33 @@ def test_calls_of_the_owner_may_be_nested(calls):
     owner(body)
 
 
+def test_a_checkpoint_inside_the_owner_runs_every_layer_alone(calls):
+    """Its recomputation runs outside of the owner's forward, and must save what the first run saved."""
+    owner, layers, single = grouped()
+    for use_reentrant in (True, False):
+        x = torch.randn(3, 24, requires_grad=True)
+
+        def body(own=layers, x=x, use_reentrant=use_reentrant):
+            return torch.utils.checkpoint.checkpoint(
+                lambda x: sum(layer(x) for layer in own), x, use_reentrant=use_reentrant
+            )
+
+        owner(body).sum().backward()
+        z = x.detach().clone().requires_grad_()
+        sum(layer(z) for layer in single).sum().backward()
+        assert relative_error(x.grad, z.grad) <= 1e-5
+
+
+def test_a_checkpoint_around_the_owner_keeps_the_group(calls):
+    owner, layers, _ = grouped()
+    x = torch.randn(3, 24, requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(
+        lambda x: owner(lambda: sum(layer(x) for layer in layers)), x, use_reentrant=False
+    )
+    y.sum().backward()
+    assert len(calls) == 2
+
+
 def test_threads_get_their_own_outputs():
     model = converted()
     single = copy.deepcopy(model)

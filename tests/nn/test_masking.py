@@ -263,6 +263,7 @@ def test_a_mask_that_changed_is_noticed_by_an_older_graph():
 def test_the_masks_of_the_layers_are_rows_of_the_table():
     model, masks = build()
     model.double()
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
     held = [layer.mask for layer in masks.layers.values()]
     observe(masks, torch.ones(4, 2), torch.ones(4, 2))
     again = [layer.mask for layer in masks.layers.values()]
@@ -271,3 +272,55 @@ def test_the_masks_of_the_layers_are_rows_of_the_table():
     observe(masks, torch.ones(4, 2), torch.ones(4, 2))
     assert model[0].mask.tolist() == [True, False] and masks.masks[0].tolist() == [1, 0]
     assert model[0].mask.untyped_storage().data_ptr() == model[1].mask.untyped_storage().data_ptr()
+
+
+def test_a_table_that_is_only_looked_at_takes_nothing_over():
+    model, masks = build(mask_warmup=1, mask_interval=1, mask_active_fraction=0.25)
+    observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+    other = LayerMasks(model, masks.config)
+    assert torch.equal(other.masks != 0, masks.masks != 0)
+    observe(masks, torch.rand(4, 2), torch.ones(4, 2))  # still the owner
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=other)
+    with pytest.raises(RuntimeError, match="another optimizer was made over these layers"):
+        observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+    assert optimizer.masks is other
+
+
+def test_a_callable_that_changes_nothing_leaves_older_graphs_alone():
+    same = torch.tensor([[1.0, 0.0]] * 4)
+    model, masks = build(lambda *_: same, mask_warmup=0, mask_interval=1, mask_probe_interval=0)
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    y = model(torch.randn(3, 8)).sum()
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    y.backward()
+
+
+def test_a_policy_that_raises_leaves_the_state_as_it_was():
+    def policy(snr, step, current):
+        raise KeyError("not today")
+
+    _, masks = build(policy, mask_warmup=0, mask_interval=1)
+    with pytest.raises(KeyError, match="not today"):
+        observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    assert masks.step == 0 and masks.power.abs().max() == 0
+
+
+def test_the_history_is_bounded(monkeypatch):
+    from masm_ext import masking
+
+    monkeypatch.setattr(masking, "HISTORY_KEPT", 5)
+    _, masks = build(mask_warmup=1, mask_interval=1)
+    for _ in range(12):
+        observe(masks, torch.rand(4, 2), torch.ones(4, 2))
+    assert [entry["step"] for entry in masks.history] == [8, 9, 10, 11, 12]
+    assert len(masks.state_dict()["history"]) == 5
+
+
+def test_the_table_follows_the_layers_to_their_device():
+    """Also where a state_dict is the first to notice, as in accelerate's prepare; meta stands for a GPU."""
+    model, masks = build()
+    observe(masks, torch.ones(4, 2), torch.ones(4, 2))
+    model.to("meta")
+    masks._bind()
+    assert masks.masks.is_meta and all(layer.mask.is_meta for layer in masks.layers.values())
+    assert masks._state[0].is_meta and model[0]._steps.is_meta

@@ -307,3 +307,95 @@ def test_a_state_that_does_not_fit_changes_nothing():
         optimizer.load_state_dict(other)
     assert torch.equal(optimizer.masks.masks, masks)
     train(model, optimizer, 1, 1)
+
+
+@pytest.mark.parametrize("half", ["model", "optimizer"])
+def test_half_a_restore_stays_one_when_it_is_saved_again(half):
+    model, optimizer = build()
+    train(model, optimizer, 5, 1)
+    again, its_optimizer = build()
+    if half == "model":
+        again.load_state_dict(model.state_dict())
+    else:
+        its_optimizer.load_state_dict(optimizer.state_dict())
+    states = through_a_file(again.state_dict()), through_a_file(its_optimizer.state_dict())
+    third, last = build()
+    third.load_state_dict(states[0])
+    last.load_state_dict(states[1])
+    with pytest.raises(RuntimeError, match="only one of the two was restored"):
+        train(third, last, 1, 1)
+
+
+def test_layers_have_one_optimizer():
+    model = base()
+    convert(model, CONFIG, use_cache=False, progress=False)
+    first = MaskedAdamW([p for layer in (model[0], model[2]) for p in (layer.u, layer.v)])
+    second = MaskedAdamW([model[0].s, model[2].s])
+    model(torch.randn(4, 12)).sum().backward()
+    second.step()
+    with pytest.raises(RuntimeError, match=r"another optimizer was made over these layers.*parameter groups"):
+        first.step()
+    masks = LayerMasks(model, CONFIG)
+    shared = [MaskedAdamW([p], masks=masks) for p in (model[0].u, model[0].s)]
+    shared[1].step()
+    with pytest.raises(RuntimeError, match="one table counts the steps of one optimizer"):
+        shared[0].step()
+
+
+def test_an_adapter_holds_what_the_policy_chose_not_a_probe(tmp_path):
+    model, optimizer = build()
+    for step in range(40):
+        train(model, optimizer, 1, step)
+        selected, in_force = (t != 0 for t in optimizer.masks._state[2])
+        if not torch.equal(selected, in_force):
+            break
+    else:
+        pytest.fail("no probe")
+    save_adapter(model, tmp_path)
+    fresh = base()
+    load_adapter(fresh, tmp_path)
+    assert torch.equal(torch.stack([fresh[0].mask, fresh[2].mask]), selected)
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was():
+    model = base()
+    convert(model, CONFIG, use_cache=False, progress=False)
+    optimizer = MaskedAdamW(model[4].parameters())
+    with pytest.raises(ValueError, match="not in masks="):
+        optimizer.add_param_group({"params": (p for p in [model[0].u])})
+    assert len(optimizer.param_groups) == 1
+    model(torch.randn(4, 12)).sum().backward()
+    optimizer.step()
+
+
+def test_penalties_are_those_of_layers_that_the_optimizer_trains():
+    model = base()
+    convert(model, CONFIG, use_cache=False, progress=False)
+    with torch.no_grad():
+        model[2].u.fill_(float("inf"))
+    optimizer = MaskedAdamW([model[0].u], orthogonality=1e-2)
+    model[0].u.grad = torch.ones_like(model[0].u)
+    before = model[0].u.detach().clone()
+    optimizer.step()
+    assert optimizer.skipped_steps == 0 and not torch.equal(before, model[0].u)
+
+
+def test_a_shallow_copy_that_shares_parameters_is_told_apart():
+    model = base()
+    convert(model, CONFIG, use_cache=False, progress=False)
+    twin = copy.copy(model[0])
+    with pytest.raises(ValueError, match="belongs to 2 layers, of which one is a shallow copy"):
+        MaskedAdamW(param_groups(model, 1e-3))
+    assert MaskedAdamW(param_groups(model, 1e-3), masks=LayerMasks(model, CONFIG)).masks.layer_names == ("0", "2")
+    del twin
+
+
+def test_groups_of_an_older_state_get_the_settings_they_lack():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = MaskedAdamW([p])
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["orthogonality"], group["spectral_consistency"]
+    optimizer.load_state_dict(state)
+    p.grad = torch.ones(3)
+    optimizer.step()

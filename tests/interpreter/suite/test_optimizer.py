@@ -176,3 +176,35 @@ def test_sums_that_overflow_rank_as_noise():
     rest = (torch.zeros(1), torch.ones(4, 1, dtype=torch.bool), 0.0, 1, 1, 0.0, 3, 0.0, 1, 0, 1, True)
     update_masks_(*state, stats, *rest)
     assert state[2][1].flatten().tolist() == [1, 1, 1, 0]
+
+
+def test_addresses_go_up_once_and_a_capture_has_memory_of_its_own(monkeypatch):
+    """Seen without a GPU: the device of the tensors is said to be one, and what is special about it is patched."""
+    uploads, capturing = [], [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: torch.Stream)
+    monkeypatch.setattr(torch.Stream, "cuda_stream", 7, raising=False)
+    monkeypatch.setattr(kernels, "_pinned", lambda shape: torch.empty(shape, dtype=torch.int64))
+    upload = kernels._upload
+    monkeypatch.setattr(
+        kernels, "_upload", lambda rows, pinned, device: uploads.append(pinned) or upload(rows, pinned, "cpu")
+    )
+    for name in ("_tables", "_spare", "_captured"):
+        monkeypatch.setattr(kernels, name, type(getattr(kernels, name))())
+    lists = make([torch.float32] * 3)[0]
+
+    def table():
+        return kernels._table(*lists, torch.device("cuda"))
+
+    want = table()
+    assert table() is want and len(uploads) == 1
+    for _ in range(3):  # captured, warmed up, captured again
+        capturing[0] = True
+        assert torch.equal(table(), want) and torch.equal(table(), want)
+        with pytest.raises(RuntimeError, match="take one step over them outside of a graph before each capture"):
+            table()
+        capturing[0] = False
+        assert table() is want
+    assert len({t.data_ptr() for t in kernels._captured}) == 6
+    lists[1][0] = lists[1][0].clone()  # a gradient that came to lie elsewhere
+    assert not torch.equal(table(), want)
