@@ -1,5 +1,7 @@
 """masm::masked_adamw_ and masm::update_masks_ in Triton, against the formula in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from guarded import guarded
@@ -182,8 +184,7 @@ def test_addresses_go_up_once_and_a_capture_has_memory_of_its_own(monkeypatch):
     """Seen without a GPU: the device of the tensors is said to be one, and what is special about it is patched."""
     uploads, capturing = [], [False]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: torch.Stream)
-    monkeypatch.setattr(torch.Stream, "cuda_stream", 7, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
     monkeypatch.setattr(kernels, "_pinned", lambda shape: torch.empty(shape, dtype=torch.int64))
     upload = kernels._upload
     monkeypatch.setattr(
