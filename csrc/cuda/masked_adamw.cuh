@@ -3,9 +3,8 @@
 //
 // 1. Each live gradient is read, its squares are summed, and what is not finite is noticed; the step's constants are
 //    worked out meanwhile, once a segment. A masked block costs its row of `segments` and nothing else.
-// 2. The update, with the sums of gradient times first moment before the step. Segments are taken in the opposite
-// order: the
-//    gradients read last are still in the L2 cache.
+// 2. The update, with the sums of gradient times first moment before the step. Segments are taken in the opposite order:
+//    the gradients read last are still in the L2 cache.
 // 3. The sums of the segments become those of the blocks, in the order of the segments: the same bits every time. Where
 //    the segments are sorted by block each looks at its own only, from the first, which the second sweep has noted.
 #pragma once
