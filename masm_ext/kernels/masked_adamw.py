@@ -63,16 +63,19 @@ def _table(params, grads, exp_avgs, exp_avg_sqs, penalties, device: torch.device
         (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), e, p.numel(), _KINDS.index(p.dtype))
         for p, g, m, v, e in zip(params, grads, exp_avgs, exp_avg_sqs, penalized)
     )
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    on_gpu, shape = device.type == "cuda", torch.Size((len(rows), 7))
+    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    if on_gpu and not capturing and shape not in _spare:  # a capture takes it away
+        _spare[shape] = torch.empty(shape, dtype=torch.int64, pin_memory=True)
     key = (device, rows)
     if key in _tables and not capturing:
         _tables.move_to_end(key)
         return _tables[key]
-    host = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 7)
-    if device.type != "cuda":
+    host = torch.tensor(rows, dtype=torch.int64).reshape(shape)
+    if not on_gpu:
         return host.to(device)
     if capturing:
-        pinned = _spare.pop(host.shape, None)
+        pinned = _spare.pop(shape, None)
         if pinned is None:
             raise RuntimeError(
                 "masm::masked_adamw_: a step over these parameters is captured that was not taken before; take one "
@@ -80,8 +83,6 @@ def _table(params, grads, exp_avgs, exp_avg_sqs, penalties, device: torch.device
             )
         _captured.append(pinned.copy_(host))
         return torch.empty_like(host, device=device).copy_(pinned, non_blocking=True)
-    if host.shape not in _spare:
-        _spare[host.shape] = torch.empty_like(host, pin_memory=True)
     table = host.pin_memory().to(device, non_blocking=True)  # the copy from pinned memory does not wait
     _tables[key] = table
     if len(_tables) > _TABLES:
