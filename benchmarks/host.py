@@ -114,7 +114,7 @@ class Forced(nn.Module):
         self.layer, self.strategy = layer, strategy
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = (self.layer.weight, self.layer.u, self.layer.s, self.layer.v, self.layer.bias)
+        factors = (self.layer.principal, self.layer.u, self.layer.s, self.layer.v, self.layer.bias)
         return linear(x, *factors, offsets=self.layer.offsets, mask=self.layer.mask, strategy=self.strategy)
 
 
@@ -127,13 +127,13 @@ def layers() -> dict[str, nn.Module]:
         return model
 
     def group() -> nn.Module:
-        model = nn.Sequential(*(adapted("masm")[0] for _ in range(3)))
-        MASMLinear.group(list(model))
-        for name in ("weight", "u", "s", "v", "bias", "mask"):  # where they lie on CUDA
-            tensors = [getattr(layer, name) for layer in model]
+        owner = Each(nn.Sequential(*(adapted("masm")[0] for _ in range(3))))
+        MASMLinear.group(list(owner.layers), owner)
+        for name in ("principal", "u", "s", "v", "bias", "mask"):  # where they lie on CUDA
+            tensors = [getattr(layer, name) for layer in owner.layers]
             for t, part in zip(tensors, torch.stack([t.detach() for t in tensors]).unbind(0)):
                 t.data = part
-        return Each(model)
+        return owner
 
     masm = adapted("masm")[0]
     out: dict[str, nn.Module] = {"frozen": adapted("frozen")}

@@ -49,8 +49,10 @@ except ImportError as error:
         f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
     ) from error
 
-#: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 96 registers.
-ADAMW_RESIDENT = 5
+#: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 112 to 120 registers.
+ADAMW_RESIDENT = 4
+#: The same of the Triton kernels, by kernel: 128 threads of at most 56 and 168 registers (float32 parameters).
+TRITON_RESIDENT = {"inspect_gradients": 9, "update_segments": 3}
 
 #: Tiles that cuBLAS may choose from, and the fewest rows of the inner dimension that it splits off.
 CUBLAS_TILES = ((128, 256), (128, 128), (64, 64), (128, 32), (32, 128))
@@ -138,12 +140,14 @@ class Shape:
 @dataclass(frozen=True)
 class Factors:
     """What a step of MaskedAdamW updates: u, s and v of the layers of `shapes` (N, D), R directions in K subspaces,
-    float32. `live`: share of the blocks (layer, subspace) that are not masked."""
+    float32. `live`: share of the blocks (layer, subspace) that are not masked. `penalized`: gradients of penalties are
+    applied, too (what computing them costs is not in it)."""
 
     shapes: tuple[tuple[int, int], ...]
     R: int
     K: int
     live: float = 1.0
+    penalized: bool = False
 
     @property
     def blocks(self) -> int:
@@ -399,10 +403,11 @@ class Costs:
         """masked_adamw.cuh: one launch in three parts, its sweeps; the second and third begin with a barrier.
 
         Gradients come from memory once, and for the update from L2 as far as half of it holds them: the update begins
-        with those read last. Parameters and both moments are read and written. A segment's row (32 bytes) comes from
-        memory once, later from L2, where the 72 bytes lie that are kept of it between the sweeps. Waits: for a row and
-        its mask; for the flags of all thread blocks, a row, a row and its mask; in the third sweep for a block's mask
-        and first row, that row, its sums and the step count. Arithmetic is not modelled: all hides behind memory."""
+        with those read last. Parameters and both moments are read and written, gradients of penalties read. A segment's
+        row (32 bytes) comes from memory once, later from L2, where the 88 bytes lie that are kept of it between the
+        sweeps. Waits: for a row and its mask; for the flags of all thread blocks, a row, a row and its mask; in the
+        third sweep for a block's mask and first row, that row, its sums and the step count. Arithmetic is not modelled:
+        all hides behind memory."""
         segments, gradients = f.live * f.segments, 4 * f.live * f.elements
         behind, held = replace(self, gap=self.barrier), min(gradients, self.gpu.l2 / 2)
         rounds = ceil(f.blocks / (ADAMW_RESIDENT * self.gpu.processors))
@@ -411,7 +416,33 @@ class Costs:
             return costs.launch("masked_adamw", 0, 1.0, 0.0, 0.0, traffic, scratch, waits)
 
         return [
-            sweep(self, gradients + 32 * f.segments, 64 * segments, 2),
-            sweep(behind, 7 * gradients - held, held + 64 * f.segments + 64 * segments, 4),
-            sweep(behind, 0.0, (32 + 16) * segments, 4 * rounds),
+            sweep(self, gradients + 32 * f.segments, 80 * segments, 2),
+            sweep(behind, (7 + f.penalized) * gradients - held, held + 64 * f.segments + 80 * segments, 4),
+            sweep(behind, 0.0, (32 + 24) * segments, 4 * rounds),
+        ]
+
+    def triton_adamw(self, f: Factors) -> list[Launch]:
+        """adamw.py: torch zeroes the statistics and the counters of the blocks, then a program a segment looks at the
+        gradients, and another updates.
+
+        Memory is as in `masked_adamw`; per segment L2 holds a row of the table of addresses (56 bytes), the hyper-
+        parameters (40) and 48 bytes of sums and counters. Waits of a program: for a row, for addresses and mask, for
+        the gradient, for the counters; and for the flags before the update, for the powers of the betas in it (three
+        loads' time), for the others' sums after it. The other programs of its multiprocessor hide them until all were
+        started anew."""
+        segments, gradients = f.live * f.segments, 4 * f.live * f.elements
+        held = min(gradients, self.gpu.l2 / 2)
+
+        def launch(kernel: str, traffic: float, scratch: float, waits: float) -> Launch:
+            one = self.launch(kernel, f.segments, 1.0, 0.0, 0.0, traffic, scratch, waits)
+            rounds = ceil(f.live * f.segments / (TRITON_RESIDENT[kernel] * self.gpu.processors))
+            return replace(one, seconds=max(one.seconds, self.gap + rounds * waits * self.latency))
+
+        zeros = [self.torch(4 * (1 + 4 * f.blocks)), self.torch(16 * f.blocks)]
+        table = (56 + 40 + 48) * segments
+        update = (7 + f.penalized) * gradients - held
+        return [
+            *zeros,
+            launch("inspect_gradients", gradients + 32 * f.segments, table, 4),
+            launch("update_segments", update, held + 32 * f.segments + table, 10),
         ]

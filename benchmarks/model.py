@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     model = Model(GPUS[asked.gpu], triton=asked.triton)
     if asked.optimizer:
-        factors = Factors(tuple(MODELS[asked.optimizer].attention), asked.r[0], SUBSPACES, 1 - asked.masked)
+        shapes = tuple(MODELS[asked.optimizer].attention)
+        factors = Factors(shapes, asked.r[0], SUBSPACES, 1 - asked.masked, asked.penalized)
         _print_optimizer(model, asked.optimizer, factors)
         return 0
     shapes = [(n, d) for n, d in SHAPES if asked.n in (None, n) and asked.d in (None, d)]
@@ -203,13 +204,18 @@ def _print_optimizer(model: Model, name: str, f: Factors) -> None:
     names = ("gradients are looked at", "update", "sums of the blocks")
     starts = (("launch", model.gap), *2 * [("barrier", model.barrier)])
     print(f"{model.gpu.name}: modelled, not measured\n")
-    layers = f"{len(f.shapes)} attention layers, R = {f.R}, K = {f.K}, {1 - f.live:.0%} of the blocks masked"
+    penalized = ", with penalties" * f.penalized
+    layers = f"{len(f.shapes)} attention layers, R = {f.R}, K = {f.K}, {1 - f.live:.0%} of the blocks masked{penalized}"
     print(f"{name}, {layers}: {f.segments} segments, {f.elements} elements, {4 * f.elements / 1e6:.1f} MB")
     print(f"{seconds(sweeps) * 1e6:.1f} us, {sum(sweep.traffic for sweep in sweeps) / 1e6:.1f} MB from and to memory")
     for what, (start, first), sweep in zip(names, starts, sweeps):
         busy = sweep.traffic / memory
         terms = f"{start} {first * 1e6:.1f}, memory {busy * 1e6:.1f}, waits {(sweep.seconds - first - busy) * 1e6:.1f}"
         print(f"  {what:24} {sweep.seconds * 1e6:6.1f} us {sweep.traffic / 1e6:7.1f} MB  ({terms})")
+    launches = model.triton_adamw(f)
+    print(f"{seconds(launches) * 1e6:.1f} us in Triton, where the CUDA library was not built")
+    for launch in launches:
+        print(f"  {launch.kernel:24} {launch.seconds * 1e6:6.1f} us {launch.traffic / 1e6:7.1f} MB")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,6 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--inference", action="store_true", help="nothing learns")
     parser.add_argument("--optimizer", choices=list(MODELS), help="print a step of MaskedAdamW, R = the first of --r")
     parser.add_argument("--masked", type=float, default=0.0, metavar="SHARE", help="of the blocks, with --optimizer")
+    parser.add_argument("--penalized", action="store_true", help="with gradients of penalties, with --optimizer")
     parser.add_argument("--triton", type=float, default=1.0, help="Triton's half-precision products over cuBLAS")
     parser.add_argument("--launches", choices=STRATEGIES, help="print every launch of a strategy, R = the first of --r")
     return parser

@@ -110,7 +110,7 @@ class ForcedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
-        factors = (layer.weight, layer.u, layer.s, layer.v, layer.bias)
+        factors = (layer.principal, layer.u, layer.s, layer.v, layer.bias)
         try:
             return subspace_linear(x, *factors, offsets=layer.offsets, mask=layer.mask, strategy=self.strategy)
         except RuntimeError as error:
@@ -143,7 +143,7 @@ class ReferenceLinear(nn.Module):
 
     def __init__(self, layer: MASMLinear) -> None:
         super().__init__()
-        self.register_buffer("weight", layer.weight)
+        self.register_buffer("weight", layer.principal)
         self.bias, self.u, self.s, self.v = layer.bias, layer.u, layer.s, layer.v
         # The layer the factors are shared with, for the losses; in a tuple, so that it is no submodule.
         self._masm = (layer,)

@@ -22,9 +22,7 @@ from masm_ext import (
     group_projections,
     param_groups,
     recompute_inputs,
-    regularization_loss,
 )
-from masm_ext.reference.subspace_penalty import SPECTRAL_FLOOR
 
 
 class Kind(NamedTuple):
@@ -102,8 +100,8 @@ def build(size: VisionSize, dtype: torch.dtype, device: torch.device, depth: int
 class Program:
     """A provider's training step. Call it to take one; `model`, `optimizer` and `masks` may be looked into.
 
-    Peers and the floor use torch's fused AdamW; masm its MaskedAdamW under LayerMasks, with both losses on, as the
-    reference in plain PyTorch has them too (without masks).
+    Peers and the baseline use torch's fused AdamW; masm its MaskedAdamW under LayerMasks. With `losses`, masm and the
+    reference in plain PyTorch (without masks) have both penalties.
     """
 
     def __init__(
@@ -132,16 +130,18 @@ class Program:
         if self.provider.name == "masm":
             self.masks = fixed_masks(self.model, self.config, self.kind.masked)
             groups = param_groups(self.model, lr=LEARNING_RATE)
-            self.optimizer: torch.optim.Optimizer = MaskedAdamW(groups, masks=self.masks)
-            self.penalty = lambda: regularization_loss(self.model, self.config)
+            # What is compared is the cost of a step with both penalties, not where training ends. Ours are decoupled:
+            # the optimizer computes their gradients. The reference adds them to its loss, as plain PyTorch would.
+            # Both compute the same two sums over the layers, and the gradients of u, s and v.
+            names = ("orthogonality", "spectral_consistency")
+            coefficients = {name: getattr(self.config, name) for name in names if losses}
+            self.optimizer: torch.optim.Optimizer = MaskedAdamW(groups, masks=self.masks, **coefficients)
         else:
             trained = [p for p in self.model.parameters() if p.requires_grad]
             self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
-            if self.provider.name in ("reference", "compiled"):
+            if losses and self.provider.name in ("reference", "compiled"):
                 parts = [self.model.get_submodule(n).parts for n in self.names]
                 self.penalty = lambda: stacked_loss(parts, self.config)
-        if not losses:
-            self.penalty = None
         if self.provider.compiled:
             torch.compiler.reset()  # past a number of models the compiler would go back to eager without a word
             self.model.vit.encoder.compile(dynamic=False)
@@ -162,17 +162,20 @@ class Program:
 
 
 def fixed_masks(model: nn.Module, config: MASMConfig, share: float) -> LayerMasks:
-    """Masks that never change after the first optimizer step: `share` of the layers masked for each subspace, drawn
-    apart for each, as the dynamic policy would leave them between two selections.
+    """Masks as the dynamic policy would leave them between two selections, of which there is none: those of
+    :func:`drawn_masks`.
     """
-    settings = MASMConfig(**{**config.to_dict(), "mask_warmup": 1, "mask_interval": 1 << 40, "mask_probe_interval": 0})
+    never = {"mask_policy": "bias_variance", "mask_warmup": 1 << 40, "mask_probe_interval": 0}
+    masks = LayerMasks(model, MASMConfig(**{**config.to_dict(), **never}))
+    for layer, row in zip(masks.layers.values(), drawn_masks(*masks.masks.shape, share)):
+        layer.mask.copy_(row)
+    return masks
 
-    def policy(snr: Tensor, step: int, current: Tensor) -> Tensor:
-        layers, subspaces = snr.shape
-        order = torch.rand(layers, subspaces, generator=torch.Generator().manual_seed(2)).argsort(0)
-        return (order >= round(share * layers)).float()
 
-    return LayerMasks(model, settings, policy)
+def drawn_masks(layers: int, subspaces: int, share: float) -> Tensor:
+    """bool [L, K]: `share` of the layers masked for each subspace, drawn apart for each."""
+    order = torch.rand(layers, subspaces, generator=torch.Generator().manual_seed(2)).argsort(0)
+    return order >= round(share * layers)
 
 
 def plain_loss(layers: Sequence[MASMLinear], config: MASMConfig, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -195,9 +198,9 @@ def plain_loss(layers: Sequence[MASMLinear], config: MASMConfig, dtype: torch.dt
         gram = (u @ u.mT) * (v @ v.mT)
         change = 2 * (s * ((u @ weight) * v).sum(-1)).sum() + s @ gram @ s - s0.square().sum()
         spectral = (change / base).square()
+        sigma2 = base / min(weight.shape)  # the mean square of W's singular values
         for a, b in bounds:
-            floor = SPECTRAL_FLOOR**2 * base / min(weight.shape) * (b - a)
-            spectral = spectral + (s[a:b] - s0[a:b]).square().sum() / torch.maximum(s0[a:b].square().sum(), floor)
+            spectral = spectral + (s[a:b] - s0[a:b]).square().sum() / ((b - a) * sigma2)
         total = total + config.orthogonality * orthogonality + config.spectral_consistency * spectral
     return total / len(layers)
 
@@ -226,9 +229,8 @@ def stacked_loss(layers: Sequence[MASMLinear], config: MASMConfig) -> Tensor:
         start2 = s0.square().sum(-1)  # [L]
         base = weight2 + start2
         change = 2 * (s * (uw * v).sum(-1)).sum(-1) + (s[:, :, None] * s[:, None] * gram_u * gram_v).sum((-2, -1))
-        drift, start = ((x.square().view(-1, K, R // K)).sum(-1) for x in (s - s0, s0))  # [L, K]
-        floor = (SPECTRAL_FLOOR**2 * base / min(N, D) * (R // K))[:, None]
-        spectral = ((change - start2) / base).square() + (drift / torch.maximum(start, floor)).sum(-1)
+        sigma2 = base / min(N, D)  # the mean square of W's singular values
+        spectral = ((change - start2) / base).square() + (s - s0).square().sum(-1) / (R // K * sigma2)
         total = total + (config.orthogonality * orthogonality + config.spectral_consistency * spectral).sum()
     return total / len(layers)
 
@@ -264,7 +266,7 @@ def gate_step(
     formulas = {n: program.provider.formula(program.model.get_submodule(n)) for n in program.names}
     for formula in formulas.values():
         stir(formula)
-    program()  # sets masks, too
+    program()
     exact = build(size, dtype, device, depth=2).double().requires_grad_(False)
     exact.head.load_state_dict(program.model.head.state_dict())
     for target, formula in formulas.items():

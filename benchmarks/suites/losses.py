@@ -1,8 +1,9 @@
-"""The two losses, forward and backward: over plain PyTorch (stacked for speed), and as a share of a training step."""
+"""The two penalties with their gradients: over plain PyTorch (stacked for speed), and as a share of a training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from bench import Call, Outcome, interleave, statistics
@@ -13,8 +14,12 @@ from training import RANK, Program, plain_loss, stacked_loss
 
 from masm_ext import MASMConfig, MASMLinear, regularization_loss
 from masm_ext.decomposition import Decomposition
+from masm_ext.losses import penalty_gradients, penalty_parameters
 
 Loss = Callable[[nn.ModuleList, MASMConfig], Tensor]
+#: What MaskedAdamW calls in each step: values and gradients without autograd. Sums over the layers, not means.
+DECOUPLED = "masm-decoupled"
+LOSSES: dict[str, Loss] = {"stacked": stacked_loss, "masm": regularization_loss, "formula": plain_loss}
 #: Relative error of the value and of the gradients against the formula in float64. bfloat16: the frozen weight is
 #: exact in both, the factors are float32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -26,7 +31,8 @@ def cases(options: Options) -> list[Case]:
     for dtype in options.model_dtypes:
         for model in models:
             values = {"model": model, "R": RANK, "K": SUBSPACES, "linears": len(MODELS[model].linears)}
-            goals = {("losses", "masm"): 1.0} if options.providers is None or "masm" in options.providers else {}
+            chosen = names(options)
+            goals = {("losses", name): 1.0 for name in ("masm", DECOUPLED) if name in chosen}
             out.append(Case("losses", model, dtype, "stacked", values, goals, options.seconds + 8))
         values = {"model": options.model, "batch": options.batch, "R": RANK, "K": SUBSPACES}
         values["converted"] = options.defaults.converted
@@ -38,7 +44,7 @@ def cases(options: Options) -> list[Case]:
 def names(options: Options, case: Case | None = None) -> list[str]:
     if case is not None and case.floor != "stacked":
         return [case.floor, "step with losses"]
-    return options.chosen(("stacked", "masm", "formula"), "stacked")
+    return options.chosen(("stacked", "masm", DECOUPLED, "formula"), "stacked")
 
 
 def layers_of(
@@ -59,17 +65,34 @@ def layers_of(
     return layers
 
 
-def gate(layers: nn.ModuleList, function: Loss, config: MASMConfig, tolerance: float) -> dict[str, float]:
-    """Relative errors of a loss and of its gradients against the formula in float64. Raises GateError."""
-    parameters = [p for layer in layers for p in (layer.u, layer.s, layer.v)]
+def decoupled(layers: nn.ModuleList, config: MASMConfig) -> tuple[Tensor, list[Tensor]]:
+    """The weighted mean of both penalties and its gradients, in the order of the layers and u, s and v of each."""
+    values, [flat] = penalty_gradients(list(layers))
+    [parameters] = penalty_parameters(list(layers))
+    weights = (config.orthogonality / len(layers), config.spectral_consistency / len(layers))
+    loss, weighted = (weights[0] * t[0] + weights[1] * t[1] for t in (values, flat))
+    pieces = weighted.split([p.numel() for p in parameters])
+    of = {id(p): piece.view(p.shape) for p, piece in zip(parameters, pieces)}
+    return loss, [of[id(p)] for layer in layers for p in (layer.u, layer.s, layer.v)]
+
+
+def by_autograd(function: Loss, layers: nn.ModuleList, config: MASMConfig) -> tuple[Tensor, Sequence[Tensor]]:
+    """As :func:`decoupled`, of a loss."""
     loss = function(layers, config)
-    found = torch.autograd.grad(loss, parameters)
-    exact_loss = plain_loss(layers, config, torch.float64)
-    exact = torch.autograd.grad(exact_loss, parameters)
+    return loss, torch.autograd.grad(loss, [p for layer in layers for p in (layer.u, layer.s, layer.v)])
+
+
+def gate(layers: nn.ModuleList, name: str, config: MASMConfig, tolerance: float) -> dict[str, float]:
+    """Relative errors of a contender's value and gradients against the formula in float64. Raises GateError."""
+    if name == DECOUPLED:
+        loss, found = decoupled(layers, config)
+    else:
+        loss, found = by_autograd(LOSSES[name], layers, config)
+    exact_loss, exact = by_autograd(partial(plain_loss, dtype=torch.float64), layers, config)
     errors = {"loss": relative_error(loss, exact_loss)}
-    for i, name in enumerate("usv"):
+    for i, letter in enumerate("usv"):
         flat = [torch.cat([g.flatten().double() for g in grads[i::3]]) for grads in (found, exact)]
-        errors[f"d{name}"] = relative_error(*flat)
+        errors[f"d{letter}"] = relative_error(*flat)
     check(errors, tolerance, tolerance)
     return errors
 
@@ -83,12 +106,11 @@ def measure(case: Case, options: Options) -> Outcome:
     shapes = MODELS["tiny" if options.dry_run else values["model"]].linears
     layers = layers_of(shapes, DTYPES[case.dtype], device, values["K"], R)
     config = MASMConfig(num_subspaces=values["K"], subspace_rank=R // values["K"])
-    losses = {"stacked": stacked_loss, "masm": regularization_loss, "formula": plain_loss}
     calls: dict[str, Call] = {}
     for name in names(options, case):
         with outcome.provider(name):
-            outcome.errors[name] = gate(layers[:12], losses[name], config, TOLERANCE[case.dtype])
-            calls[name] = Call(lambda loss=losses[name]: _step(layers, loss, config))
+            outcome.errors[name] = gate(layers[:12], name, config, TOLERANCE[case.dtype])
+            calls[name] = Call(lambda name=name: _step(layers, name, config))
     if not options.dry_run:
         progress = case.key if options.progress else ""
         samples = interleave(
@@ -98,14 +120,17 @@ def measure(case: Case, options: Options) -> Outcome:
     return outcome
 
 
-def _step(layers: nn.ModuleList, function: Loss, config: MASMConfig) -> None:
+def _step(layers: nn.ModuleList, name: str, config: MASMConfig) -> None:
+    if name == DECOUPLED:
+        penalty_gradients(list(layers))
+        return
     for p in layers.parameters():
         p.grad = None
-    function(layers, config).backward()
+    LOSSES[name](layers, config).backward()
 
 
 def _share(case: Case, options: Options) -> Outcome:
-    """The same training step with and without losses: the ratio less one is their share."""
+    """The same training step with and without decoupled penalties: the ratio less one is their share."""
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
     size = MODELS["tiny" if options.dry_run else values["model"]]
     batch = 2 if options.dry_run else values["batch"]

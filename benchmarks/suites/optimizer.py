@@ -9,7 +9,7 @@ from bench import Call, GateError, Outcome, interleave, statistics
 from cases import GIBIBYTE, MODELS, OPTIMIZER_GOALS, SUBSPACES, Case, Options
 from providers import relative_error
 from torch import Tensor, nn
-from training import RANK, fixed_masks
+from training import RANK, drawn_masks, fixed_masks
 
 from masm_ext import MaskedAdamW, MASMConfig, MASMLinear
 from masm_ext.decomposition import Decomposition
@@ -76,7 +76,7 @@ class EagerLoop:
         self.layers, self.masks, self.steps = layers, masks.tolist(), [[0] * masks.shape[1] for _ in layers]
         self.moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in layers.parameters()}
         device = layers[0].u.device
-        self.ema, self.grad = (torch.zeros(masks.shape, device=device) for _ in range(2))
+        self.signal, self.power = (torch.zeros(masks.shape, device=device) for _ in range(2))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -86,15 +86,16 @@ class EagerLoop:
                 if not self.masks[i][k]:
                     continue
                 self.steps[i][k] += 1
-                t, ema, grad = self.steps[i][k], 0.0, 0.0
+                t, signal, power = self.steps[i][k], 0.0, 0.0
                 for p in (layer.u, layer.s, layer.v):
                     g, (m, v) = p.grad[a:b], (moment[a:b] for moment in self.moments[p])
+                    if t > 1:  # before the first step there is no moment to compare with
+                        signal, power = signal + (g * m).sum() / (1 - beta1 ** (t - 1)), power + g.square().sum()
                     m.lerp_(g, 1 - beta1)
                     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
                     denominator = (v.sqrt() / (1 - beta2**t) ** 0.5).add_(eps)
                     p[a:b].mul_(1 - lr * decay).addcdiv_(m, denominator, value=-lr / (1 - beta1**t))
-                    ema, grad = ema + m.square().sum(), grad + g.square().sum()
-                self.ema[i, k], self.grad[i, k] = ema, grad
+                self.signal[i, k], self.power[i, k] = signal, power
 
 
 class Formula:
@@ -111,39 +112,33 @@ class Formula:
                 rows += [(index[p], a * width, b * width, i * K + k) for k, (a, b) in enumerate(bounds)]
         self.moments = [[torch.zeros_like(p) for p in self.params] for _ in range(2)]
         self.steps = torch.zeros(masks.numel(), dtype=torch.int64, device=device)
-        self.mask, self.segments = masks.flatten().to(device), torch.tensor(rows, device=device)
+        self.mask, self.segments = masks.flatten().float().to(device), torch.tensor(rows, device=device)
         hyper = (HYPER["lr"], *HYPER["betas"], HYPER["eps"], HYPER["weight_decay"])
         self.hyper = torch.tensor([hyper] * len(self.params), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def step(self) -> None:
         grads = [p.grad for p in self.params]
-        masked_adamw_(self.params, grads, *self.moments, self.steps, self.mask, self.segments, self.hyper)
+        operands = (self.params, grads, *self.moments, [], self.steps, self.mask, self.segments, self.hyper)
+        self.stats, _ = masked_adamw_(*operands)  # signal and power of every block
 
 
 def contender(name: str, layers: nn.ModuleList, share: float):
-    """An object with `step()`; masks are in force after its first call."""
+    """An object with `step()`."""
     config = MASMConfig(num_subspaces=layers[0].num_subspaces, subspace_rank=layers[0].ranks[0])
     if name.startswith("torch"):
         return torch.optim.AdamW(layers.parameters(), **HYPER, **{name.removeprefix("torch-"): True})
-    masks = fixed_masks(layers, config, share)
     if name == "masm":
-        return MaskedAdamW(layers.parameters(), **HYPER, masks=masks)
-    fixed = masks.policy(masks.snr, 0, masks.masks)
-    return (Formula if name == "formula" else EagerLoop)(layers, fixed)
+        return MaskedAdamW(layers.parameters(), **HYPER, masks=fixed_masks(layers, config, share))
+    masks = drawn_masks(len(layers), config.num_subspaces, share)
+    return (Formula if name == "formula" else EagerLoop)(layers, masks)
 
 
 def _prepared(name: str, shapes: list, values: dict, rank: int, device: torch.device):
-    """(layers with gradients, optimizer whose masks are in force)."""
+    """(layers with gradients, optimizer)."""
     torch.manual_seed(0)
     layers = layers_of(shapes, rank, values["K"], device)
     optimizer = contender(name, layers, values["masked"])
-    if name == "masm":
-        # The masks come with the first step. It must not move anything, or the contenders would part here.
-        masks = optimizer.masks
-        nothing = torch.zeros(masks.masks.numel(), 2, dtype=torch.float64, device=device)
-        owned = torch.zeros(masks.masks.shape, dtype=torch.bool, device=device)
-        masks.observe(nothing, torch.zeros(1, device=device), owned, HYPER["betas"][0])
     for p in layers.parameters():
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p)
     return layers, optimizer
@@ -154,11 +149,8 @@ def gate(name: str, shapes: list, values: dict, rank: int, device: torch.device)
     masked blocks must not change at all. Raises GateError.
     """
     layers, optimizer = _prepared(name, shapes, values, rank, device)
-    config = MASMConfig(num_subspaces=values["K"], subspace_rank=rank // values["K"])
-    masks = torch.ones(len(layers), values["K"])
-    if not name.startswith("torch"):
-        other = fixed_masks(layers, config, values["masked"])
-        masks = other.policy(other.snr, 0, masks)
+    share = 0.0 if name.startswith("torch") else values["masked"]
+    masks = drawn_masks(len(layers), values["K"], share)
     before = {p: p.detach().double() for p in layers.parameters()}
     for _ in range(3):
         optimizer.step()
@@ -173,7 +165,7 @@ def gate(name: str, shapes: list, values: dict, rank: int, device: torch.device)
                 m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
                 step = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + eps)
                 exact = exact * (1 - lr * decay) - lr * step
-            change, mask = p.detach().double() - before[p], live if p.dim() == 1 else live[:, None]
+            change, mask = p.detach().double() - before[p], (live if p.dim() == 1 else live[:, None]).double()
             found.append((change * mask).flatten())
             wanted.append(((exact - before[p]) * mask).flatten())
             frozen_moved = max(frozen_moved, float((change * (1 - mask)).abs().max()))

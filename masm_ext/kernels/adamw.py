@@ -96,7 +96,7 @@ def update(
 def power(base, exponent):
     """base^exponent for a float64 and an int64 >= 0, by squaring: Triton has no pow of its own."""
     result = base * 0 + 1
-    for _ in range(0, 40):
+    while exponent > 0:
         result = tl.where(exponent & 1 == 1, result * base, result)
         base = base * base
         exponent = exponent >> 1
@@ -160,12 +160,13 @@ def update_segments(
     HAS_SCALE: tl.constexpr, TYPES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Second launch. SIGNAL float64 [S] is workspace; STATS float64 [B, 2], zeros before, FOUND float32 [1]: as
-    masm::masked_adamw_ returns them. Grid: max(S, 1)."""
-    i = tl.program_id(0).to(tl.int64)
+    masm::masked_adamw_ returns them. Grid: max(S, 1). Segments are taken from the last on: the gradients read last are
+    still in the L2 cache."""
+    i = S - 1 - tl.program_id(0).to(tl.int64)
     flags = tl.load(CONTROL)
-    if i == 0:
+    if tl.program_id(0) == 0:
         tl.store(FOUND, tl.where(flags & 2 != 0, 2.0, tl.where(flags != 0, 1.0, 0.0)))
-    if (flags == 0) & (i < S):
+    if (flags == 0) & (i >= 0):
         tensor, begin, end, block, _ = segment_of(SEGMENTS, TABLE, i, T, B)
         mask = tl.load(MASK + block).to(tl.float64)
         if mask != 0:
@@ -176,8 +177,9 @@ def update_segments(
             beta2, eps = tl.load(HYPER + 5 * tensor + 2), tl.load(HYPER + 5 * tensor + 3)
             decay = 1 - mask * lr * tl.load(HYPER + 5 * tensor + 4)
             before = tl.load(STEPS + block)  # steps
-            earlier = 1 - power(beta1, before)
-            step_size = mask * lr / (1 - power(beta1, before + 1))
+            shrunk = power(beta1, before)
+            earlier = 1 - shrunk
+            step_size = mask * lr / (1 - shrunk * beta1)
             correction2 = tl.sqrt(1 - power(beta2, before + 1))
             rate = mask * lr
             kind = tl.load(TABLE + tensor * COLUMNS + 6)

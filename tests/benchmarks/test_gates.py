@@ -120,3 +120,42 @@ def test_the_optimizer_gate_refuses_a_wrong_step(monkeypatch):
     monkeypatch.setattr(optimizer.EagerLoop, "step", wrong)
     with pytest.raises(bench.GateError, match="AdamW in float64"):
         optimizer.gate("eager-loop", shapes, values, 4, CPU)
+
+
+def test_the_eager_loop_sums_what_the_formula_sums():
+    from cases import MODELS
+    from suites import optimizer
+
+    shapes, values = MODELS["tiny"].linears[:2], {"K": 4, "masked": 0.5}
+    runs = [optimizer._prepared(name, shapes, values, 4, CPU)[1] for name in ("eager-loop", "formula")]
+    for _ in range(3):
+        for run in runs:
+            run.step()
+    loop, formula = runs
+    signal, power = formula.stats.T.view(2, *loop.signal.shape)
+    torch.testing.assert_close(loop.signal.double(), signal, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loop.power.double(), power, rtol=1e-5, atol=0)
+    assert power.any()
+
+
+def test_the_gate_of_the_penalties_refuses_a_wrong_gradient(monkeypatch):
+    import bench
+    from cases import MODELS
+    from suites import losses
+
+    from masm_ext import MASMConfig
+
+    config = MASMConfig(num_subspaces=4, subspace_rank=1)
+    layers = losses.layers_of(MODELS["tiny"].linears[:3], torch.float32, CPU, 4, 4)
+    for name in ("stacked", "masm", losses.DECOUPLED):
+        assert set(losses.gate(layers, name, config, 1e-4)) == {"loss", "du", "ds", "dv"}
+    right = losses.penalty_gradients
+
+    def wrong(layers):
+        values, [flat] = right(layers)
+        flat[1] *= 1.5  # of the spectral term
+        return values, [flat]
+
+    monkeypatch.setattr(losses, "penalty_gradients", wrong)
+    with pytest.raises(bench.GateError, match="ds"):
+        losses.gate(layers, losses.DECOUPLED, config, 1e-4)

@@ -76,6 +76,8 @@ def launched(shape, strategy, target, monkeypatch):
         forward = Counter(seen), +torchs.seen
         seen.clear()
         torchs.seen.clear()
+        if not shape.learning:  # none was made; the backward pass is handed one that holds nothing
+            p = p.new_empty(1).expand(M, J * R)
         subspace_linear.subspace_linear_group_backward(
             *(y, x, weight, u, s, v, p, mask, offsets, True, *3 * [shape.learning], False, strategy, target)
         )
@@ -285,11 +287,19 @@ def test_the_optimizer_moves_the_bytes_of_its_tensors(model, ranks):
         held = min(4 * elements, h100.gpu.l2 / 2)
         assert look.traffic == 4 * elements + segments.nbytes
         assert update.traffic == 4 * elements * (3 + 3) + 4 * elements - held and sums.traffic == 0
+        # Triton: two kernels, the same bytes, and two fills of torch
+        *zeros, inspected, updated = h100.triton_adamw(replace(f, live=live))
+        assert (inspected.traffic, updated.traffic) == (look.traffic, update.traffic) and len(zeros) == 2
+        assert inspected.programs == updated.programs == len(segments)
+        for launches in (h100.masked_adamw, h100.triton_adamw):
+            without, penalized = (launches(replace(f, live=live, penalized=on)) for on in (False, True))
+            more = [b.traffic - a.traffic for a, b in zip(without, penalized)]
+            assert sum(more) == max(more) == 4 * elements
 
 
 def test_a_step_of_the_optimizer_is_sane(repo, capsys):
     from cases import MODELS, SUBSPACES
-    from launches import ADAMW_RESIDENT, GPUS, Factors, seconds
+    from launches import ADAMW_RESIDENT, GPUS, TRITON_RESIDENT, Factors, seconds
     from model import Model, main
 
     f, h100 = Factors(tuple(MODELS["vit-l"].attention), 16, SUBSPACES), Model()
@@ -306,6 +316,15 @@ def test_a_step_of_the_optimizer_is_sane(repo, capsys):
     for table in json.loads((repo / "tests/compile/nvcc.json").read_text()).values():
         registers = [found[0] for name, found in table.items() if name.endswith(": masked_adamw_kernel")]
         assert registers and {65536 // (128 * (8 * math.ceil(n / 8))) for n in registers} == {ADAMW_RESIDENT}
+    for table in json.loads((repo / "tests/compile/registers.json").read_text()).values():
+        for kernel, resident in TRITON_RESIDENT.items():
+            registers = [n for name, (n, _) in table.items() if f" optimizer of float32: {kernel} " in name]
+            assert {65536 // (128 * (8 * math.ceil(n / 8))) for n in registers} <= {resident, resident + 1}
+    triton = seconds(h100.triton_adamw(f))
+    assert time < triton < 2 * time
+    shares = [seconds(h100.triton_adamw(replace(f, live=live))) for live in (0, 0.25, 0.5, 1)]
+    assert shares == sorted(shares)
     assert main(["--optimizer", "vit-l"]) == 0
     out = capsys.readouterr().out
+    assert f"\n{triton * 1e6:.1f} us in Triton" in out
     assert f"{f.segments} segments, {f.elements} elements" in out and f"\n{time * 1e6:.1f} us, " in out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masm_ext.kernels import products, subspace_linear, subspace_penalty
+from masm_ext.kernels import masked_adamw, products, subspace_linear, subspace_penalty, update_masks
 from masm_ext.kernels.launch import Target
 
 #: How x and the weight are multiplied -> their dtype and what torch allows for float32.
@@ -87,6 +87,44 @@ class Penalty(NamedTuple):
         subspace_penalty.weight_products(weights, a, b, target)
 
 
+class Optimizer(NamedTuple):
+    """A step over parameters of these types, with everything that an optimizer may hand over."""
+
+    name: str
+    types: tuple[torch.dtype, ...]
+    every_tile: bool = False
+    aligned: bool = True
+
+    def run(self, dtype: torch.dtype, target: Target) -> None:
+        T = len(self.types)
+        wide = [torch.float64 if t == torch.float64 else torch.float32 for t in self.types]
+        params, grads = ([torch.zeros(4096, dtype=t) for t in self.types] for _ in range(2))
+        moments = [[torch.zeros(4096, dtype=t) for t in wide] for _ in range(3)]
+        segments = torch.tensor([[t, 0, 4096, t] for t in range(T)])
+        steps, mask, hyper = torch.ones(T, dtype=torch.int64), torch.ones(T), torch.ones(T, 5, dtype=torch.float64)
+        scale, found = torch.ones(1), torch.zeros(1)
+        masked_adamw.masked_adamw_(params, grads, *moments, steps, mask, segments, hyper, scale, found)
+
+
+class Masks(NamedTuple):
+    """The policy after a step: ``keep`` layers of each subspace, or (0) those above a threshold."""
+
+    name: str
+    keep: int
+    every_tile: bool = False
+    aligned: bool = True
+
+    def run(self, dtype: torch.dtype, target: Target) -> None:
+        L, K, rows = 96, 4, 256
+        state = (
+            *(torch.zeros(2, L, K, dtype=t) for t in (torch.float64, torch.int64, torch.float32)),
+            *(torch.zeros(L, K, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)),
+            *(torch.zeros(rows, L, K, 4, dtype=torch.float64), torch.zeros(rows, dtype=torch.int64)),
+        )
+        step = (torch.zeros(L * K, 2, dtype=torch.float64), torch.zeros(1), torch.zeros(L, K, dtype=torch.bool))
+        update_masks.update_masks_(*state, *step, 0.98, 50, 25, 0.1, self.keep, 0.5, 1, 100, 10, True)
+
+
 def _new(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype)
 
@@ -106,6 +144,9 @@ FEW_GROUP = Layer("4 layers M=32 R=64", R=64, M=32, layers=4, strategies=("singl
 ONES = Layer("M=N=D=R=1", M=1, N=1, D=1, R=1, K=1, masked=True, aligned=False)
 FORWARD = Layer("no P", R=16, strategies=("single",), need_p=False)
 HALF_FACTORS = Layer("half factors R=16", R=16, half_factors=True)
+OPTIMIZER = Optimizer("optimizer", (torch.float32, torch.bfloat16, torch.float16, torch.float64))
+FLOAT_OPTIMIZER = Optimizer("optimizer of float32", (torch.float32,))
+BEST, THRESHOLD = Masks("best layers", keep=48), Masks("threshold", keep=0)
 FOLD, PENALTY, WIDE_PENALTY = Fold("fold", R=16), Penalty("penalty R=12", R=12), Penalty("penalty R=64", R=64)
 
 _NVIDIA = (80, 90, 100)
@@ -116,6 +157,7 @@ FULL = (
         ("bf16",),
         (PLAIN, WIDE, GROUP, MANY, EMPTY_INNER, UNEVEN, UNALIGNED, FEW, FEW_GROUP, PENALTY, WIDE_PENALTY),
     ),
+    (_NVIDIA, ("bf16",), (OPTIMIZER, FLOAT_OPTIMIZER, BEST, THRESHOLD)),
     ((90,), ("bf16",), (ONES, FORWARD, HALF_FACTORS, FOLD)),
     ((120,), ("bf16",), (GROUP, FEW, PENALTY)),
     (_NVIDIA, ("fp16",), (GROUP,)),
@@ -127,5 +169,6 @@ FULL = (
 REDUCED = (
     (_NVIDIA, ("bf16",), (GROUP._replace(M=4112), UNALIGNED, FEW._replace(every_tile=False), PENALTY)),
     (_NVIDIA, ("tf32", "ieee"), (PLAIN._replace(every_tile=False),)),
+    (_NVIDIA, ("bf16",), (OPTIMIZER, BEST)),
     ((90,), ("bf16",), (ONES, FOLD)),
 )

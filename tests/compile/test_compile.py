@@ -21,7 +21,7 @@ SHARED = {80: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 INSTRUCTION = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
 FLOAT32 = {kind: (torch.float32, kind) for kind in ("tf32", "ieee")}
 #: Kernels that multiply nothing, or exactly.
-WITHOUT = ("finish", "fold_weight")
+WITHOUT = ("finish", "fold_weight", "inspect_gradients", "update_segments", "update_masks")
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -114,7 +114,8 @@ def test_every_kernel(holds, compiled):
 def test_every_capability_type_and_kernel_is_there(compiled):
     found = {(k["capability"], k["kind"], k["kernel"]) for k in compiled["kernels"].values()}
     for capability in (80, 90, 100):
-        for kernel in ("skinny", "skinny_both", "skinny_reduce", "subspace_gemm", "finish"):
+        optimizer = ("inspect_gradients", "update_segments", "update_masks")
+        for kernel in ("skinny", "skinny_both", "skinny_reduce", "subspace_gemm", "finish", *optimizer):
             assert (capability, "bf16", kernel) in found, (capability, kernel)
     assert {(90, "bf16", "subspace_gemm_tma"), (100, "bf16", "subspace_gemm_tma")} <= found
     assert {kind for _, kind, _ in found} >= {"bf16", "tf32"}

@@ -4,8 +4,8 @@
 
 using namespace masm::cuda;
 
-// addresses: int64 [T, 6] rows (param, grad, exp_avg, exp_avg_sq, penalty or 0, numel), types [T]; `upload`: the parameters lie in
-// "device memory" instead of the launch's arguments.
+// addresses: int64 [T, 6] rows (param, grad, exp_avg, exp_avg_sq, penalty or 0, numel), types [T]; `upload`: the
+// parameters lie in "device memory" instead of the launch's arguments.
 extern "C" const char* masked_adamw(const int64_t* addresses, const int64_t* types, int64_t T, const int64_t* segments,
                                     int64_t S, const double* hyper, const float* mask, int64_t* steps, int64_t B,
                                     const float* grad_scale, const float* found_inf, double* stats, float* found,

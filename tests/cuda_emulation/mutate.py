@@ -1,5 +1,5 @@
-"""Shows that the emulation's tests would notice: takes one barrier or mask test after another out of the kernels, and
-runs the tests of that kernel, which must fail.
+"""Shows that the emulation's tests would notice: takes one barrier or mask test after another out of the kernels, or
+makes one of CHANGES, and runs the tests of that kernel, which must fail.
 
 python tests/cuda_emulation/mutate.py            # all; the table goes to mutations.json
 python tests/cuda_emulation/mutate.py stream_linear ...   # of these files only; the rest of the table stays
@@ -30,6 +30,23 @@ TESTS = (
     (re.compile(r"\blive\[[^\]]*\](?! =)"), "true"),
     (re.compile(r"\b__syncthreads_or\("), "("),
 )
+#: Mistakes of the optimizer's own kind, by file: what stands in one line -> what stands there instead.
+CHANGES = {
+    "masked_adamw.cuh": (
+        # the signal with the moment after the update
+        ("double(ms.at[j])", "double(ms.at[j] + c.one_minus_beta1 * (gradient - ms.at[j]))"),
+        # a penalty reaches a masked block
+        ("if (a.mask[at.block] == 0) continue", "if (a.mask[at.block] == 0 && !parameter(at.tensor).penalty) continue"),
+        # the statistics of a first step
+        ("a.work[i].step.signal_scale > 0 ? a.work[i].power : 0", "a.work[i].power"),
+    ),
+    "adamw.h": (
+        ("c.rate = F(mask * lr)", "c.rate = F(lr)"),  # a soft mask does not scale the penalty
+        ("p = p * c.decay - c.rate * penalty", "p = p * c.decay"),
+        ("t > 1 ? 1 / (1 - std::pow(beta1, t - 1)) : 0", "1 / (1 - std::pow(beta1, t))"),  # the wrong correction
+    ),
+    "update_masks.h": (("p.decay * t.power[b]", "t.power[b]"),),
+}
 
 
 class Mutation(NamedTuple):
@@ -55,13 +72,14 @@ def mutations(file: Path) -> list[Mutation]:
         changed = [BARRIER.sub("", code, count=1)] if BARRIER.search(code) else []
         for pattern, instead in TESTS:
             changed += [code[: m.start()] + instead + code[m.end() :] for m in pattern.finditer(code)]
+        changed += [code.replace(old, new, 1) for old, new in CHANGES.get(file.name, ()) if old in code]
         found += [Mutation(file.name, number, code, other) for other in changed]
     return found
 
 
 def tests_of(file: str) -> list[str]:
     """device.cuh and mma.cuh serve all kernels, a header of csrc/math its own."""
-    own = HERE / f"test_{Path(file).stem}.py"
+    own = HERE / f"test_{'masked_adamw' if file == 'adamw.h' else Path(file).stem}.py"
     others = {"test_sanitized", "test_mutate"}
     return [str(own)] if own.exists() else sorted(str(p) for p in HERE.glob("test_*.py") if p.stem not in others)
 

@@ -12,6 +12,13 @@ def test_the_table_is_that_of_these_kernels():
     assert len(names) > 15 and "NOT CAUGHT" not in table.values()
 
 
+def test_every_listed_change_applies_once():
+    for file in mutate.kernels():
+        text = file.read_text()
+        assert all(text.count(old) == 1 for old, _ in mutate.CHANGES.get(file.name, ())), file.name
+    assert set(mutate.CHANGES) <= {file.name for file in mutate.kernels()}
+
+
 def test_mutations_are_found(tmp_path):
     file = tmp_path / "kernel.cuh"
     file.write_text(

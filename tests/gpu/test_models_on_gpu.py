@@ -95,15 +95,19 @@ def test_autocast(dtype, device):
         assert relative_error(a, b) <= 3e-2
 
 
-def test_a_training_step_is_that_of_the_formula(device):
-    """Losses, backward and MaskedAdamW over a few steps, beside the same model in float64, which the formula serves."""
+@pytest.mark.parametrize("coupled", [True, False], ids=["penalties in the loss", "decoupled"])
+def test_a_training_step_is_that_of_the_formula(coupled, device):
+    """Penalties in the loss or decoupled, backward and MaskedAdamW over a few steps, beside the same model in float64,
+    which the formula serves."""
     model, x = converted(device)
     plain = copy.deepcopy(model).double()
+    coefficients = {} if coupled else {"orthogonality": 1e-2, "spectral_consistency": 1e-3}
     for m, batch in ((model, x), (plain, x.double())):
-        optimizer = MaskedAdamW([p for p in m.parameters() if p.requires_grad], lr=1e-3)
+        optimizer = MaskedAdamW([p for p in m.parameters() if p.requires_grad], lr=1e-3, **coefficients)
         for _ in range(3):
             optimizer.zero_grad()
-            (m(batch).square().mean() + regularization_loss(m, CONFIG)).backward()
+            task = m(batch).square().mean()
+            (task + regularization_loss(m, CONFIG) if coupled else task).backward()
             optimizer.step()
     assert relative_error(model(x), plain(x.double())) <= 1e-3
 
@@ -111,7 +115,7 @@ def test_a_training_step_is_that_of_the_formula(device):
 def test_a_group_lies_side_by_side_after_a_move(device, gpu_only):
     model, _ = converted(device)
     layers = [model[0].query, model[0].key, model[0].value]
-    for name in ("weight", "u", "s", "v", "bias", "mask"):
+    for name in ("principal", "u", "s", "v", "bias", "mask"):
         a, b, c = (getattr(layer, name) for layer in layers)
         assert b.data_ptr() - a.data_ptr() == c.data_ptr() - b.data_ptr() == a.numel() * a.itemsize, name
 

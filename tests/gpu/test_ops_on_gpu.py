@@ -183,7 +183,8 @@ def adamw_step(sizes, dtypes, masks, device, scale=None, shift=0):
         return [random(n + shift, device=device).to(d)[shift:] for n, d in zip(sizes, dtype)]
 
     wide = [torch.float64 if d == torch.float64 else torch.float32 for d in dtypes]
-    lists = [draw(dtypes), draw(dtypes), draw(wide), draw(wide, torch.rand)]
+    lists = [draw(dtypes), draw(dtypes), draw(wide), draw(wide, torch.rand), draw(wide)]
+    lists[4][1] = lists[4][1][:0]  # the second parameter has no penalty
     B = len(masks)
     rows = [
         (t, a, b, (2 * t + i) % B) for t, n in enumerate(sizes) for i, (a, b) in enumerate(((0, n // 3), (n // 3, n)))
@@ -225,7 +226,10 @@ def test_masked_adamw(dtypes, scale, shift, device):
 
 
 def test_masked_adamw_of_more_parameters_than_a_launch_carries(device):
-    lists, tables = adamw_step([9] * 2000, [torch.float32] * 2000, [1.0] * 300, device)
+    count = (
+        40 if device.type == "cpu" else 2000
+    )  # the arguments of a CUDA C++ launch hold 768; the interpreter has none
+    lists, tables = adamw_step([9] * count, [torch.float32] * count, [1.0] * 300, device)
     exact = on_the_cpu(lists, tables)
     masked_adamw_(*lists, *tables)
     reference.masked_adamw_(*exact[0], *exact[1])
