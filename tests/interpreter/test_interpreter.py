@@ -19,7 +19,7 @@ GPU = Path(__file__).parents[1] / "gpu"
 def test_kernels_in_the_interpreter(triton, seed):
     environment = {**environment_of(triton), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE), str(GPU), f"--seed={seed}"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2700)
     assert run.returncode == 0, (
         f"exit {run.returncode} (negative: a signal)\n{run.stdout[-8000:]}\n{run.stderr[-4000:]}"
     )
