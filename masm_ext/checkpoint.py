@@ -102,7 +102,10 @@ def save_adapter(
     try:
         return write_adapter(Path(folder), record, tensors, lambda *written: _check_loadable(*written, state))
     except AdapterError as error:
-        raise ValueError(f"save_adapter: this model makes an adapter that cannot be loaded: {error}") from error
+        raise ValueError(
+            f"save_adapter: this model makes an adapter that cannot be loaded: {error} (if the model is sharded, "
+            "gather it first)"
+        ) from error
 
 
 def _check_loadable(record: dict[str, Any], tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -152,7 +152,7 @@ def test_a_shard_is_not_saved(tmp_path):
     """FSDP shows a parameter as the flat part that this rank holds."""
     model = converted()
     model.backbone.q.u = nn.Parameter(model.backbone.q.u.detach().flatten()[:5])
-    with pytest.raises(ValueError, match=r"layers\.backbone\.q\.u: expected shape .*gather a sharded model first"):
+    with pytest.raises(ValueError, match=r"layers\.backbone\.q\.u: expected shape .*gather it first"):
         save_adapter(model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -236,6 +236,7 @@ def test_bad_hyperparameters(fields):
 
 
 def test_works_inside_torch_compile_of_the_forward():
+    torch._dynamo.reset()  # other tests compile nn.Sequential, too, and may have used up its recompilations
     model, masks = build()
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     train(torch.compile(model, backend="aot_eager", fullgraph=True), optimizer, 3, torch.Generator().manual_seed(0))
