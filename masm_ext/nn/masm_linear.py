@@ -23,7 +23,7 @@ from .layer_group import LayerGroup, check_group
 
 #: `restored_steps` of a layer whose values came from an adapter: any optimizer may go on with them.
 ANY_STEP = -1
-#: Every layer that lives: an optimizer finds the layers of its parameters here, whoever hands them over.
+#: All live layers. An optimizer looks up here which layers own its parameters.
 LAYERS: weakref.WeakSet[MASMLinear] = weakref.WeakSet()
 
 

@@ -108,7 +108,7 @@ CALLS = {
 
 @pytest.mark.parametrize("op", CALLS)
 def test_forward_mode_is_refused(op):
-    """A zero tangent, as an op without a rule would give, is a wrong derivative that nobody sees."""
+    """An op without a rule gives a zero tangent: a wrong derivative without an error."""
     x, w, u, s, v = make()
     message = f"masm::{op} has no forward-mode derivative"
     with pytest.raises(NotImplementedError, match=message):
