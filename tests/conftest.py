@@ -32,12 +32,19 @@ def seed(request) -> int:
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """A test that changes the number of threads leaves it as it was."""
-    before = torch.get_num_threads()
+def process_settings():
+    """A test that changes torch's settings of the whole process leaves them as they were: training and scoring set
+    threads and determinism, and every test after them would run in another mode.
+    """
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
     yield
-    if torch.get_num_threads() != before:
-        torch.set_num_threads(before)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @pytest.fixture(scope="session")
