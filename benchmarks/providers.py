@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench import GateError, Unavailable
-from masm_detect.effort import EffortLinear
-from masm_detect.layers import replace_module
+from masm_detect.methods.effort import EffortLinear
+from masm_detect.methods.layers import replace_module
 from torch import Tensor, nn
 
 from masm_ext import MASMConfig, MASMLinear, convert
@@ -176,7 +176,7 @@ class Compiled(Reference):
 
 
 class Effort(Masm):
-    """`masm_detect.effort.EffortLinear`, an own implementation of Effort (ICML 2025), on the factors of masm. Effort
+    """`masm_detect.methods.effort.EffortLinear`, an own implementation of Effort (ICML 2025), on the factors of masm. Effort
     itself trains one direction; here R. Rebuilds the dense weight in each forward pass. Factors in the model's dtype.
     """
 

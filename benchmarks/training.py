@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from cases import VisionSize
-from masm_detect.layers import replace_module
+from masm_detect.methods.layers import replace_module
 from providers import PROVIDERS, Formula, Setting, check, relative_error, stir
 from torch import Tensor, nn
 

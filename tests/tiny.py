@@ -46,6 +46,7 @@ def detector(seed: int = 0):
 def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **changes):
     """A TrainConfig of three epochs, five steps each, in which masks change and checkpoints fall between steps."""
     from masm_detect.config import (
+        AugmentConfig,
         DataConfig,
         MasmOptions,
         MethodConfig,
@@ -54,7 +55,6 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
         RuntimeConfig,
         TrainConfig,
     )
-    from masm_detect.data.images import AugmentConfig
 
     masm = MasmOptions(
         num_subspaces=2,
@@ -81,7 +81,7 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
 
 def die_at(step: int, monkeypatch) -> None:
     """The process that runs `train` "dies" when it is about to make update number `step`."""
-    from masm_detect import loop
+    from masm_detect.training import loop
 
     real, calls = loop.train_step, iter(range(10**6))
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import numpy as np  # noqa: E402
-from masm_detect.metrics import MIN_CLUSTERS, group_weights, weighted_auc  # noqa: E402
+from masm_detect.evaluation.intervals import MIN_CLUSTERS, group_weights, weighted_auc  # noqa: E402
 from masm_detect.report.plots import plot_auc_bars  # noqa: E402
 from masm_detect.results import read_json, write_json, write_text  # noqa: E402
 from studies import STUDIES, Study  # noqa: E402

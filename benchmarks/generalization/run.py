@@ -23,17 +23,18 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import torch  # noqa: E402
-from masm_detect.config import METHODS, MethodConfig, RuntimeConfig  # noqa: E402
-from masm_detect.data.records import Sample  # noqa: E402
-from masm_detect.evaluate import score_samples  # noqa: E402
-from masm_detect.loop import fit  # noqa: E402
-from masm_detect.methods import build_method, resolve  # noqa: E402
-from masm_detect.metrics import evaluate_scores  # noqa: E402
+from masm_detect.config import MethodConfig, RuntimeConfig  # noqa: E402
+from masm_detect.data.frames import frame_dataset  # noqa: E402
+from masm_detect.data.sample import Sample  # noqa: E402
+from masm_detect.evaluation.metrics import evaluate_scores  # noqa: E402
+from masm_detect.evaluation.predict import score_samples  # noqa: E402
+from masm_detect.methods.build import build_method, resolve  # noqa: E402
+from masm_detect.methods.registry import METHODS  # noqa: E402
 from masm_detect.models.backbone import load_backbone  # noqa: E402
 from masm_detect.models.detector import Detector  # noqa: E402
 from masm_detect.results import provenance, read_json, write_json  # noqa: E402
 from masm_detect.runtime import resolve_precision  # noqa: E402
-from masm_detect.sources import frame_dataset  # noqa: E402
+from masm_detect.training.loop import fit  # noqa: E402
 from spectrum import spectrum_scores  # noqa: E402
 from studies import STUDIES, Study, StudyDataMissing  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -41,7 +42,7 @@ from tqdm import tqdm  # noqa: E402
 BACKBONE = "bundled:dinov2-small"
 #: The method that trains nothing: the floor where a study has one.
 SPECTRUM = "spectrum"
-#: Settings of single methods that differ from `masm_detect.methods.DEFAULTS`; chosen on source validation.
+#: Settings of single methods that differ from the rates of `masm_detect.methods`; chosen on source validation.
 SETTINGS: dict[str, dict] = {}
 
 

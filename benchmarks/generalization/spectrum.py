@@ -5,8 +5,8 @@ all.
 from __future__ import annotations
 
 import numpy as np
-from masm_detect.data.images import read_image
-from masm_detect.data.records import Sample
+from masm_detect.data.decode import read_image
+from masm_detect.data.sample import Sample
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler

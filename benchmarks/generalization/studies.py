@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from masm_detect.config import DataConfig, OptimConfig
-from masm_detect.data.images import AugmentConfig, decode_image, encode_jpeg, png_bytes, read_image, resize_image
+from masm_detect.config import AugmentConfig, DataConfig, OptimConfig
+from masm_detect.data.decode import decode_image, encode_jpeg, png_bytes, read_image
+from masm_detect.data.deepfakebench import read_deepfakebench
 from masm_detect.data.prepare import prepare
-from masm_detect.data.records import Sample, read_deepfakebench
-from masm_detect.sources import limit_frames
+from masm_detect.data.sample import Sample, limit_frames
+from masm_detect.data.transforms import resize_image
 
 
 class StudyDataMissing(FileNotFoundError):

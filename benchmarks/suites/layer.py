@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from bench import Call, Clock, Outcome, interleave, saved_bytes, statistics
 from cases import BOTH, DTYPES, FORWARD, LAYERS, SUBSPACES, Case, Options, over
-from masm_detect.meter import Meter
+from masm_detect.gpu import Meter
 from providers import PROVIDERS, Setting, gate, stir
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from bench import Call, Outcome, interleave, statistics
 from cases import DTYPES, MODELS, STEP_GOALS, STEP_OVER_EFFORT, SUBSPACES, Case, Options, over
-from masm_detect.meter import Meter
+from masm_detect.gpu import Meter
 from training import PROGRAMS, RANK, Program, gate_step
 
 

@@ -1,21 +1,18 @@
-"""What a run is told: plain frozen dataclasses, checked when made, read and overridden by jsonargparse (`cli.py`).
-Their docstrings are also what `masm <command> --help` says of each setting.
+"""Settings of a run: frozen dataclasses, checked when made, read and overridden by jsonargparse (`commands/main.py`).
 
-Each part of the program takes the dataclass it needs and nothing takes all of them, except `train.train`, which is
-the run.
+Their docstrings are the help texts of `masm <command> --help`. A function takes the dataclass it needs; only
+`training.run.train`, which is the whole run, takes all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .data.images import AugmentConfig
 from .errors import UserError
+from .methods.registry import METHODS
 
-METHODS = ("probe", "full", "lora", "osf", "effort", "masm-nomask", "masm")
-MethodName = Literal["probe", "full", "lora", "osf", "effort", "masm-nomask", "masm"]
+MethodName = Literal[tuple(METHODS)]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -26,6 +23,47 @@ class ConfigError(UserError, ValueError):
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation. Probabilities are per image, 0: off; ranges are [low, high], drawn uniformly.
+
+    Attributes:
+        flip: probability of mirroring left-right
+        jpeg: probability of a JPEG recompression
+        jpeg_quality: range of its quality, 1 to 100
+        blur: probability of a Gaussian blur
+        blur_sigma: range of its sigma in pixels
+        brightness_contrast: probability of pixels * (1 + c) + 255 b
+        brightness_contrast_limit: b and c are drawn from plus and minus this
+        noise: probability of Gaussian noise
+        noise_sigma: range of its standard deviation, of 0 to 255
+        downscale: probability of resizing to less and back
+        downscale_factor: range of the factor
+    """
+
+    flip: float = 0.5
+    jpeg: float = 0.0
+    jpeg_quality: tuple[int, int] = (40, 100)
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.4, 2.0)
+    brightness_contrast: float = 0.0
+    brightness_contrast_limit: float = 0.1
+    noise: float = 0.0
+    noise_sigma: tuple[float, float] = (1.0, 8.0)
+    downscale: float = 0.0
+    downscale_factor: tuple[float, float] = (0.5, 0.9)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jpeg", "blur", "brightness_contrast", "noise", "downscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a probability and must be in [0, 1], got {getattr(self, name)}")
+        for name in ("jpeg_quality", "blur_sigma", "noise_sigma", "downscale_factor"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (name == "jpeg_quality" and high > 100):
+                limit = "0 < low <= high" + (" <= 100" if name == "jpeg_quality" else "")
+                raise ConfigError(f"{name} must be (low, high) with {limit}, got {(low, high)}")
 
 
 @dataclass(frozen=True)
@@ -342,43 +380,3 @@ class EvalConfig:
             self.frames_per_video,
             "at least 1, or null for all",
         )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain dicts and lists, as it is saved with a run."""
-    return asdict(config)
-
-
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write `config` as YAML, atomically."""
-    import yaml
-
-    from .results import write_text
-
-    write_text(path, yaml.safe_dump(_plain(to_dict(config)), sort_keys=False))
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Read a saved run's config.yaml; unknown or wrongly typed keys raise `ConfigError`."""
-    import yaml
-    from jsonargparse import ArgumentParser
-
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: is {path.parent} a run folder written by `masm train`?")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig)
-    try:
-        content = yaml.safe_load(path.read_text())
-        if isinstance(content.get("data"), dict):
-            content["data"].pop("workers", None)  # of runs of 0.1.0: now runtime.workers, and no result depends on it
-        return TrainConfig(**vars(parser.instantiate(parser.parse_object(content))))
-    except Exception as error:
-        raise ConfigError(f"{path} is not a valid run configuration: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -1,9 +1,19 @@
-"""The base of every error whose message is for the person at the keyboard."""
+"""Errors whose message is for the person at the keyboard, and their common base."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message says what arrived and what to do; the command `masm` prints it
-    as one line and ends with code 2. Anything else that is raised is a bug and keeps its traceback.
+    """A mistake that the user can correct.
+
+    The message names what arrived and what to do; the command `masm` prints it as one line and exits with code 2. Any
+    other exception is a bug and keeps its traceback.
     """
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint or adapter that is missing, damaged, of another format, or of another run."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot continue; the message names the step and what to change."""

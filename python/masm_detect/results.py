@@ -16,7 +16,7 @@ import torch
 from masm_ext.files import write_atomically
 
 from .errors import UserError
-from .meter import Meter
+from .gpu import Meter
 
 _PACKAGES = (
     *("masm-ext", "torch", "numpy", "transformers", "peft", "safetensors", "scikit-learn", "scikit-image"),
@@ -50,6 +50,12 @@ def read_json(path: Path | str) -> Any:
         raise ResultError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ResultError(f"{path} is not valid JSON (truncated or edited?): {error}") from error
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the temporary files that a killed writer left in `folder`, which has one writer at a time."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def check_output_folder(path: Path | str) -> None:

@@ -1,44 +1,68 @@
-"""Device, threads, precision and determinism of a process, decided in one place."""
+"""Device, threads, precision and determinism of a run, decided in one place."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from .config import ConfigError, Precision, RuntimeConfig
 from .models.backbone import Backbone
 
+#: cuBLAS is deterministic only with a fixed workspace; read before its first use.
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
-def set_up(runtime: RuntimeConfig) -> torch.device:
-    """Apply `runtime` to this process and return the device. Raises ConfigError for a device that is not here."""
+
+@contextmanager
+def process_settings(runtime: RuntimeConfig) -> Iterator[torch.device]:
+    """Context with the threads and the determinism of a run; gives its device, and restores torch's settings at exit.
+
+    Raises:
+        ConfigError: the device does not exist on this machine.
+    """
+    device = resolve_device(runtime.device)
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    workspace = os.environ.get(_CUBLAS)
     try:
-        device = torch.device(runtime.device)
+        if runtime.threads is not None:
+            torch.set_num_threads(runtime.threads)
+        if workspace is None:
+            os.environ[_CUBLAS] = ":4096:8"
+        # warn_only: the resizing of trained position embeddings has no deterministic CUDA kernel, and "full" needs it.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Determinism turns this on: a fill kernel for every torch.empty, which only readers of unwritten memory need.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        yield device
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if workspace is None:
+            os.environ.pop(_CUBLAS, None)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; ConfigError if it does not exist on this machine."""
+    try:
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"runtime.device is {runtime.device!r}; give cpu, cuda or cuda:0") from error
+        raise ConfigError(f"runtime.device is {name!r}; give cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"runtime.device is {runtime.device!r}, but this torch {torch.__version__} sees no CUDA device: give cpu, "
-            "or install a CUDA build of torch and the driver"
+            f"runtime.device is {name!r}, but this torch {torch.__version__} sees no CUDA device: give cpu, or install "
+            "a CUDA build of torch and the driver"
         )
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
-    # cuBLAS is deterministic only with a fixed workspace; must be set before its first use.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # warn_only: one CUDA op without a deterministic form (resizing of trained position embeddings) must not forbid
-    # "full".
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # On by default with the above: a kernel for every torch.empty, to find readers of memory that nobody wrote. There
-    # are none here.
-    torch.utils.deterministic.fill_uninitialized_memory = False
     return device
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """ "bf16" or "fp32": "auto" is bf16 where the device computes it natively (AVX512-BF16 or AMX; CUDA from
-    sm_80).
-    """
+    """The precision "bf16" or "fp32"; "auto" is bf16 if the device has it natively (AVX512-BF16, AMX, CUDA sm_80)."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -48,11 +72,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
 
 
 def choose_attention(backbone: Backbone, device: torch.device) -> None:
-    """Set how attention is computed on `device`, in training and in scoring alike: eager on the CPU, elsewhere as the
-    model has it.
+    """Compute attention eagerly on the CPU, in training and scoring; other devices keep the model's own choice.
 
     The backward pass of torch's fused attention is slow on a CPU: a training step of DINOv2-S at 112 px, bf16, took
-    61 ms of CPU an image with it and 47 ms without (torch 2.13, one thread).
+    61 ms per image with it and 47 ms without (torch 2.13, one thread).
     """
     if device.type == "cpu":
         backbone.set_attention("eager")

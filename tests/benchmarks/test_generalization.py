@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-pytest.importorskip("masm_detect.metrics", reason="needs the extra masm_ext[detect]")
-from masm_detect.data.records import Sample
+pytest.importorskip("masm_detect.evaluation.metrics", reason="needs the extra masm_ext[detect]")
+from masm_detect.data.sample import Sample
 
 METHODS = ("real", "Deepfakes", "NeuralTextures", "Face2Face", "FaceSwap")
 PAIRS = (("183", "253"), ("469", "481"), ("866", "878"), ("585", "599"), ("672", "720"))

@@ -15,9 +15,8 @@ from masm_detect.config import (
     OptimConfig,
     RuntimeConfig,
     TrainConfig,
-    load_config,
-    save_config,
 )
+from masm_detect.config_files import load_config, save_config
 
 
 def test_round_trip(tmp_path):

@@ -6,17 +6,18 @@ from math import isfinite
 import pytest
 import torch
 
-pytest.importorskip("masm_detect.train", reason="needs the extra masm_ext[detect]")
+pytest.importorskip("masm_detect.training.run", reason="needs the extra masm_ext[detect]")
 import tiny
-from masm_detect import loop
+from masm_detect.data.frames import frame_dataset
 from masm_detect.data.loading import Batches, in_order
-from masm_detect.evaluate import load_run
-from masm_detect.meter import Meter
-from masm_detect.methods import build_method
-from masm_detect.runtime import autocast, set_up
-from masm_detect.sources import frame_dataset, source_splits
-from masm_detect.step_losses import StepLosses
-from masm_detect.train import train
+from masm_detect.data.sources import source_splits
+from masm_detect.evaluation.evaluate import load_run
+from masm_detect.gpu import Meter
+from masm_detect.methods.build import build_method
+from masm_detect.runtime import autocast, process_settings
+from masm_detect.training import loop
+from masm_detect.training.run import train
+from masm_detect.training.step_losses import StepLosses
 
 pytestmark = pytest.mark.gpu
 
@@ -32,8 +33,7 @@ def config(tmp_path, device):
         runtime, optim = replace(made.runtime, device=str(device)), replace(made.optim, epochs=2)
         return replace(made, runtime=runtime, optim=optim)
 
-    yield build
-    torch.use_deterministic_algorithms(False)
+    return build
 
 
 def test_a_killed_run_goes_on_bit_for_bit(config, device, monkeypatch):
@@ -67,29 +67,29 @@ def test_batches_are_those_of_a_cpu(config, device, workers):
 @pytest.mark.parametrize("method", ["probe", "full", "lora", "effort", "masm"])
 def test_no_step_waits_for_the_device(config, device, gpu_only, method):
     made = config("run", method)
-    set_up(made.runtime)
-    detector = tiny.detector().to(device)
-    built = build_method(method, detector, made.method, 0)
-    images, labels = torch.randn(4, 3, 28, 28, device=device), torch.tensor([0, 1, 1, 0], device=device)
-    losses, weights = StepLosses(), torch.ones(2, device=device)
+    with process_settings(made.runtime):
+        detector = tiny.detector().to(device)
+        built = build_method(method, detector, made.method, 0)
+        images, labels = torch.randn(4, 3, 28, 28, device=device), torch.tensor([0, 1, 1, 0], device=device)
+        losses, weights = StepLosses(), torch.ones(2, device=device)
 
-    def step(number):
-        context = autocast("bf16", device)
-        given = loop.train_step(
-            detector, built, images, labels, weights=weights, grad_clip=1.0, autocast_context=context
-        )
-        return losses.put(number, len(labels), *given)
+        def step(number):
+            context = autocast("bf16", device)
+            given = loop.train_step(
+                detector, built, images, labels, weights=weights, grad_clip=1.0, autocast_context=context
+            )
+            return losses.put(number, len(labels), *given)
 
-    for number in range(20):  # kernels are compiled, tiles timed, masks chosen
-        step(number)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        arrived = [loss for number in range(20, 40) for loss in step(number)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    arrived += losses.drain()
-    assert [loss.step for loss in arrived] == list(range(19, 40))
-    assert all(isfinite(loss.task) and isfinite(loss.penalty) for loss in arrived)
+        for number in range(20):  # kernels are compiled, tiles timed, masks chosen
+            step(number)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            arrived = [loss for number in range(20, 40) for loss in step(number)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        arrived += losses.drain()
+        assert [loss.step for loss in arrived] == list(range(19, 40))
+        assert all(isfinite(loss.task) and isfinite(loss.penalty) for loss in arrived)
 
 
 def test_the_meter_answers(device, gpu_only):

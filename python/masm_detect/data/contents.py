@@ -1,4 +1,4 @@
-"""What the files of a data set hold, read once: damaged ones are found before a run, and a copy is known again."""
+"""Reads every file of a data set once: damaged files are found before a run, and copies are recognised later."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from .images import check_whole, read_bytes
-from .records import Sample
+from .decode import check_whole, read_bytes
+from .sample import Sample
 
-#: Files that are read at once: disks and networks answer several requests in the time of one.
+#: Files read at a time: disks and networks serve several requests in the time of one.
 _THREADS = 8
-#: Files that are handed to the threads together.
+#: Files given to the threads together.
 _SLICE = 1024
 
 
 def fingerprints(samples: Sequence[Sample], progress: bool = False) -> list[str]:
-    """16 hex digits of BLAKE2b over the bytes of each sample's file. UnreadableImage for a file that is absent, empty
-    or (JPEG and PNG) ends too early; nothing is decoded.
+    """BLAKE2b of each sample's file, 16 hex digits each. No image is decoded.
+
+    Raises UnreadableImage for a file that is absent, empty or, if JPEG or PNG, truncated.
     """
     prints: list[str] = []
     bar = tqdm(total=len(samples), unit="file", desc="reading", disable=not progress, leave=False)

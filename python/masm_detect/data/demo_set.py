@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
+from masm_detect.data.decode import encode_jpeg, read_image
 from masm_detect.data.forgeries import FAMILIES, forge
-from masm_detect.data.images import encode_jpeg, read_image
-from masm_detect.data.records import Sample
+from masm_detect.data.sample import Sample
 from masm_detect.errors import UserError
 
 DATASET = "demo"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from masm_detect.data.images import FrameDataset
+from masm_detect.data.frames import FrameDataset
 from masm_detect.errors import UserError
 
 #: Worker processes at most, where their number is not given: beyond it, more of them mostly cost memory.

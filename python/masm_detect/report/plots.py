@@ -17,6 +17,8 @@ from matplotlib.patches import Patch
 
 from masm_ext.files import write_atomically
 
+from .tables import auc_cells
+
 
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> tuple[Figure, np.ndarray]:
     """A figure of `size` inches and its axes [rows, columns]."""
@@ -138,8 +140,6 @@ def plot_auc_bars(
 
 def plot_auc(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
     """AUC with 95% intervals of each run per data set and forgery method, from `metrics.evaluate_scores` results."""
-    from .tables import auc_cells
-
     return plot_auc_bars({name: auc_cells(result) for name, result in runs.items()}, path)
 
 

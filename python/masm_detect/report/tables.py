@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import MasmOptions
+from ..evaluation.intervals import MIN_CLUSTERS
+from ..evaluation.metrics import METRICS
 
 Cell = tuple[float | None, float | None, float | None]
 
@@ -43,11 +45,12 @@ def format_cell(cell: Cell) -> str:
 
 
 def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row a run, data set and forgery method: counts and every metric."""
+    """One row for each run, data set and forgery method: counts, AUC with interval, and the metrics with a title."""
     table = Table(title=f"P(fake) against the label; {_about_intervals(runs)}", title_justify="left")
     for name in ("run", "data set", "forgery"):
         table.add_column(name, overflow="fold")
-    for name in ("real", "fake", "AUC", "AP", "EER", "acc", "TPR@1%", "video AUC"):
+    metrics = {key: metric.title for key, metric in METRICS.items() if metric.title is not None}
+    for name in ("real", "fake", "AUC", *metrics.values(), "video AUC"):
         table.add_column(name, justify="right")
     warnings = []
     for run, result in runs.items():
@@ -63,7 +66,7 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
                     str(numbers["n_real"]),
                     str(numbers["n_fake"]),
                     format_cell(interval_of(numbers, "auc")),
-                    *(format_cell((numbers.get(key), None, None)) for key in ("ap", "eer", "accuracy", "tpr_at_1fpr")),
+                    *(format_cell((numbers.get(key), None, None)) for key in metrics),
                     format_cell(interval_of(numbers, "video_auc")),
                 )
         table.add_section()
@@ -73,7 +76,7 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def speed_line(metrics: Mapping[str, Any]) -> str:
-    """How fast a training run was, and what it waited for, in words: of what `train` writes to metrics.json."""
+    """Throughput, waiting time and GPU numbers of a run in one line, from its metrics.json."""
     parts = [f"{metrics['images_per_second']:.1f} images/s"]
     if metrics["seconds"]:
         parts.append(f"{metrics['waited'] / metrics['seconds']:.0%} of the time spent waiting for data")
@@ -95,7 +98,7 @@ def mapping_table(title: str, content: Mapping[str, Any]) -> Table:
 
 
 def masks_line(metrics: Mapping[str, Any], options: MasmOptions) -> str:
-    """Says of a run of masm that it never chose masks; else nothing."""
+    """A warning that a run of masm ended before its first selection of masks; "" for every other run."""
     if metrics["method"] != "masm" or options.mask_policy != "bias_variance" or metrics["mask_history"]:
         return ""
     return (
@@ -113,7 +116,7 @@ def show(table: Table) -> None:
 
 
 def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
-    """What `sources.seen_in_training` found, as warnings."""
+    """The counts of `data.seen.seen_in_training` as warnings."""
     found = []
     if seen.get("files"):
         found.append(f"{run} was trained on {seen['files']} of these {seen['of_samples']} images")
@@ -129,9 +132,7 @@ def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
 
 
 def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """How the intervals of these results came about, or why there is none."""
-    from ..metrics import MIN_CLUSTERS
-
+    """How the intervals of these results were computed, or why there are none."""
     parts = [
         numbers
         for result in runs.values()

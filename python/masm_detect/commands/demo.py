@@ -1,0 +1,25 @@
+"""`masm demo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+HELP = "train and compare three methods on embedded data, offline"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The parameters of `demo_run.demo`."""
+    parser.add_argument("--out", type=str, default="runs/demo", help="folder for results.json and the plots")
+    parser.add_argument(
+        "--quick", action=ActionYesNo, default=False, help="a tiny version of under 40 s, to see it work"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training")
+
+
+def run(values: Any) -> None:
+    """Run the demo, which prints its table."""
+    from .demo_run import demo
+
+    demo(values.out, quick=values.quick, seed=values.seed)

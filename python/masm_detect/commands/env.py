@@ -1,0 +1,23 @@
+"""`masm env`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+HELP = "print versions, devices and which op runs where"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """No arguments."""
+
+
+def run(values: Any) -> None:
+    """Print the build of masm_ext and the machine."""
+    from masm_detect.report.tables import mapping_table, show
+    from masm_detect.results import provenance
+    from masm_ext import build_info
+
+    show(mapping_table("masm_ext", build_info()))
+    show(mapping_table("this machine", provenance()))

@@ -1,0 +1,109 @@
+"""The command `masm`: reads the arguments, runs one command, and reports a user's mistake in one line.
+
+A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from masm_detect.errors import UserError
+
+from .arguments import instantiate, one_line
+
+# This module must not import torch, directly or through others: the import takes a second, and Ctrl-C during it would
+# end in a traceback. It is imported inside the try of `main`.
+
+#: Name of a command -> its module, in the order of the help.
+COMMANDS: dict[str, str] = {
+    "env": "masm_detect.commands.env",
+    "prepare": "masm_detect.commands.prepare",
+    "train": "masm_detect.commands.train",
+    "eval": "masm_detect.commands.eval",
+    "demo": "masm_detect.commands.demo",
+}
+
+#: Exit code of a mistake that the user can correct.
+USER_ERROR = 2
+#: Exit code after Ctrl-C, as of a shell.
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `masm` with `arguments` (None: those of the process); returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # transformers warns of unknown model types and missing chat templates; its progress bars hide ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    command = values = None
+    try:
+        if "--version" in arguments[:1]:
+            print(_version())
+            return 0
+        parser, commands = build_parser()
+        if not arguments:
+            parser.print_help()
+            return 0
+        try:
+            values = parser.parse_args(arguments)
+        except ArgumentError as error:
+            print(f"masm: error: {one_line(str(error))}", file=sys.stderr)
+            return USER_ERROR
+        command = values.subcommand
+        try:
+            commands[command].run(instantiate(parser, values)[command])
+        except Exception as error:
+            if not isinstance(error, _user_errors()):
+                raise
+            print(f"masm {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return USER_ERROR
+    except BaseException as error:
+        # A module whose import is interrupted may raise an error of its own, with the interrupt as its cause.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        what = str(error) if isinstance(error, KeyboardInterrupt) else ""
+        started = command == "train" and os.path.isfile(os.path.join(values.train.out, "config.yaml"))
+        hint = "; continue the run with --resume" if started else ""
+        print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
+    """The parser of `masm`, and the module of each command."""
+    # exit_on_error would print the usage, 60 lines for train, before the error. allow_abbrev would take a mistyped name
+    # for another setting.
+    options: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+    parser = ArgumentParser(
+        prog="masm", description="Deepfake detection with multi-artifact subspace fine-tuning.", **options
+    )
+    parser.add_argument("--version", action="store_true", help="print the versions of masm_ext and torch")
+    subcommands = parser.add_subcommands(required=True, dest="subcommand")
+    commands = {name: import_module(module) for name, module in COMMANDS.items()}
+    for name, command in commands.items():
+        child = ArgumentParser(description=command.HELP[0].upper() + command.HELP[1:] + ".", **options)
+        command.add_arguments(child)
+        subcommands.add_subcommand(name, child, help=command.HELP)
+    return parser, commands
+
+
+def _version() -> str:
+    import torch
+
+    from masm_ext import __version__
+
+    return f"masm_ext {__version__} (torch {torch.__version__})"
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """Errors whose message already says what to do: settings, data, files, checkpoints. Any other error is a bug."""
+    from masm_ext.checkpoint import AdapterError
+
+    files = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
+    return (UserError, AdapterError, *files)

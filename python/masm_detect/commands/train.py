@@ -1,0 +1,37 @@
+"""`masm train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from .arguments import add_config_file, options_of
+
+HELP = "train a detector; writes a run folder"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The fields of `config.TrainConfig`."""
+    from masm_detect.config import TrainConfig
+
+    add_config_file(parser)
+    parser.add_class_arguments(TrainConfig, skip={"resume"})
+    parser.add_argument(
+        "--resume", action=ActionYesNo, nargs="?", default=False, help="continue the interrupted run in --out"
+    )
+
+
+def run(values: Any) -> None:
+    """Train, and print the source-validation table and the throughput."""
+    from masm_detect.config import TrainConfig
+    from masm_detect.report.tables import masks_line, results_table, show, speed_line
+    from masm_detect.training.run import train
+
+    config = TrainConfig(**options_of(values))
+    result = train(config)
+    show(results_table({result.method.name: result.metrics["source_validation"]}))
+    print(speed_line(result.metrics))
+    if line := masks_line(result.metrics, config.method.masm):
+        print(line)
+    print(f"source validation only; run folder: {result.folder}")

@@ -1,0 +1,37 @@
+"""Checks of a data set before it is used: both classes, no image twice, no group in two splits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from masm_detect.data.sample import DatasetError, Sample
+
+_LEAK_HELP = (
+    "a score on them would leak. Published DeepfakeBench files often repeat the test videos as val: then read the "
+    "splits that you need alone (splits=[\"train\"], masm train: --data.splits='[train]', which holds out "
+    "data.val_fraction of its groups; masm eval: --split test). In plain folders one name means one picture: give "
+    "other pictures other names"
+)
+
+
+def check_samples(samples: Sequence[Sample], need_both_classes: bool = True) -> None:
+    """Raise DatasetError for an empty set, one class only, an image twice, or an image or a group in several splits."""
+    if not samples:
+        raise DatasetError("the data set is empty")
+    labels = {s.label for s in samples}
+    if need_both_classes and len(labels) == 1:
+        only = "fake" if labels == {1} else "real"
+        raise DatasetError(f"all {len(samples)} samples are {only}: both classes are needed")
+    seen: dict[str, str] = {}
+    splits_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for s in samples:
+        if s.path in seen and seen[s.path] == s.split:
+            raise DatasetError(f"{s.path} appears twice in split {s.split or '(none)'!r}")
+        if seen.setdefault(s.path, s.split) != s.split:
+            raise DatasetError(f"{s.path} is in the splits {seen[s.path]!r} and {s.split!r}: {_LEAK_HELP}")
+        splits_of[s.dataset, s.group].add(s.split)
+    leaks = [(group, sorted(splits)) for (_, group), splits in splits_of.items() if len(splits) > 1]
+    if leaks:
+        group, where = leaks[0]
+        raise DatasetError(f"{len(leaks)} groups are in more than one split, e.g. {group!r} in {where}: {_LEAK_HELP}")

@@ -1,0 +1,64 @@
+"""Reads a data set from plain folders: `real/` and `fake-<method>/`, optionally below `train/`, `val/` and `test/`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+from masm_detect.data.groups import with_name_groups
+from masm_detect.data.sample import IMAGE_SUFFIXES, SPLITS, VIDEO_SUFFIXES, DatasetError, Sample, natural_key
+
+
+def read_folder(
+    path: str | Path, *, dataset: str | None = None, split: str = "", video_pattern: str | None = None
+) -> list[Sample]:
+    """Samples of a folder with `real/` and `fake-<method>/`, each holding images or one folder of images per video.
+
+    The same below `train/`, `val/`, `test/` is read with those splits. `dataset`: name, the folder's by default.
+    Videos (or loose images) of one name in several of the folders form one group, whatever their split: a picture and
+    its forgeries must not stand on both sides of a split. So pictures that have nothing to do with each other need
+    names of their own, also over train/ and test/.
+    `video_pattern`: regex whose group 1 is the video's name in a loose image's stem, e.g. r"(.+)_\\d+$" for
+    `video_frame.jpg`; without it each loose image is a video of its own.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DatasetError(f"{path} is not a folder")
+    dataset = dataset or path.resolve().name
+    children = sorted(c for c in path.iterdir() if c.is_dir() and not c.name.startswith("."))
+    if children and all(c.name in SPLITS for c in children):
+        nested = [read_folder(c, dataset=dataset, split=c.name, video_pattern=video_pattern) for c in children]
+        return with_name_groups([sample for part in nested for sample in part])
+    samples: list[Sample] = []
+    strangers = [c.name for c in children if c.name != "real" and not c.name.startswith("fake-")]
+    if strangers or not children:
+        raise DatasetError(f"{path}: expected folders real/ and fake-<method>/, found {strangers or 'none'}")
+    ignored: list[str] = []
+    for child in children:
+        label, method = (0, "real") if child.name == "real" else (1, child.name.removeprefix("fake-"))
+        for file in sorted((f for f in child.rglob("*") if f.is_file()), key=natural_key):
+            suffix = file.suffix.lower()
+            if suffix in VIDEO_SUFFIXES:
+                raise DatasetError(f"{file} is a video: run `masm prepare` first to cut the faces out of its frames")
+            if suffix not in IMAGE_SUFFIXES:
+                ignored += [] if file.name.startswith(".") else [str(file)]
+                continue
+            video = file.parent.relative_to(child).as_posix()
+            if video == ".":
+                video = _video_of(file.stem, video_pattern)
+            samples.append(Sample(str(file), label, dataset, method, f"{dataset}/{child.name}/{video}", split))
+    if ignored:
+        warnings.warn(f"{path}: {len(ignored)} files are not images and were left out: {ignored[:5]}", stacklevel=2)
+    if not samples:
+        raise DatasetError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return with_name_groups(samples)
+
+
+def _video_of(stem: str, pattern: str | None) -> str:
+    if pattern is None:
+        return stem
+    match = re.match(pattern, stem)
+    if not match:
+        raise DatasetError(f"video_pattern {pattern!r} does not match the image name {stem!r}")
+    return match[1]

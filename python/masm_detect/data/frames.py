@@ -1,0 +1,67 @@
+"""Samples as tensors for a backbone: decode, augment, resize, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from masm_detect.config import DataConfig
+from masm_detect.data.decode import decode_image, read_image
+from masm_detect.data.sample import Sample
+from masm_detect.data.transforms import ImageTransform, transform_image
+from masm_detect.models.backbone import Backbone
+
+
+class FrameDataset(Dataset):
+    """Samples as tensors: {"image": float32 [3, size, size], "label": int, "index": int}.
+
+    Augmentation is a function of (seed, epoch, index) only: it does not depend on the number of workers or on the
+    order. `images`: encoded images by `Sample.path`, for sets that live in memory. An unreadable image raises
+    UnreadableImage; it is never replaced by another one.
+    """
+
+    def __init__(self, samples: Sequence[Sample], transform: ImageTransform, seed: int = 0,
+                 images: Mapping[str, np.ndarray | bytes] | None = None):  # fmt: skip
+        self.samples, self.transform, self.seed, self.images = list(samples), transform, seed, images
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call before each epoch (before the loader starts its workers): other augmentation in each epoch."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        if self.images is not None and sample.path in self.images:
+            rgb = decode_image(self.images[sample.path], sample.path)
+        else:
+            rgb = read_image(sample.path)
+        rng = np.random.default_rng([self.seed, self.epoch, index]) if self.transform.augment is not None else None
+        image = transform_image(rgb, self.transform, rng, sample.path)
+        return {"image": image, "label": sample.label, "index": index}
+
+
+def frame_dataset(
+    samples: Sequence[Sample],
+    backbone: Backbone,
+    data: DataConfig,
+    *,
+    augment: bool = False,
+    seed: int = 0,
+    images: Mapping[str, np.ndarray] | None = None,
+) -> FrameDataset:
+    """The images of `samples` as `backbone` wants them; `augment` only in training. `images`: encoded bytes by path,
+    instead of files."""
+    transform = ImageTransform(
+        size=backbone.image_size,
+        mean=backbone.mean,
+        std=backbone.std,
+        crop=data.crop,
+        augment=data.augment if augment else None,
+        normalize_first=data.normalize_first,
+    )
+    return FrameDataset(samples, transform, seed=seed, images=images)

@@ -1,0 +1,75 @@
+"""A data set is a list of `Sample`s: what a sample is, its order on disk, and how many frames of a video are kept."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from masm_detect.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+SPLITS = ("train", "val", "test")
+
+
+class DatasetError(UserError, ValueError):
+    """The data set cannot be used as it is; the message names what is wrong and where."""
+
+
+class PrepareError(UserError, ValueError):
+    """The source cannot be prepared: its layout, its split file, or no face in all of it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image.
+
+    path: file, or key of an in-memory image. label: 1 = fake. dataset: name. method: "real" or the forgery's name.
+    video: "dataset/label-name/video", so that videos of equal names but of other labels or sets stay apart.
+    split: "train", "val", "test" or "" (not split yet). group: the unit that is never split over train and test, and
+    by which bootstraps are clustered; the video unless something larger is known.
+    """
+
+    path: str
+    label: int
+    dataset: str
+    method: str
+    video: str
+    split: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if self.label not in (0, 1):
+            raise DatasetError(f"label must be 0 (real) or 1 (fake), got {self.label!r} for {self.path}")
+        if not self.group:
+            object.__setattr__(self, "group", self.video)
+
+
+def natural_key(path: str | Path) -> tuple:
+    """Sort key under which frame 10 comes after frame 9."""
+    return tuple(
+        (0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", str(path).replace("\\", "/"))
+    )
+
+
+def limit_frames(samples: Sequence[Sample], per_video: int | None) -> list[Sample]:
+    """At most `per_video` frames of each video in each split, evenly spread (first and last included), in the given
+    order; None keeps all.
+    """
+    if per_video is None:
+        return list(samples)
+    if per_video < 1:
+        raise ValueError(f"per_video must be at least 1, got {per_video}")
+    positions: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, s in enumerate(samples):
+        positions[s.split, s.video].append(i)
+    kept: set[int] = set()
+    for indices in positions.values():
+        picks = np.linspace(0, len(indices) - 1, min(per_video, len(indices))).round().astype(int)
+        kept.update(indices[p] for p in picks)
+    return [s for i, s in enumerate(samples) if i in kept]

@@ -1,0 +1,122 @@
+"""From the data sets that a run names to its training and validation samples, with no group on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from masm_detect.config import ConfigError, DataConfig
+from masm_detect.data.checks import check_samples
+from masm_detect.data.deepfakebench import read_deepfakebench
+from masm_detect.data.folders import read_folder
+from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.splits import split_by_group
+
+
+def read_dataset(path: str | Path, **options) -> list[Sample]:
+    """`read_deepfakebench` for a .json file, `read_folder` for a folder; `options` go to that reader."""
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path, **options)
+    if path.suffix == ".json":
+        return read_deepfakebench(path, **options)
+    what = "" if path.exists() else "there is no such file or folder; "
+    raise DatasetError(f"{path}: {what}expected a DeepfakeBench .json file or a folder with real/ and fake-<method>/")
+
+
+def load_samples(
+    paths: Sequence[str],
+    *,
+    splits: Sequence[str] | None = None,
+    root: str | None = None,
+    prefix_map: dict[str, str] | None = None,
+    compression: str | None = None,
+    label_map: dict[str, int] | None = None,
+    missing: str = "error",
+) -> list[Sample]:
+    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders; of `splits` only (None: all).
+
+    Options that are None are the reader's own. Raises ConfigError for a path without a sample of `splits`, and
+    DatasetError where two paths would become one data set by their names.
+    """
+    if not paths:
+        raise ConfigError("no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/")
+    options = {"root": root, "prefix_map": prefix_map, "compression": compression, "label_map": label_map}
+    options = {key: value for key, value in options.items() if value is not None} | {"missing": missing}
+    parts: dict[str, list[Sample]] = {}
+    for path in map(str, paths):
+        if path in parts:
+            raise ConfigError(f"the data path {path} is given twice")
+        if path.endswith(".json"):
+            # The reader itself leaves the other splits alone: their frames need not exist.
+            part = read_dataset(path, splits=splits, **options)
+        else:
+            part = read_dataset(path)
+            found = sorted({sample.split for sample in part})
+            part = [sample for sample in part if splits is None or sample.split in splits]
+            if not part:
+                has = (
+                    f"this data has {_names(found)}"
+                    if any(found)
+                    else "its images have none, which a folder has below train/, val/ and test/: leave the split out"
+                )
+                raise ConfigError(f"{path}: no sample has the split {_names(splits)}; {has}")
+        _refuse_merge(path, part, parts)
+        parts[path] = part
+    return [sample for part in parts.values() for sample in part]
+
+
+def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
+    """(train, validation) samples of a run, both with both classes. Samples of the split "test" are left alone, but no
+    group and no file may be in two of the three: DatasetError.
+    """
+    samples = load_samples(
+        config.paths,
+        splits=config.splits,
+        root=config.root,
+        prefix_map=config.prefix_map,
+        compression=config.compression,
+        label_map=config.label_map,
+        missing=config.missing,
+    )
+    samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
+    samples = split_by_group(samples, config.val_fraction, config.split_seed)
+    check_samples(samples)
+    train = [sample for sample in samples if sample.split == "train"]
+    val = [sample for sample in samples if sample.split == "val"]
+    for name, part in (("training", train), ("validation", val)):
+        try:
+            check_samples(part)
+        except DatasetError as error:
+            raise DatasetError(f"{name} data: {error}") from error
+    return train, val
+
+
+def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> list[Sample]:
+    """Real samples and the fakes of `methods` (None: all). Raises ConfigError for a method that no sample has."""
+    if methods is None:
+        return list(samples)
+    present = sorted({sample.method for sample in samples if sample.label == 1})
+    unknown = sorted(set(methods) - set(present))
+    if unknown:
+        raise ConfigError(f"data.methods names {unknown}, but the data holds {present}")
+    return [sample for sample in samples if sample.label == 0 or sample.method in methods]
+
+
+def _names(splits: Sequence[str] | None) -> str:
+    return " or ".join(map(repr, splits or ()))
+
+
+def _refuse_merge(path: str, part: Sequence[Sample], others: Mapping[str, Sequence[Sample]]) -> None:
+    """Several JSON files may hold one data set, but no video twice; a folder is a data set of its own."""
+    names, videos = {sample.dataset for sample in part}, {sample.video for sample in part}
+    for other, samples in others.items():
+        shared = names & {sample.dataset for sample in samples}
+        both_json = path.endswith(".json") and other.endswith(".json")
+        twice = videos & {sample.video for sample in samples}
+        if twice or (shared and not both_json):
+            what = f"the video {min(twice)!r}" if twice else f"the data set {min(shared)!r}"
+            raise DatasetError(
+                f"{other} and {path} both hold {what}, and would be taken for one: rename one of them (a folder's name "
+                "is the name of its data set), or give one of them only"
+            )

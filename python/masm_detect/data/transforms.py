@@ -1,0 +1,113 @@
+"""From an RGB image to the tensor that a backbone takes: augment, resize or crop, subtract the mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from masm_detect.config import AugmentConfig
+from masm_detect.data.decode import decode_image, encode_jpeg
+from masm_detect.errors import UserError
+
+
+class TransformError(UserError, ValueError):
+    """A transform or augmentation that cannot work, in itself or on the image that the message names."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an image becomes a tensor.
+
+    size: output side. mean, std: RGB statistics for pixels in [0, 1]. crop: "resize" (the whole image) or "center" (the
+    middle size x size pixels, not resampled). augment: None in validation and test. normalize_first: (side, JPEG
+    quality): every image is first resized and recompressed alike, for sets whose classes differ in size or format.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop: str = "resize"
+    augment: AugmentConfig | None = None
+    normalize_first: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("resize", "center"):
+            raise TransformError(f'crop must be "resize" or "center", got {self.crop!r}')
+        if self.size < 1:
+            raise TransformError(f"size must be positive, got {self.size}")
+        if self.normalize_first is not None:
+            side, quality = self.normalize_first
+            if side < 1 or not 1 <= quality <= 100:
+                raise TransformError(
+                    f"normalize_first must be (side >= 1, JPEG quality 1..100), got {self.normalize_first}"
+                )
+
+
+def transform_image(
+    rgb: np.ndarray, transform: ImageTransform, rng: np.random.Generator | None = None, name: str = "image"
+):
+    """RGB uint8 [H, W, 3] -> float32 tensor [3, size, size]. `rng` draws the augmentation, needed if there is one."""
+    if transform.normalize_first is not None:
+        side, quality = transform.normalize_first
+        rgb = decode_image(encode_jpeg(resize_image(rgb, side), quality), name)
+    if transform.augment is not None:
+        if rng is None:
+            raise ValueError("a transform with augmentation needs rng")
+        rgb = augment_image(rgb, transform.augment, rng)
+    rgb = resize_image(rgb, transform.size) if transform.crop == "resize" else _center_crop(rgb, transform.size, name)
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float().div_(255)  # [3, size, size]
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (transform.mean, transform.std))
+    return pixels.sub_(mean).div_(std).contiguous()
+
+
+def resize_image(rgb: np.ndarray, size: int) -> np.ndarray:
+    """RGB uint8 [H, W, 3] -> [size, size, 3], bicubic with antialiasing (Pillow's, as CLIP's own preprocessing).
+
+    OpenCV's bicubic has no antialiasing: it would fold a source's pixel size into its spectrum.
+    """
+    if rgb.shape[:2] == (size, size):
+        return rgb
+    return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def augment_image(rgb: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """Random changes of an RGB uint8 image [H, W, 3], same shape; the JPEG comes last, as in the life of a picture."""
+    # All coins are tossed first, so that one probability does not shift the draws of another.
+    flip, bright, downscale, blur, noise, jpeg = rng.random(6) < (
+        config.flip, config.brightness_contrast, config.downscale, config.blur, config.noise, config.jpeg,
+    )  # fmt: skip
+    if flip:
+        rgb = np.ascontiguousarray(rgb[:, ::-1])
+    if bright:
+        b, c = rng.uniform(-1, 1, 2) * config.brightness_contrast_limit
+        rgb = _to_uint8(rgb.astype(np.float32) * (1 + c) + 255 * b)
+    if downscale:
+        h, w = rgb.shape[:2]
+        factor = rng.uniform(*config.downscale_factor)
+        small = cv2.resize(rgb, (max(1, round(w * factor)), max(1, round(h * factor))), interpolation=cv2.INTER_AREA)
+        rgb = cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
+    if blur:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(*config.blur_sigma))
+    if noise:
+        sigma = rng.uniform(*config.noise_sigma)
+        rgb = _to_uint8(rgb + rng.standard_normal(rgb.shape, dtype=np.float32) * sigma)
+    if jpeg:
+        low, high = config.jpeg_quality
+        rgb = decode_image(encode_jpeg(rgb, int(rng.integers(low, high + 1))), "augmented image")
+    return rgb
+
+
+def _center_crop(rgb: np.ndarray, size: int, name: str) -> np.ndarray:
+    h, w = rgb.shape[:2]
+    if h < size or w < size:
+        raise TransformError(f'{name} has {w}x{h} pixels, less than the centre crop of {size}: use crop="resize"')
+    top, left = (h - size) // 2, (w - size) // 2
+    return rgb[top : top + size, left : left + size]
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

@@ -1,0 +1,124 @@
+"""The videos of a source folder, and evenly spread frames of each."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from masm_detect.data.decode import UnreadableImage, read_image
+from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PrepareError, natural_key
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """One video: a video file, or the images of a folder."""
+
+    folder: str  # real or fake-<method>
+    name: str
+    files: tuple[Path, ...]
+
+    @property
+    def is_video(self) -> bool:
+        return self.files[0].suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def kind(self) -> str:
+        return "images" if len(self.files) == 1 and not self.is_video else "videos"
+
+    @property
+    def key(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+
+def find_videos(source: Path) -> list[VideoSource]:
+    """The videos, frame folders and images of `real/` and `fake-<method>/`, sorted; PrepareError on another layout."""
+    if not source.is_dir():
+        raise PrepareError(f"{source} is not a folder")
+    classes = sorted(c for c in source.iterdir() if c.is_dir() and not c.name.startswith("."))
+    strangers = [c.name for c in classes if c.name != "real" and not (c.name.startswith("fake-") and len(c.name) > 5)]
+    if strangers or not classes:
+        raise PrepareError(f"{source}: expected folders real/ and fake-<method>/, found {strangers or 'none'}")
+    found: list[VideoSource] = []
+    for c in classes:
+        frames: dict[str, list[Path]] = defaultdict(list)
+        for file in sorted((f for f in c.rglob("*") if f.is_file() and not f.name.startswith(".")), key=natural_key):
+            suffix, place = file.suffix.lower(), file.relative_to(c)
+            if suffix in IMAGE_SUFFIXES and place.parent != Path("."):
+                frames[place.parent.as_posix()].append(file)
+            elif suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+                found.append(VideoSource(c.name, place.with_suffix("").as_posix(), (file,)))
+            else:
+                raise PrepareError(f"{file} is neither a video nor an image; move it out of {source}")
+        found += [VideoSource(c.name, name, tuple(files)) for name, files in frames.items()]
+    if not found:
+        raise PrepareError(f"{source} holds no video and no image")
+    twice = [key for key, n in Counter(v.key for v in found).items() if n > 1]
+    if twice:
+        raise PrepareError(
+            f"{len(twice)} names occur twice (files that differ in their suffix only?), e.g. {twice[0]!r}"
+        )
+    return sorted(found, key=lambda v: v.key)
+
+
+def frames_of(video: VideoSource, count: int) -> Iterator[tuple[int, int, np.ndarray | str | None]]:
+    if video.is_video:
+        yield from read_frames(video.files[0], count)
+        return
+    for number in spread(len(video.files), count):
+        try:
+            yield number, len(video.files), read_image(video.files[number])
+        except UnreadableImage as error:
+            # The name alone: the report can be moved, and shown, without the folders of this machine.
+            reason = str(error).replace(str(video.files[number]), video.files[number].name)
+            yield number, len(video.files), f"unreadable image: {reason}"
+
+
+def read_frames(path: Path, count: int) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    """(frame number, frames in the video, RGB uint8 [H, W, 3] or None if undecodable) of `count` spread frames.
+
+    Frames are counted by reading through the video once: the number in the container is often wrong, and seeking by it
+    lands elsewhere. Raises UnreadableImage if there is no frame at all.
+    """
+    if path.stat().st_size == 0:
+        raise UnreadableImage("empty file (0 bytes)")
+    total = 0
+    capture = _open(path)
+    while capture.grab():
+        total += 1
+    capture.release()
+    if total == 0:
+        raise UnreadableImage("unreadable: no frame can be decoded")
+    wanted = set(spread(total, count))
+    capture = _open(path)
+    for number in range(total):
+        ok = capture.grab()
+        if number in wanted:
+            ok, bgr = capture.retrieve() if ok else (False, None)
+            yield number, total, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) if ok and bgr is not None else None
+    capture.release()
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers (or all) of 0..total-1, evenly spread, first and last included (for count >= 2)."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def count_note(video: VideoSource, total: int) -> str | None:
+    if not video.is_video:
+        return None
+    capture = _open(video.files[0])
+    said = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return f"the container says {said} frames, {total} can be read" if said != total else None
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        raise UnreadableImage("unreadable: not a video that OpenCV can open, or truncated")
+    return capture

@@ -1,0 +1,122 @@
+"""Scores trained runs on data sets: one table, one JSON, one plot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masm_detect.config import ConfigError, EvalConfig, TrainConfig
+from masm_detect.config_files import load_config, to_dict
+from masm_detect.data.checks import check_samples
+from masm_detect.data.contents import fingerprints
+from masm_detect.data.frames import frame_dataset
+from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.seen import seen_in_training
+from masm_detect.data.sources import load_samples
+from masm_detect.methods.adapters import load_method
+from masm_detect.models.detector import Detector, load_detector
+from masm_detect.report.plots import plot_auc
+from masm_detect.results import check_output_folder, provenance, write_json
+from masm_detect.runtime import choose_attention, process_settings, resolve_precision
+
+from .metrics import evaluate_scores
+from .predict import score_samples
+
+
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[TrainConfig, Detector]:
+    """The configuration and the trained detector of a run folder written by `masm train`."""
+    folder = Path(folder)
+    config = load_config(folder / "config.yaml")
+    if not (folder / "adapter").is_dir():
+        raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue it with --resume)")
+    detector = load_detector(config.model)
+    load_method(detector, config.method, folder / "adapter")
+    choose_attention(detector.backbone, torch.device(device))
+    return config, detector.to(device)
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Score every run of `config` on its data sets and write results.json and auc.png to `config.out`.
+
+    torch's settings of the process (`runtime.process_settings`) are restored at the end.
+
+    Returns:
+        The content of results.json: {"provenance", "config", "runs": {run name: {"method", "seen_in_training",
+        **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`.
+
+    Raises:
+        ConfigError: no run, a folder that is no finished run, or no data.
+        DatasetError: a data set that holds one class only.
+    """
+    if not config.runs:
+        raise ConfigError("no run given: name at least one run folder")
+    check_output_folder(config.out)
+    with process_settings(config.runtime) as device:
+        results = _score_runs(config, device)
+        content = {
+            "provenance": provenance(config.runtime.device),
+            "config": to_dict(replace(config, runs=[Path(run).name for run in config.runs])),
+            "runs": results,
+        }
+    write_json(Path(config.out) / "results.json", content)
+    plot_auc(results, Path(config.out) / "auc.png")
+    return content
+
+
+def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
+    samples = _samples(config)
+    results: dict[str, Any] = {}
+    files: list[str] = []
+    for folder in config.runs:
+        run, detector = load_run(folder, device)
+        if not files:
+            files = fingerprints(samples, config.runtime.progress)
+        scores = score_samples(
+            detector,
+            frame_dataset(samples, detector.backbone, run.data),
+            batch_size=config.runtime.eval_batch_size,
+            precision=resolve_precision(config.runtime.precision, device),
+            workers=config.runtime.workers,
+            progress=Path(folder).name if config.runtime.progress else None,
+        )
+        name = _unique(Path(folder).resolve().name, results)
+        results[name] = {
+            "method": run.method.name,
+            "seen_in_training": seen_in_training(Path(folder), samples, files),
+            **evaluate_scores(
+                samples, scores, n_bootstrap=config.n_bootstrap, seed=config.runtime.seed, protocol=config.protocol
+            ),
+        }
+    return results
+
+
+def _samples(config: EvalConfig) -> list[Sample]:
+    samples = load_samples(
+        config.paths,
+        splits=None if config.split is None else [config.split],
+        root=config.root,
+        prefix_map=config.prefix_map,
+        compression=config.compression,
+        label_map=config.label_map,
+        missing=config.missing,
+    )
+    samples = limit_frames(samples, config.frames_per_video)
+    check_samples(samples)
+    for dataset in sorted({sample.dataset for sample in samples}):
+        labels = {sample.label for sample in samples if sample.dataset == dataset}
+        if len(labels) == 1:
+            raise DatasetError(
+                f"all samples of the data set {dataset!r} are {'fake' if 1 in labels else 'real'}: an AUC needs both "
+                "classes in each data set; leave it out, or put it into one folder or file with the other class"
+            )
+    return samples
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate

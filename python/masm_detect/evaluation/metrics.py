@@ -1,0 +1,198 @@
+"""Scores to numbers: AUC of frames and videos with intervals, and the metrics of the table `METRICS`.
+
+A new metric is one function of (labels, scores) and one line in `METRICS`: it is then in every result file and table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from masm_detect.data.sample import Sample
+from masm_detect.errors import UserError
+
+from .intervals import bootstrap_auc
+
+PROTOCOLS = ("correct", "dfb-compat")
+CALIBRATION_BINS = 15
+
+
+class MetricsError(UserError, ValueError):
+    """Scores that cannot be evaluated: wrong length, not finite, not probabilities, one class only."""
+
+
+def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Share of samples on the right side of a score of 0.5."""
+    return float(((scores >= 0.5) == labels).mean())
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Average precision of the fakes (scikit-learn's definition)."""
+    return float(average_precision_score(labels, scores))
+
+
+def equal_error_rate(labels: np.ndarray, scores: np.ndarray) -> float:
+    """FPR at the threshold where FPR and FNR are closest (DeepfakeBench's definition)."""
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    return float(fpr[np.argmin(np.abs(1 - tpr - fpr))])
+
+
+def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, limit: float = 0.01) -> float:
+    """Largest TPR with FPR <= limit. With fewer than 1/limit real samples this means: no false alarm at all."""
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    return float(tpr[fpr <= limit].max())
+
+
+def calibration_error(labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error: |share of fakes - mean score| of equal-width bins, weighted by their counts."""
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    gap = np.bincount(place, weights=labels - scores, minlength=bins)
+    return float(np.abs(gap).sum() / len(scores))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of labels [n] (1 = fake) and scores P(fake) [n].
+
+    Attributes:
+        function: (labels, scores) -> float
+        title: heading of its column in the results table; None: only in result files
+        one_class: whether it is defined for samples of one class
+    """
+
+    function: Callable[[np.ndarray, np.ndarray], float]
+    title: str | None = None
+    one_class: bool = False
+
+
+#: Name in the result files -> metric, in the order of the columns. AUC is not here: it comes with an interval.
+METRICS: dict[str, Metric] = {
+    "ap": Metric(average_precision, "AP"),
+    "eer": Metric(equal_error_rate, "EER"),
+    "accuracy": Metric(accuracy, "acc", one_class=True),
+    "tpr_at_1fpr": Metric(tpr_at_fpr, "TPR@1%"),
+    "ece": Metric(calibration_error, one_class=True),
+}
+
+
+def evaluate_scores(
+    samples: Sequence[Sample],
+    scores: Sequence[float] | np.ndarray,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    protocol: str = "correct",
+) -> dict:
+    """Metrics per data set and per forgery method; a method is scored against all real samples of its data set.
+
+    Args:
+        samples, scores: one P(fake) in [0, 1] per sample, in the same order.
+        n_bootstrap: resamples of the 95% intervals, drawn over `Sample.group`; 0 = no intervals. With fewer than
+            MIN_CLUSTERS groups of one class there is no interval either.
+        protocol: "correct": a video is `Sample.video`. "dfb-compat": a video is the name of the parent folder alone,
+            as in DeepfakeBench's code, so equally named videos of several methods merge, and a mixed one counts as
+            real. Only the video metrics differ.
+
+    Returns (JSON-able): {"protocol", "n_bootstrap", "seed", "n", "datasets":
+    {name: {"all": M, "methods": {method: M}}}},
+    M = {n_real, n_fake, n_real_videos, n_fake_videos, n_groups, n_real_groups, n_fake_groups, auc, auc_ci, the names in
+    METRICS, video_auc, video_auc_ci}; a number that is not defined (one class only in that data set) is None.
+
+    Raises MetricsError: lengths differ, a score is not finite or outside [0, 1], or all samples have one label.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    scores = check_scores(samples, scores)
+    labels = np.array([s.label for s in samples])
+    if len(set(labels.tolist())) < 2:
+        raise MetricsError(
+            f"all {len(samples)} samples are {'fake' if labels[0] else 'real'}: an AUC needs both classes"
+        )
+    where: dict[str, list[int]] = defaultdict(list)
+    for i, s in enumerate(samples):
+        where[s.dataset].append(i)
+    datasets = {}
+    for dataset, indices in sorted(where.items()):
+        index = np.array(indices)
+        by_method: dict[str, list[int]] = defaultdict(list)
+        for i in indices:
+            by_method["" if samples[i].label == 0 else samples[i].method].append(i)
+        real = by_method.pop("", [])
+        parts = {m: np.array(sorted(real + fakes)) for m, fakes in sorted(by_method.items())}
+
+        def measure(part: np.ndarray) -> dict:
+            return _measure([samples[i] for i in part], labels[part], scores[part], n_bootstrap, seed, protocol)
+
+        datasets[dataset] = {"all": measure(index), "methods": {m: measure(part) for m, part in parts.items()}}
+    head = {"protocol": protocol, "n_bootstrap": n_bootstrap, "seed": seed, "n": len(samples)}
+    return head | {"datasets": datasets}
+
+
+def _measure(
+    samples: list[Sample], labels: np.ndarray, scores: np.ndarray, n_bootstrap: int, seed: int, protocol: str
+) -> dict:
+    _, video_labels, videos, video_groups = video_scores(samples, scores, protocol)
+    groups = [s.group for s in samples]
+    both_classes = labels.min() != labels.max()
+    result: dict = {
+        "n_real": int((labels == 0).sum()), "n_fake": int((labels == 1).sum()),
+        "n_real_videos": int((video_labels == 0).sum()), "n_fake_videos": int((video_labels == 1).sum()),
+        "n_groups": len(set(groups)),
+        "n_real_groups": len({g for g, label in zip(groups, labels) if label == 0}),
+        "n_fake_groups": len({g for g, label in zip(groups, labels) if label == 1}),
+    }  # fmt: skip
+    result |= dict.fromkeys(("auc", "auc_ci", *METRICS, "video_auc", "video_auc_ci"))
+    if both_classes:
+        result["auc"] = float(roc_auc_score(labels, scores))
+        result["auc_ci"] = bootstrap_auc(groups, labels, scores, n_bootstrap, seed)
+    for name, metric in METRICS.items():
+        if both_classes or metric.one_class:
+            result[name] = metric.function(labels, scores)
+    if video_labels.min() != video_labels.max():
+        result["video_auc"] = float(roc_auc_score(video_labels, videos))
+        result["video_auc_ci"] = bootstrap_auc(video_groups, video_labels, videos, n_bootstrap, seed)
+    return result
+
+
+def video_scores(
+    samples: Sequence[Sample], scores: np.ndarray, protocol: str = "correct"
+) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
+    """Mean score per video -> (keys, labels [V], scores [V], groups [V])."""
+    place: dict[str, int] = {}
+    # A real and a fake of one parent folder merge in DeepfakeBench's code, and their mean label is rounded down.
+    index = np.array([place.setdefault(_video_key(s, protocol), len(place)) for s in samples])
+    count = np.bincount(index)
+    mean = np.bincount(index, weights=scores) / count
+    fakes = np.bincount(index, weights=[s.label for s in samples])
+    groups = dict(zip(index.tolist(), (s.group for s in samples)))
+    return list(place), (fakes == count).astype(int), mean, [groups[i] for i in range(len(place))]
+
+
+def _video_key(sample: Sample, protocol: str) -> str:
+    if protocol == "correct":
+        return sample.video
+    parts = sample.path.replace("\\", "/").split("/")
+    return parts[-2] if len(parts) > 1 else ""
+
+
+def check_scores(samples: Sequence[Sample], scores: Sequence[float] | np.ndarray) -> np.ndarray:
+    """`scores` as float64 [n]. Raises MetricsError unless there is one finite P(fake) in [0, 1] for each sample."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (len(samples),):
+        raise MetricsError(f"expected one score for each of the {len(samples)} samples, got shape {list(scores.shape)}")
+    if not len(samples):
+        raise MetricsError("there are no samples to evaluate")
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        raise MetricsError(
+            f"{int(bad.sum())} of {len(scores)} scores are not finite, the first of {samples[int(bad.argmax())].path}"
+        )
+    if scores.min() < 0 or scores.max() > 1:
+        raise MetricsError(
+            f"scores must be P(fake) in [0, 1], got {scores.min():.4g} to {scores.max():.4g}: "
+            "take the sigmoid of logits"
+        )
+    return scores

@@ -1,0 +1,48 @@
+"""A detector and samples in, scores out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from masm_detect.data.frames import FrameDataset
+from masm_detect.data.loading import Batches, in_order
+from masm_detect.models.detector import Detector
+from masm_detect.runtime import autocast
+
+
+@torch.inference_mode()
+def predict(
+    detector: Detector,
+    dataset: FrameDataset,
+    *,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    workers: int | None = None,
+    progress: str | None = None,
+) -> Tensor:
+    """Logits [len(dataset)], float32 on the CPU, in the order of the data set.
+
+    Args:
+        precision: "bf16" (autocast) or "fp32".
+        workers: processes that read the images, as in `data.loading.Batches`.
+        progress: label of a progress bar; None: no bar.
+    """
+    device = next(detector.parameters()).device
+    detector.eval()
+    logits = []
+    with tqdm(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
+        for images, _ in Batches(dataset, in_order(len(dataset), batch_size), device, workers):
+            with autocast(precision, device):
+                logits.append(detector(images).float())
+            bar.update(len(images))
+        return torch.cat(logits).cpu()  # one copy: a copy per batch would wait for the GPU each time
+
+
+def score_samples(detector: Detector, dataset: FrameDataset, **options: Any) -> np.ndarray:
+    """P(fake) of each sample, float64 [len(dataset)]; options as of `predict`."""
+    return torch.sigmoid(predict(detector, dataset, **options).double()).numpy()

@@ -1,0 +1,74 @@
+"""Applies a method to a detector: new layers, trainable parameters, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from masm_detect.config import ConfigError, MethodConfig
+from masm_detect.models.detector import Detector
+
+from . import registry
+from .method import Calibration, Method
+
+
+def resolve(config: MethodConfig) -> MethodConfig:
+    """`config` with the default of its method in place of every null rate and rank."""
+    rates = registry.load(config.name).rates
+    values = {name: getattr(config, name) for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank")}
+    return replace(config, **{k: getattr(rates, k) if value is None else value for k, value in values.items()})
+
+
+def build_method(
+    name: str,
+    detector: Detector,
+    config: MethodConfig,
+    seed: int,
+    *,
+    calibration: Calibration | None = None,
+    progress: bool = False,
+) -> Method:
+    """Adapt `detector` in place by the method called `name`.
+
+    Args:
+        name: a key of `registry.METHODS`; replaces `config.name`.
+        seed: of the new random weights (head, LoRA's A), the same in every run.
+        calibration: needed by the static mask policy of masm only.
+        progress: show a bar while weights are decomposed.
+
+    Raises:
+        ConfigError: unknown name, or a rank that the layers do not have.
+    """
+    if name not in registry.METHODS:
+        raise ConfigError(f"unknown method {name!r}; there are {', '.join(registry.METHODS)}")
+    config, spec = resolve(replace(config, name=name)), registry.load(name)
+    prepare_detector(detector, config, seed, calibration, progress)
+    optimizer = spec.optimizer(detector, config)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return Method(
+        name=name,
+        optimizer=optimizer,
+        penalty=spec.penalty(optimizer, config),
+        masks=getattr(optimizer, "masks", None),
+        trainable_parameters=sum(p.numel() for p in detector.parameters() if p.requires_grad),
+        uses_masm_ext=spec.uses_masm_ext,
+    )
+
+
+def prepare_detector(
+    detector: Detector,
+    config: MethodConfig,
+    seed: int,
+    calibration: Calibration | None = None,
+    progress: bool = False,
+) -> None:
+    """The model's half of `build_method`: new layers in place and `requires_grad` set, without an optimizer.
+
+    `config` is resolved. The global random generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector.head.reset_parameters()
+        registry.load(config.name).prepare(detector, config, calibration, progress)

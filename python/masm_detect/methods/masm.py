@@ -1,0 +1,75 @@
+"""MASM: K artifact subspaces in each target layer, two penalties, and layer masks (docs/method.md).
+
+`masm-nomask` is the same without masks. Layers, masks and optimizer are those of `masm_ext`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from torch import Tensor
+
+from masm_detect.config import ConfigError, MethodConfig
+from masm_detect.models.detector import Detector
+from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
+
+from .method import Calibration, MethodSpec, Rates
+
+
+class Masm(MethodSpec):
+    """Trains the artifact subspaces of the target layers under layer masks, and the head."""
+
+    rates = Rates(lr=1e-3, s_lr=5e-3, head_lr=3e-3)
+    uses_masm_ext = True
+
+    def settings(self, detector: Detector, config: MethodConfig) -> MASMConfig:
+        """The settings of `masm_ext` for this run."""
+        targets = list(detector.backbone.attention_targets)
+        if config.targets == "attention+mlp":
+            targets += detector.backbone.mlp_targets
+        return MASMConfig(target_modules=targets, modules_to_save=("head",), **asdict(config.masm))
+
+    def prepare(
+        self, detector: Detector, config: MethodConfig, calibration: Calibration | None = None, progress: bool = False
+    ) -> None:
+        try:
+            settings = self.settings(detector, config)
+            selected = None
+            if settings.mask_policy == "static":
+                if calibration is None:
+                    raise ConfigError("mask_policy 'static' chooses layers on calibration batches; pass calibration=")
+                selected = select_layers(detector, settings, calibration.batches, calibration.loss)
+            convert(detector, settings, target_modules=selected, progress=progress)
+        except ValueError as error:
+            # masm_ext names the field, what arrived and what is allowed.
+            raise ConfigError(str(error)) from error
+
+    def optimizer(self, detector: Detector, config: MethodConfig) -> MaskedAdamW:
+        settings = self.settings(detector, config)
+        groups = param_groups(
+            detector,
+            lr=config.lr,
+            s_lr_scale=config.s_lr / config.lr,
+            head_lr_scale=config.head_lr / config.lr,
+            weight_decay=config.weight_decay,
+        )
+        return MaskedAdamW(
+            groups,
+            masks=LayerMasks(detector, settings) if settings.mask_policy == "bias_variance" else None,
+            orthogonality=settings.orthogonality,
+            spectral_consistency=settings.spectral_consistency,
+        )
+
+    def penalty(self, optimizer: MaskedAdamW, config: MethodConfig) -> Callable[[], Tensor] | None:
+        weights = config.masm.orthogonality, config.masm.spectral_consistency
+        if not any(weights):
+            return None
+        return lambda: sum(weight * value for weight, value in zip(weights, optimizer.penalties))
+
+
+class MasmWithoutMasks(Masm):
+    """Masm with every block free in every step."""
+
+    def settings(self, detector: Detector, config: MethodConfig) -> MASMConfig:
+        return super().settings(detector, replace(config, masm=replace(config.masm, mask_policy="none")))

@@ -1,0 +1,29 @@
+"""The table of adaptation methods. It imports no method: each is loaded when a run uses it.
+
+A new method is one file with a subclass of `method.MethodSpec`, and one line here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .method import MethodSpec
+
+#: Name of a method -> "module:class". The order is that of tables and help texts.
+METHODS: dict[str, str] = {
+    "probe": "masm_detect.methods.probe:Probe",
+    "full": "masm_detect.methods.full:Full",
+    "lora": "masm_detect.methods.lora:Lora",
+    "osf": "masm_detect.methods.osf:Osf",
+    "effort": "masm_detect.methods.effort:Effort",
+    "masm-nomask": "masm_detect.methods.masm:MasmWithoutMasks",
+    "masm": "masm_detect.methods.masm:Masm",
+}
+
+
+def load(name: str) -> MethodSpec:
+    """The method called `name`, a key of `METHODS`."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(module), attribute)()

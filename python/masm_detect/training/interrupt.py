@@ -1,0 +1,48 @@
+"""Ctrl-C in a training run: the first one is honoured after the current step, when its checkpoint is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in training: the checkpoint of the last step is written."""
+
+
+class CtrlC:
+    """A context in which the first Ctrl-C only sets `pressed`; the second one raises KeyboardInterrupt.
+
+    It changes nothing if `wait` is false, outside the main thread (which alone receives signals), or if the caller has
+    installed a handler of its own.
+    """
+
+    def __init__(self, wait: bool) -> None:
+        self.pressed = False
+        main = threading.current_thread() is threading.main_thread()
+        self._wait = wait and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def __enter__(self) -> CtrlC:
+        if self._wait:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wait:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note(self, *_: object) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+        with suppress(OSError):  # the reader may be gone: `2>&1 | tee` is stopped by the same Ctrl-C
+            # os.write: the handler may run in the middle of a print
+            os.write(2, b"\nstopping with a checkpoint after this step, or after the validation that it leads to; "
+                     b"Ctrl-C again stops at once\n")  # fmt: skip
+
+    def raise_if_pressed(self, step: int) -> None:
+        """Raise Interrupted if Ctrl-C was pressed; `step` is the number of completed steps."""
+        if self.pressed:
+            raise Interrupted(f"interrupted after step {step}, whose checkpoint is written")

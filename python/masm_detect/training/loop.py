@@ -1,0 +1,238 @@
+"""The training loop: epochs of steps, validation after each, checkpoints in between.
+
+A resumed run equals an uninterrupted one bit for bit. Everything random is a function of (seed, epoch, index), as the
+order of an epoch and the augmentation of an image, or is in the checkpoint, as the generator that dropout draws from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from masm_detect.config import OptimConfig, RuntimeConfig
+from masm_detect.data.frames import FrameDataset
+from masm_detect.data.loading import Batches
+from masm_detect.methods.layers import WeightDrift
+from masm_detect.methods.method import Method
+from masm_detect.methods.trainable import load_trainable_state, trainable_state
+from masm_detect.models.detector import Detector
+from masm_detect.runtime import autocast, choose_attention, resolve_precision
+
+from .gpu_usage import GpuUsage, mean_busy
+from .history import epoch_entry, mask_history, write_history
+from .interrupt import CtrlC
+from .schedule import epoch_batches, one_cycle
+from .state import Best, Position, load_state, run_conditions, save_state
+from .step import class_weights, train_step
+from .step_losses import StepLosses
+
+
+@dataclass
+class FitResult:
+    """What `fit` reports; the detector itself holds the chosen weights.
+
+    Attributes:
+        history: one dict an epoch, as in `history.jsonl`
+        seconds, waited: those of `Position`, summed over the epochs; validation and the checkpoint after it are not
+            included
+        peak_memory_bytes: most memory of all tensors in training; None on the CPU
+        gpu_busy: share of the time in which a kernel ran, sampled; None on the CPU or without nvidia-ml-py
+        mask_history: one dict for each change of the masks
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    best_val_auc: float
+    steps: int
+    images_per_second: float
+    seconds: float
+    waited: float
+    skipped_steps: int
+    peak_memory_bytes: int | None = None
+    gpu_busy: float | None = None
+    mask_history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit(
+    detector: Detector,
+    method: Method,
+    train_set: FrameDataset,
+    val_set: FrameDataset,
+    *,
+    optim: OptimConfig,
+    runtime: RuntimeConfig,
+    folder: Path | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train `detector` by `method` on `train_set` and validate it on `val_set` after each epoch.
+
+    Args:
+        val_set: source validation; the best epoch is chosen on it.
+        folder: where `history.jsonl` and the checkpoints (`last/`) are written; None: nothing is written.
+        resume: continue from the checkpoint in `folder`.
+
+    Returns:
+        The numbers of the run. The detector holds the weights of the best validation epoch, or of the last epoch if
+        `optim.select` is "last".
+
+    Raises:
+        Interrupted: Ctrl-C; the current step was completed and its checkpoint is written. A second Ctrl-C raises
+            KeyboardInterrupt at once.
+        TrainingError: a loss, an output or a weight is not finite.
+    """
+    run = _Run(detector, method, train_set, val_set, optim, runtime, folder)
+    torch.manual_seed(runtime.seed)
+    if resume:
+        run.restore()
+    bar = tqdm(
+        total=len(train_set) * optim.epochs,
+        initial=len(train_set) * run.position.epoch + run.position.batch * optim.batch_size,
+        unit="img",
+        desc=method.name,
+        disable=not runtime.progress,
+        smoothing=0.1,
+    )
+    with bar, CtrlC(wait=folder is not None) as ctrl_c:
+        while run.position.epoch < optim.epochs:
+            rate = run.train_epoch(bar, ctrl_c)
+            run.end_epoch(rate)
+            ctrl_c.raise_if_pressed(run.position.step)
+    if optim.select == "best":
+        load_trainable_state(detector, run.best.weights)
+    return run.result()
+
+
+class _Run:
+    """The parts of a run that its epochs share, and where it stands."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        method: Method,
+        train_set: FrameDataset,
+        val_set: FrameDataset,
+        optim: OptimConfig,
+        runtime: RuntimeConfig,
+        folder: Path | None,
+    ) -> None:
+        self.detector, self.method, self.train_set, self.val_set = detector, method, train_set, val_set
+        self.optim, self.runtime, self.folder = optim, runtime, folder
+        self.device = next(detector.parameters()).device
+        self.precision = resolve_precision(runtime.precision, self.device)
+        choose_attention(detector.backbone, self.device)
+        labels = [sample.label for sample in train_set.samples]
+        self.class_weights = class_weights(labels, optim.class_balance).to(self.device)
+        self.steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
+        self.drift, self.losses, self.usage = WeightDrift(detector), StepLosses(), GpuUsage(self.device)
+        self.conditions = {} if folder is None else run_conditions(detector, train_set, val_set, self.precision)
+        self.position, self.best = Position(), Best()
+        self.history: list[dict[str, Any]] = []
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint."""
+        state = load_state(self.folder, self.detector, self.method, self.conditions)
+        self.position, self.best, self.history = state
+        write_history(self.folder, self.history)
+
+    def save(self) -> None:
+        state = self.position, self.best, self.history
+        save_state(self.folder, self.detector, self.method, self.conditions, *state)
+
+    def train_epoch(self, bar: tqdm, ctrl_c: CtrlC) -> float:
+        """The rest of the current epoch; returns the rate of its last step, as a fraction of the peak."""
+        position, optim = self.position, self.optim
+        self.train_set.set_epoch(position.epoch)
+        self.detector.train()
+        self.usage.start()
+        indices = epoch_batches(len(self.train_set), optim.batch_size, self.runtime.seed, position.epoch)
+        batches = Batches(self.train_set, indices[position.batch :], self.device, self.runtime.workers)
+        clock = _Clock(position, batches)
+        for images, labels in batches:  # [B, 3, H, W], [B]
+            self.usage.sample()
+            rate = one_cycle(position.step, self.steps_per_epoch * optim.epochs, optim.warmup, optim.final)
+            for group in self.method.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            task, penalty = train_step(
+                self.detector,
+                self.method,
+                images,
+                labels,
+                weights=self.class_weights,
+                grad_clip=optim.grad_clip,
+                autocast_context=autocast(self.precision, self.device),
+            )
+            position.add(self.losses.put(position.step, len(labels), task, penalty), self.method)
+            position.batch += 1
+            position.step += 1
+            every = self.runtime.checkpoint_every
+            due = ctrl_c.pressed or (every and position.step % every == 0)
+            if self.folder is not None and due and position.batch < self.steps_per_epoch:
+                position.add(self.losses.drain(), self.method)
+                clock.read()
+                self.save()
+                ctrl_c.raise_if_pressed(position.step)
+            # After the checkpoint: drawing fails if the same Ctrl-C has closed the terminal or pipe.
+            bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
+            bar.update(len(labels))
+        position.add(self.losses.drain(), self.method)
+        clock.read()
+        return rate
+
+    def end_epoch(self, rate: float) -> None:
+        """Validate, keep the weights if they are the best so far, and write a checkpoint."""
+        used = self.usage.numbers()  # before validation
+        entry = epoch_entry(
+            self.detector,
+            self.method,
+            self.val_set,
+            self.position,
+            drift=self.drift.ratios() if self.drift else None,
+            rate=rate,
+            runtime=self.runtime,
+            precision=self.precision,
+        )
+        self.history.append(entry | used)
+        auc, loss = entry["val_auc"], entry["val_loss"]
+        if self.best.beaten_by(auc, loss):
+            self.best = Best(self.position.epoch, auc, loss, trainable_state(self.detector))
+        self.position = Position(epoch=self.position.epoch + 1, step=self.position.step)
+        if self.folder is not None:
+            self.save()
+            write_history(self.folder, self.history)
+
+    def result(self) -> FitResult:
+        history = self.history
+        chosen = self.best.epoch if self.optim.select == "best" else self.optim.epochs - 1
+        seconds, waited = (sum(entry[name] for entry in history) for name in ("seconds", "waited"))
+        return FitResult(
+            history=history,
+            best_epoch=chosen,
+            best_val_auc=history[chosen]["val_auc"],
+            steps=self.position.step,
+            images_per_second=sum(entry["images"] for entry in history) / seconds if seconds else 0.0,
+            seconds=seconds,
+            waited=waited,
+            skipped_steps=int(getattr(self.method.optimizer, "skipped_steps", 0)),
+            peak_memory_bytes=max((entry.get("peak_memory_bytes", 0) for entry in history), default=0) or None,
+            gpu_busy=mean_busy(history),
+            mask_history=mask_history(self.method),
+        )
+
+
+class _Clock:
+    """Adds the time since it was made to that of a position, which a resumed epoch starts with."""
+
+    def __init__(self, position: Position, batches: Batches) -> None:
+        self._position, self._batches = position, batches
+        self._seconds, self._waited = position.seconds, position.waited
+        self._started = time.perf_counter()
+
+    def read(self) -> None:
+        self._position.seconds = self._seconds + time.perf_counter() - self._started
+        self._position.waited = self._waited + self._batches.waited

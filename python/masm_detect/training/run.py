@@ -1,0 +1,178 @@
+"""A training run: from a configuration to a folder that holds everything about it.
+
+```
+config.yaml  environment.json  groups.json  metrics.json  history.jsonl  plots/*.png  adapter/  last/ (checkpoint)
+```
+`train` is `loop.fit` plus files. A program with samples of its own calls `fit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masm_detect.config import ConfigError, TrainConfig
+from masm_detect.config_files import load_config, save_config, to_dict
+from masm_detect.data.contents import fingerprints
+from masm_detect.data.frames import FrameDataset, frame_dataset
+from masm_detect.data.loading import Batches
+from masm_detect.data.seen import write_groups
+from masm_detect.data.sources import source_splits
+from masm_detect.evaluation.metrics import evaluate_scores
+from masm_detect.evaluation.predict import score_samples
+from masm_detect.methods.adapters import base_sha256, save_method
+from masm_detect.methods.build import build_method, resolve
+from masm_detect.methods.method import Calibration, Method
+from masm_detect.models.detector import Detector, load_detector
+from masm_detect.report.plots import plot_drift, plot_history, plot_masks
+from masm_detect.results import check_output_folder, provenance, write_json
+from masm_detect.runtime import process_settings, resolve_precision
+
+from .loop import FitResult, fit
+from .schedule import epoch_batches
+from .step import class_weights, task_loss
+
+
+@dataclass
+class RunResult:
+    """A finished run: its folder, its detector with the chosen weights, and what training reported."""
+
+    folder: Path
+    detector: Detector
+    method: Method
+    fit: FitResult
+    metrics: dict[str, Any]
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train as `config` says and write the run folder `config.out`.
+
+    torch's settings of the process (`runtime.process_settings`) are restored at the end.
+
+    Raises:
+        ConfigError: the folder holds another run, or `config.resume` is set and it holds none.
+        Interrupted, TrainingError: as `loop.fit`.
+    """
+    folder = Path(config.out)
+    config = replace(config, method=resolve(config.method))
+    started = _check_folder(folder, config)
+    with process_settings(config.runtime) as device:
+        return _train(config, folder, started, device)
+
+
+def _train(config: TrainConfig, folder: Path, started: bool, device: torch.device) -> RunResult:
+    runtime = config.runtime
+    train_samples, val_samples = source_splits(config.data)
+    # A run killed before its first checkpoint starts again from the beginning, which is the same run.
+    resume = started and (folder / "last" / "state.json").is_file()
+
+    detector = load_detector(config.model).to(device)
+    train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
+    val_set = frame_dataset(val_samples, detector.backbone, config.data)
+    base = base_sha256(detector)
+    if not resume:  # a damaged file is found now, not hours into an epoch
+        files = fingerprints([*train_samples, *val_samples], runtime.progress)
+    first_epoch = epoch_batches(len(train_set), config.optim.batch_size, runtime.seed, 0)
+    method = build_method(
+        config.method.name,
+        detector,
+        config.method,
+        runtime.seed,
+        calibration=Calibration(Batches(train_set, first_epoch, device, runtime.workers), _calibration_loss),
+        progress=runtime.progress,
+    )
+    if not resume:
+        # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
+        write_groups(folder, train_samples, val_samples, files[: len(train_samples)])
+        save_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", provenance(runtime.device))
+    result = fit(
+        detector,
+        method,
+        train_set,
+        val_set,
+        optim=config.optim,
+        runtime=runtime,
+        folder=folder,
+        resume=resume,
+    )
+
+    save_method(detector, method, config.method, folder / "adapter", base=base)
+    metrics = _metrics(config, detector, method, train_set, val_set, result, device)
+    write_json(folder / "metrics.json", metrics)
+    plot_history(result.history, folder / "plots" / "history.png")
+    if "drift" in result.history[-1]:
+        plot_drift(result.history, folder / "plots" / "drift.png")
+    if result.mask_history:
+        plot_masks(result.mask_history, list(method.masks.layer_names), folder / "plots" / "masks.png")
+    return RunResult(folder, detector, method, result, metrics)
+
+
+def _metrics(
+    config: TrainConfig,
+    detector: Detector,
+    method: Method,
+    train_set: FrameDataset,
+    val_set: FrameDataset,
+    result: FitResult,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The content of metrics.json."""
+    runtime = config.runtime
+    precision = resolve_precision(runtime.precision, device)
+    scores = score_samples(
+        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=runtime.workers
+    )
+    return {
+        "provenance": provenance(runtime.device),
+        "method": config.method.name,
+        "precision": precision,
+        "trainable_parameters": method.trainable_parameters,
+        "samples": {"train": len(train_set), "val": len(val_set)},
+        "selection": f"{config.optim.select} epoch by AUC on source validation",
+        "chosen_epoch": result.best_epoch,
+        "steps": result.steps,
+        "images_per_second": result.images_per_second,
+        "seconds": result.seconds,
+        "waited": result.waited,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "gpu_busy": result.gpu_busy,
+        "skipped_steps": result.skipped_steps,
+        "source_validation": evaluate_scores(val_set.samples, scores, seed=runtime.seed),
+        "mask_history": result.mask_history,
+    }
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> bool:
+    """Whether this run was started in `folder` before. Raises ConfigError if the folder holds another run."""
+    check_output_folder(folder)
+    started = (folder / "config.yaml").is_file()
+    if started and not config.resume:
+        raise ConfigError(f"{folder} already holds a run: continue it with --resume, or give another --out")
+    if config.resume and not started:
+        raise ConfigError(f"nothing to resume: {folder} holds no run")
+    if started:
+        changed = _differences(to_dict(load_config(folder / "config.yaml")), to_dict(config))
+        if changed:
+            raise ConfigError(f"{folder} was started with other settings and cannot be resumed: {'; '.join(changed)}")
+    return started
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Settings that differ between two runs, one line each.
+
+    Settings that do not affect the weights are ignored, and so is `threads`: the checkpoint compares the number in use.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for key in new for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
+    ignored = ("out", "resume", *(f"runtime.{name}" for name in ("progress", "checkpoint_every", "threads", "workers")))
+    same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
+    return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
+
+
+def _calibration_loss(detector: Detector, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    images, labels = batch
+    return task_loss(detector(images), labels, class_weights([], balance=False).to(labels.device))

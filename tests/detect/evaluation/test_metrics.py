@@ -1,0 +1,118 @@
+"""Metrics against scikit-learn, the two protocols, and scores that cannot be evaluated."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from masm_detect.data.sample import Sample
+from masm_detect.evaluation.metrics import (
+    MetricsError,
+    calibration_error,
+    equal_error_rate,
+    evaluate_scores,
+    tpr_at_fpr,
+    video_scores,
+)
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noise=0.1, seed=0):
+    """Real videos and as many fakes of each method; frames of a video share an offset, fakes are shifted up."""
+    rng = np.random.default_rng(seed)
+    samples, scores = [], []
+    for method in ("real", *methods):
+        label = int(method != "real")
+        for v in range(n_videos):
+            offset = rng.normal(0.4 + shift * label, noise)
+            for f in range(frames):
+                folder = f"fake-{method}" if label else "real"
+                path, video = f"{dataset}/{folder}/{v}/{f}.png", f"{dataset}/{folder}/{v}"
+                samples.append(Sample(path, label, dataset, method, video, "test", f"{dataset}/{v}"))
+                scores.append(np.clip(offset + rng.normal(0, 0.05), 0, 1))
+    return samples, np.round(scores, 2)  # rounded: ties
+
+
+def test_numbers_equal_scikit_learn():
+    samples, scores = make()
+    labels = np.array([s.label for s in samples])
+    result = evaluate_scores(samples, scores, n_bootstrap=50)
+    whole = result["datasets"]["D"]["all"]
+    assert whole["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert whole["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert whole["accuracy"] == pytest.approx(np.mean((scores >= 0.5) == labels))
+    assert (whole["n_real"], whole["n_fake"], whole["n_real_videos"], whole["n_fake_videos"]) == (200, 400, 40, 80)
+    only_b = [s.method in ("real", "B") for s in samples]
+    assert result["datasets"]["D"]["methods"]["B"]["auc"] == pytest.approx(
+        roc_auc_score(labels[only_b], scores[only_b])
+    )
+    videos = {s.video: s.label for s in samples}
+    means = {v: np.mean([p for s, p in zip(samples, scores) if s.video == v]) for v in videos}
+    expected = roc_auc_score(list(videos.values()), [means[v] for v in videos])
+    assert whole["video_auc"] == pytest.approx(expected)
+    json.dumps(result, allow_nan=False)
+
+
+def test_datasets_are_kept_apart():
+    a, b = make(dataset="A", seed=1), make(dataset="B", seed=2, shift=0.0)
+    samples, scores = a[0] + b[0], np.concatenate([a[1], b[1]])
+    mixed = evaluate_scores(samples, scores, n_bootstrap=20)["datasets"]
+    assert mixed["A"] == evaluate_scores(*a, n_bootstrap=20)["datasets"]["A"]
+    assert mixed["A"]["all"]["auc"] > 0.7 > 0.6 > mixed["B"]["all"]["auc"]
+
+
+def test_fast_enough():
+    samples, scores = make(n_videos=100, frames=10, methods=("A", "B"))  # 3000 frames
+    start = time.perf_counter()
+    evaluate_scores(samples, scores, n_bootstrap=1000)
+    assert time.perf_counter() - start < 20  # about 1 s on one idle core
+
+
+def test_eer_tpr_and_calibration_by_hand():
+    labels, scores = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0.1, 0.2, 0.3, 0.8, 0.4, 0.6, 0.7, 0.9])
+    assert equal_error_rate(labels, scores) == 0.25
+    assert tpr_at_fpr(labels, scores) == 0.25
+    assert calibration_error(np.array([0, 1]), np.array([0.0, 1.0])) == 0
+    assert calibration_error(np.array([0, 0]), np.array([1.0, 1.0])) == 1
+
+
+def test_dfb_compat_merges_equal_folder_names():
+    samples, scores = make(n_videos=10, methods=("A", "B"))
+    keys, labels, _, _ = video_scores(samples, scores, "dfb-compat")
+    assert len(keys) == 10 and not labels.any()  # folder names 0..9 of real, A and B merge, and become real
+    fakes = [s for s in samples if s.label]
+    keys, labels, _, _ = video_scores(fakes, scores[: len(fakes)], "dfb-compat")
+    assert len(keys) == 10 and labels.all()
+    compat = evaluate_scores(samples, scores, 0, protocol="dfb-compat")["datasets"]["D"]["all"]
+    correct = evaluate_scores(samples, scores, 0)["datasets"]["D"]["all"]
+    assert compat["video_auc"] is None and correct["video_auc"] is not None
+    assert compat["auc"] == correct["auc"]
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        evaluate_scores(samples, scores, protocol="effort")
+
+
+def test_bad_scores():
+    samples, scores = make()
+    with pytest.raises(MetricsError, match=r"each of the 600 samples, got shape \[599\]"):
+        evaluate_scores(samples, scores[1:])
+    broken = scores.copy()
+    broken[3] = np.nan
+    with pytest.raises(MetricsError, match=r"1 of 600 scores are not finite, the first of D/real/0/3.png"):
+        evaluate_scores(samples, broken)
+    with pytest.raises(MetricsError, match="take the sigmoid"):
+        evaluate_scores(samples, scores * 10)
+    with pytest.raises(MetricsError, match="all 200 samples are real"):
+        evaluate_scores(samples[:200], scores[:200])
+    with pytest.raises(MetricsError, match="no samples"):
+        evaluate_scores([], [])
+
+
+def test_data_set_of_one_class_beside_a_complete_one():
+    a, b = make(dataset="A"), make(dataset="B")
+    reals = [i for i, s in enumerate(b[0]) if s.label == 0]
+    samples, scores = a[0] + [b[0][i] for i in reals], np.concatenate([a[1], b[1][reals]])
+    result = evaluate_scores(samples, scores, n_bootstrap=10)["datasets"]
+    assert result["A"]["all"]["auc"] is not None
+    assert result["B"]["all"]["auc"] is None and result["B"]["all"]["accuracy"] is not None

@@ -1,0 +1,142 @@
+"""The adaptation methods: what they train, that they start as the pretrained model, and Effort's layer against dense
+algebra.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from masm_detect.config import ConfigError, MasmOptions, MethodConfig
+from masm_detect.methods.build import build_method, resolve
+from masm_detect.methods.effort import EffortLinear
+from masm_detect.methods.layers import WeightDrift
+from masm_detect.methods.registry import METHODS
+from masm_detect.models.backbone import Backbone
+from masm_detect.models.detector import Detector
+from torch import nn
+
+MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_warmup=1, mask_interval=1)
+
+
+def settings(name: str, **changes) -> MethodConfig:
+    return MethodConfig(name=name, rank=None if name.startswith("masm") else 4, masm=MASM, **changes)
+
+
+def pixels(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_starts_as_the_pretrained_model(name, tiny_detector):
+    detector = tiny_detector().eval()
+    plain = copy.deepcopy(detector.backbone)
+    build_method(name, detector, settings(name), seed=1)
+    torch.testing.assert_close(detector.backbone(pixels()), plain(pixels()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trains_what_it_says_and_nothing_else(name, tiny_detector):
+    detector = tiny_detector()
+    method = build_method(name, detector, settings(name), seed=1)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    trained = {key for key, parameter in detector.named_parameters() if parameter.requires_grad}
+    assert sum(detector.get_parameter(key).numel() for key in trained) == method.trainable_parameters
+    for _ in range(2):
+        loss = detector(pixels()).square().sum()
+        loss.backward()
+        method.optimizer.step()
+        method.optimizer.zero_grad()
+    # masm's own book-keeping of which blocks are trained now, and of the steps that were taken
+    changed = {key for key, value in detector.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {key for key in changed if not key.endswith((".mask", "._extra_state"))}
+    assert {"head.weight", "head.bias"} <= changed
+    assert changed <= trained
+    assert (len(changed) == 2) == (name == "probe")
+
+
+def test_same_seed_same_start(tiny_detector):
+    first, second, third = (tiny_detector() for _ in range(3))
+    for detector, seed in ((first, 3), (second, 3), (third, 4)):
+        build_method("lora", detector, settings("lora"), seed=seed)
+        torch.rand(5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not torch.equal(first.head.weight, third.head.weight)
+
+
+def test_building_leaves_the_global_generator_alone(tiny_detector):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    build_method("lora", tiny_detector(), settings("lora"), seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mlp_targets_adapt_more_layers(tiny_detector):
+    attention = build_method("effort", tiny_detector(), settings("effort"), seed=0)
+    both = build_method("effort", tiny_detector(), settings("effort", targets="attention+mlp"), seed=0)
+    assert both.trainable_parameters > attention.trainable_parameters
+
+
+def test_rates_of_a_config_reach_the_groups(tiny_detector):
+    config = settings("masm", lr=1e-3, s_lr=5e-3, head_lr=2e-3)
+    method = build_method("masm", tiny_detector(), config, seed=0)
+    assert {round(group["initial_lr"], 10) for group in method.optimizer.param_groups} == {1e-3, 5e-3, 2e-3}
+    assert resolve(MethodConfig(name="lora")).rank == 8
+
+
+@pytest.mark.parametrize("name", ["effort", "osf"])
+def test_rank_beyond_the_layer_is_refused(name, tiny_detector):
+    with pytest.raises(ValueError, match="q = 16"):
+        build_method(name, tiny_detector(), MethodConfig(name=name, rank=16), seed=0)
+
+
+def test_unknown_method_is_refused(tiny_detector):
+    with pytest.raises(ConfigError, match="adalora"):
+        build_method("adalora", tiny_detector(), MethodConfig(), seed=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+def test_effort_layer_is_the_published_split(shape):
+    torch.manual_seed(0)
+    linear = nn.Linear(shape[1], shape[0]).double()
+    layer = EffortLinear.from_linear(linear)
+    q = min(shape)
+    sigma = torch.linalg.svdvals(linear.weight)
+    torch.testing.assert_close(torch.linalg.svdvals(layer.weight)[: q - 1], sigma[: q - 1])
+    torch.testing.assert_close(layer.s, sigma[-1:])
+    assert int(torch.linalg.matrix_rank(layer.weight)) == q - 1
+    x = torch.randn(4, shape[1], dtype=torch.float64)
+    torch.testing.assert_close(layer(x), linear(x))
+    assert {name for name, _ in layer.named_parameters()} == {"u", "s", "v"}
+
+
+def test_weight_drift_is_the_dense_norm():
+    torch.manual_seed(0)
+    layer = EffortLinear.from_linear(nn.Linear(9, 6), rank=2)
+    model = nn.Sequential(layer)
+    start = layer.current_weight().detach().double().clone()
+    drift = WeightDrift(model)
+    assert drift.ratios()["0"] < 1e-7
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = float((layer.current_weight().double() - start).norm() / start.norm())
+    assert drift.ratios()["0"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masm", "masm-nomask", "lora", "probe"])
+def test_the_pooling_head_of_siglip_stays_frozen(name, tmp_path):
+    """The classifier is called "head", and so is SigLIP's pooling head."""
+    transformers = pytest.importorskip("transformers")
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.SiglipVisionConfig(**vision, image_size=28, patch_size=7)
+    detector = Detector(Backbone(transformers.SiglipVisionModel(config)))
+    assert any(".head." in key for key, _ in detector.named_parameters())
+    build_method(name, detector, settings(name), seed=1)
+    trained = [key for key, parameter in detector.named_parameters() if parameter.requires_grad]
+    assert {"head.weight", "head.bias"} <= set(trained)
+    assert not [key for key in trained if ".head." in key]

@@ -1,0 +1,88 @@
+"""What tables say where a reader could be misled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from masm_detect.config import MasmOptions
+from masm_detect.data.sample import Sample
+from masm_detect.evaluation.metrics import evaluate_scores
+from masm_detect.report.tables import auc_cells, format_cell, masks_line, results_table, speed_line
+
+
+@pytest.fixture
+def result() -> dict:
+    from masm_detect.data.sample import Sample
+
+    samples = [
+        Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
+    ]
+    scores = np.random.default_rng(0).random(len(samples))
+    return {"method": "probe", **evaluate_scores(samples, scores, n_bootstrap=50)}
+
+
+def test_tables_and_cells(result):
+    cells = auc_cells(result)
+    assert list(cells) == ["a", "b", "all"]
+    value, low, high = cells["a"]
+    assert 0 <= value <= 1 and low is high is None  # 4 groups a class: too few for an interval
+    low, high = cells["all"][1:]
+    assert low is high is None
+    assert format_cell((0.8125, 0.75, 0.9)) == ".812 [.750, .900]"
+    assert format_cell((1.0, None, None)) == "1.000" and format_cell((None, None, None)) == "-"
+    table = results_table({"run": result})
+    assert table.row_count == 3 and table.caption is None
+    seen = {"groups": 2, "of_groups": 9, "samples": 4, "of_samples": 20}
+    warned = results_table({"run": {**result, "seen_in_training": seen}})
+    assert "2 of these 9 groups" in warned.caption and "not those of unseen data" in warned.caption
+    alone = {**result, "datasets": {"reals": {"all": result["datasets"]["set"]["all"], "methods": {}}}}
+    assert results_table({"run": alone}).row_count == 1  # no data set vanishes
+
+
+def test_speed_in_words():
+    metrics = {"images_per_second": 12.34, "seconds": 8.0, "waited": 2.0, "peak_memory_bytes": None, "gpu_busy": None}
+    assert speed_line(metrics) == "training: 12.3 images/s, 25% of the time spent waiting for data"
+    on_a_gpu = {**metrics, "peak_memory_bytes": 3 * 2**29, "gpu_busy": 0.875}
+    assert speed_line(on_a_gpu).endswith("for data, peak memory 1.5 GiB, GPU busy 88% of the time")
+    assert speed_line({**metrics, "seconds": 0.0}) == "training: 12.3 images/s"
+
+
+def result_of(groups, n_bootstrap):
+    samples = [
+        Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i}") for m in ("real", "a") for i in range(groups)
+    ]
+    return evaluate_scores(samples, np.random.default_rng(0).random(len(samples)), n_bootstrap=n_bootstrap)
+
+
+@pytest.mark.parametrize("groups, n_bootstrap, title", [
+    (8, 20, "95% intervals by bootstrap over groups"),
+    (7, 20, "no intervals (they need 8 groups of each class)"),
+    (8, 0, "no intervals (n_bootstrap: 0)"),
+])  # fmt: skip
+def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootstrap, title):
+    assert results_table({"run": result_of(groups, n_bootstrap)}).title == f"P(fake) against the label; {title}"
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"groups": 0, "files": 0}, None),
+        ({"groups": 0, "files": 5}, "run was trained on 5 of these 20 images: its numbers are not those"),
+        ({"groups": 2, "files": 5}, "run was trained on 5 of these 20 images, and 2 of these 9 groups"),
+        ({"groups": 2, "files": 0}, "names of groups that run was trained on, though no file is the same: if"),
+        ({"groups": 2, "files": None}, "names of groups that run was trained on: its numbers are not those"),
+    ],
+    ids=str,
+)
+def test_images_that_were_trained_on_are_told(seen, said):
+    seen = {"of_groups": 9, "samples": 4, "of_samples": 20} | seen
+    caption = results_table({"run": {**result_of(7, 0), "seen_in_training": seen}}).caption
+    assert caption is None if said is None else said in caption
+
+
+def test_masks_that_were_never_chosen_are_told():
+    short = {"method": "masm", "mask_history": [], "steps": 6}
+    assert "in 6 steps, so this is masm-nomask" in masks_line(short, MasmOptions(mask_warmup=20))
+    for other in ({"mask_history": [{}]}, {"method": "probe"}):
+        assert masks_line(short | other, MasmOptions()) == ""
+    assert masks_line(short, MasmOptions(mask_policy="static")) == ""
