@@ -176,8 +176,10 @@ class Compiled(Reference):
 
 
 class Effort(Masm):
-    """`masm_detect.methods.effort.EffortLinear`, an own implementation of Effort (ICML 2025), on the factors of masm. Effort
-    itself trains one direction; here R. Rebuilds the dense weight in each forward pass. Factors in the model's dtype.
+    """`masm_detect.methods.effort.EffortLinear`, our implementation of Effort (ICML 2025), on the factors of masm.
+
+    Effort itself trains one direction; here R. Rebuilds the dense weight in each forward pass. Factors in the model's
+    dtype.
     """
 
     name = "effort"

@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
-from masm_detect.config import RuntimeConfig
+from masm_detect.config import ConfigError, EvalConfig, OptimConfig, RuntimeConfig
+from masm_detect.evaluation.evaluate import evaluate
 from masm_detect.runtime import process_settings
+from masm_detect.training import loop
+from masm_detect.training.run import train
+from tiny import run_config
 
 
-def test_deterministic_without_filling_memory():
-    with process_settings(RuntimeConfig()):
-        assert torch.are_deterministic_algorithms_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
+def settings() -> dict:
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill": torch.utils.deterministic.fill_uninitialized_memory,
+        "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+@pytest.fixture(params=["torch's own", "the caller's"])
+def before(request, monkeypatch) -> dict:
+    """Settings of a caller, e.g. a notebook."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    if request.param == "the caller's":
+        torch.set_num_threads(3)
+        torch.use_deterministic_algorithms(True)
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    return settings()
+
+
+def test_deterministic_without_filling_memory(before):
+    with process_settings(RuntimeConfig(threads=2)) as device:
+        assert device == torch.device("cpu")
+        inside = settings()
+    workspace = before["workspace"] or ":4096:8"
+    expected = {"threads": 2, "deterministic": True, "warn_only": True, "fill": False, "workspace": workspace}
+    assert inside == expected
+    assert settings() == before
+
+
+def test_settings_are_restored_after_an_error(before):
+    with pytest.raises(KeyboardInterrupt), process_settings(RuntimeConfig(threads=2)):
+        raise KeyboardInterrupt
+    with pytest.raises(ConfigError), process_settings(RuntimeConfig(device="abacus", threads=2)):
+        pass
+    assert settings() == before
+
+
+def test_train_and_evaluate_leave_the_settings_of_the_caller(before, tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    runtime = RuntimeConfig(threads=2, progress=False)
+    config = run_config(
+        tiny_data,
+        tiny_backbone,
+        tmp_path / "run",
+        "probe",
+        optim=OptimConfig(epochs=1, batch_size=12),
+        runtime=runtime,
+    )
+    real, inside = loop.train_step, []
+    monkeypatch.setattr(loop, "train_step", lambda *a, **k: (inside.append(settings()), real(*a, **k))[1])
+    train(config)
+    assert inside[0]["threads"] == 2 and inside[0]["deterministic"]
+    assert settings() == before
+    evaluate(EvalConfig([config.out], [str(tiny_data)], str(tmp_path / "eval"), n_bootstrap=0, runtime=runtime))
+    assert settings() == before

@@ -14,37 +14,45 @@ from functools import partial
 
 from masm_detect.data.sample import Sample
 
-#: Maps the name of a video to the ids of the originals in it: () if the name does not follow the convention.
+#: Name of a video -> ids of the originals that it shows: () if the name does not follow the convention.
 NamingRule = Callable[[str], tuple[str, ...]]
-# FaceForensics++: a fake is named target_source, its original target; both ids of a pair appear in both roles.
+
 _PAIR_NAME = re.compile(r"^(\d{3})_(\d{3})$")
 
 
 def target_source(name: str) -> tuple[str, ...]:
-    """FaceForensics++: a fake is named target_source ("000_003"), its originals are the real videos 000 and 003."""
+    """FaceForensics++: the fake "000_003" puts the face of video 003 into video 000."""
     pair = _PAIR_NAME.match(name)
     return pair.groups() if pair else ()
 
 
-#: Rule of each convention; the first one that yields ids is used.
+#: Convention -> rule; the first rule that returns ids for a name is used.
 NAMING_RULES: dict[str, NamingRule] = {
     "FaceForensics++": target_source,
 }
 
 
 def original_ids(name: str) -> tuple[str, ...]:
-    """Ids of the originals of the video called `name`, by the first rule that knows the name; () if none does."""
+    """Ids of the originals in the video called `name`; () if no rule knows the name."""
     return next((ids for rule in NAMING_RULES.values() if (ids := rule(name))), ())
 
 
 def with_pair_groups(samples: list[Sample]) -> list[Sample]:
-    """FaceForensics++: real `a`, real `b` and the fakes `a_b`, `b_a` of every method form one group."""
+    """One group for a fake, its originals, and everything made from them, as `NAMING_RULES` reads the names.
+
+    An original is the video whose name is its id, or for which a rule returns that id alone. A group that is known
+    already (other than the video itself) is kept.
+    """
     parent: dict[str, str] = {}
     find = partial(_root, parent)
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
+    ids = {name: original_ids(name) for name in names.values()}
     for s in samples:
-        if s.label == 1 and (pair := _PAIR_NAME.match(names[s.video])):
-            parent[find(f"{s.dataset}/{max(pair.groups())}")] = find(f"{s.dataset}/{min(pair.groups())}")
+        if s.label == 1 and ids[names[s.video]]:
+            first, *others = (f"{s.dataset}/{one}" for one in sorted(ids[names[s.video]]))
+            find(first)
+            for other in others:
+                parent[find(other)] = find(first)
     if not parent:
         return samples
     members = defaultdict(list)
@@ -52,8 +60,8 @@ def with_pair_groups(samples: list[Sample]) -> list[Sample]:
         members[find(key)].append(key.rsplit("/", 1)[-1])
 
     def group(s: Sample) -> str:
-        pair = _PAIR_NAME.match(names[s.video])
-        key = f"{s.dataset}/{pair[1] if pair else names[s.video]}"
+        name = names[s.video]
+        key = f"{s.dataset}/{(ids[name] or (name,))[0]}"
         return f"{s.dataset}/pair/{'_'.join(members[find(key)])}" if key in parent else s.group
 
     return [replace(s, group=group(s)) if s.group == s.video else s for s in samples]

@@ -6,10 +6,7 @@ A new method is one file with a subclass of `method.MethodSpec`, and one line he
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .method import MethodSpec
+from typing import Any
 
 #: Name of a method -> "module:class". The order is that of tables and help texts.
 METHODS: dict[str, str] = {
@@ -23,7 +20,7 @@ METHODS: dict[str, str] = {
 }
 
 
-def load(name: str) -> MethodSpec:
-    """The method called `name`, a key of `METHODS`."""
+def load(name: str) -> Any:
+    """The `method.MethodSpec` called `name`, a key of `METHODS`."""
     module, _, attribute = METHODS[name].partition(":")
     return getattr(import_module(module), attribute)()
