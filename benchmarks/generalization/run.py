@@ -3,7 +3,7 @@
     python benchmarks/generalization/run.py --study gan-faces --data DATA --work WORK
 
 One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon
-as it is there, so a run that was interrupted goes on where it stopped; a file made with other settings is refused.
+as it is there, so an interrupted run continues where it stopped; a file made with other settings is refused.
 Runs go side by side, one thread each: on a small model that is about 1.4 times as fast as one run with all threads.
 Nothing but numbers leaves the work folder.
 """
@@ -40,7 +40,7 @@ from studies import STUDIES, Study, StudyDataMissing  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 BACKBONE = "bundled:dinov2-small"
-#: The method that trains nothing: the floor where a study has one.
+#: The baseline without a network.
 SPECTRUM = "spectrum"
 #: Settings of single methods that differ from the rates of `masm_detect.methods`; chosen on source validation.
 SETTINGS: dict[str, dict] = {}
@@ -182,7 +182,7 @@ def _summary(study: Study, key: str, result: dict) -> str:
 
 
 def _one_thread() -> None:
-    # Imported now, not when first used: sources edited while a long run goes on must not change what it runs.
+    # Imported now, not when first used: sources edited during a long run must not change what it runs.
     import peft  # noqa: F401
 
     import masm_ext  # noqa: F401

@@ -1,6 +1,4 @@
-"""The floor of the gan-faces study: logistic regression on the radial power spectrum, which sees no content at
-all.
-"""
+"""Baseline of the gan-faces study: logistic regression on the radial power spectrum, without any image content."""
 
 from __future__ import annotations
 

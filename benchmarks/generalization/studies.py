@@ -84,7 +84,7 @@ def split_ffpp(samples: list[Sample], seen: tuple[str, ...], seed: int) -> Split
     """Test: the two test pairs, all methods. Training: the three other pairs, the first three quarters of each video.
 
     Validation is the last fifth of the training videos: six identities are too few to hold one pair back, so it
-    watches the fit, chooses nothing, and says little about new people. One real video stands against two fakes of one
+    watches the fit, chooses nothing, and says little about new people. There is one real video for two fakes of one
     person, so it gives twice the frames. `seed` does not change the split here.
     """
     source = [s for s in samples if s.label == 0 or s.method in seen]
@@ -194,7 +194,7 @@ STUDIES = {
         headline="video_auc",
         cluster="image",
         caution="The three sources had been resized and compressed differently before they were made alike here, so "
-        "a part of what is told apart may be that history and not the generator.",
+        "a part of the measured difference may be that history and not the generator.",
         image_size=112,
         data=DataConfig(crop="center", augment=AugmentConfig(flip=0.5)),
         optim=OptimConfig(epochs=2, batch_size=16),

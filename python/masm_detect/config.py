@@ -17,7 +17,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class ConfigError(UserError, ValueError):
-    """A setting that cannot work; the message names it, says what arrived and what is allowed."""
+    """A setting that cannot work; the message has its name, its value and what is allowed."""
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -78,17 +78,17 @@ class DataConfig:
         root: for JSON files: the folder of relative frame paths; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
-        compression: for JSON files: c23, c40, ... where the file has several; null: the only one that there is
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, before the names that are known; null:
-            these alone
+        compression: for JSON files: c23, c40, ... if the file has several; null: the only one
+        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
+            known names only
         missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
         val_fraction: share of the groups (videos, pairs, photographs) that validates, in a data set without a
             validation split; samples that carry a split keep it
         split_seed: seed that chooses these groups
-        frames_per_video: keep so many evenly spread frames of each video; null: all
+        frames_per_video: number of evenly spread frames kept of each video; null: all
         crop: resize the whole image, or cut out the center without resampling
-        normalize_first: [side, JPEG quality]: first resize and recompress every image alike, for sets whose classes
-            differ in size or format; null: do not
+        normalize_first: [side, JPEG quality]: first resize and recompress every image in the same way, for sets whose
+            classes differ in size or format; null: do not
         augment: random changes of the images in training; null: none
     """
 
@@ -130,8 +130,8 @@ class ModelConfig:
         backbone: a hub id, a local folder in the layout of Hugging Face, or bundled:dinov2-small
         image_size: input side in pixels, a multiple of the patch size; null: the model's own (224 for DINOv2)
         pool: the feature of an image: cls (class token after the final norm), mean (of the patches), pooler (the
-            model's own head) or auto: cls, for SigLIP pooler, without a class token mean
-        local_files_only: download nothing
+            model's own head) or auto (cls; pooler for SigLIP; mean without a class token)
+        local_files_only: use local and cached files only, without downloads
     """
 
     backbone: str = "openai/clip-vit-large-patch14"
@@ -155,27 +155,27 @@ class MasmOptions:
 
     Attributes:
         num_subspaces: K, the number of artifact subspaces of a layer
-        subspace_rank: rank of each subspace: one number, or a list of K; ignored where energy is given
-        energy: in (0, 1): the ranks of a layer are the least whose trailing singular directions hold this share of its
+        subspace_rank: rank of each subspace: one number, or a list of K; ignored if energy is given
+        energy: in (0, 1): the rank of a layer is the smallest whose trailing singular directions hold this share of its
             squared Frobenius norm, rounded up to a multiple of K; null: subspace_rank
-        partition: interleaved deals the trailing directions round robin, so that each subspace spans the same share of
-            the spectrum; contiguous cuts them in runs
+        partition: interleaved assigns the trailing directions round robin, so that each subspace spans the same share
+            of the spectrum; contiguous assigns consecutive directions
         orthogonality: coefficient of the penalty that keeps the subspaces orthonormal, and apart from each other and
             from the frozen part; applied beside the step, as weight decay is; 0: off
         spectral_consistency: coefficient of the penalty that keeps the norm of a layer and the singular values of its
             subspaces; 0: off
-        mask_policy: which layers a subspace may update: bias_variance chooses anew as training goes, static once
-            before it, none leaves all free
+        mask_policy: which layers a subspace may update: bias_variance selects them repeatedly during training, static
+            once before it, none allows all
         mask_warmup: steps before the first selection, all blocks (one subspace of one layer each) active
         mask_interval: steps between selections
-        mask_decay: of the running averages that selections are made by
+        mask_decay: decay of the running averages that selections are based on
         mask_active_fraction: share of the layers that each subspace may update
-        mask_threshold: a block is active where the signal-to-power ratio of its gradient is above this (1: all steps
-            agree, 0: noise); null: the best mask_active_fraction are
-        mask_hysteresis: relative advantage of a block that is active already, so that masks do not flicker
-        mask_min_active: so many layers at least stay active for each subspace
-        mask_probe_interval: a masked block is unmasked again after so many steps, so that its statistics move; 0: never
-        mask_probe_steps: steps that such a block then stays unmasked
+        mask_threshold: a block is active if the signal-to-power ratio of its gradient is above this (1: all steps
+            agree, 0: noise); null: the best mask_active_fraction are active
+        mask_hysteresis: relative advantage of a block that is already active, which keeps masks from flickering
+        mask_min_active: least number of layers that stay active for each subspace
+        mask_probe_interval: steps after which a masked block is unmasked to update its statistics; 0: never
+        mask_probe_steps: steps for which such a block then stays unmasked
         mask_calibration_batches: batches on which the static policy chooses
     """
 
@@ -203,8 +203,8 @@ class MethodConfig:
     """How the backbone is adapted.
 
     Attributes:
-        name: probe trains the classifier alone, full everything; the others adapt the layers in targets, masm-nomask
-            being masm without masks
+        name: probe trains the classifier only, full everything; the others adapt the layers in targets; masm-nomask is
+            masm without masks
         targets: the linear layers that are adapted: those of the attention, or those of the MLPs too
         rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
             null: 8 for lora, 12 for osf, 1 for effort
@@ -246,7 +246,7 @@ class OptimConfig:
         warmup: share of all steps in which the rates rise
         final: share of the peak rates to which they fall
         grad_clip: largest norm of the gradient of all weights together; null: not clipped
-        class_balance: weigh real and fake images in the loss inversely to their number
+        class_balance: weight real and fake images in the loss inversely to their number
         select: keep the weights of the epoch with the best AUC on validation, or those of the last one
     """
 
@@ -273,16 +273,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """The machine's side of a run.
+    """Device, precision, processes and seed of a run.
 
     Attributes:
         device: cpu, cuda, or one of several GPUs: cuda:0, cuda:1, ...
-        precision: bf16 (autocast), fp32, or auto: bf16 where the device has it natively, else fp32
-        threads: threads of torch on the CPU; null: as torch has it
+        precision: bf16 (autocast), fp32, or auto: bf16 if the device has it natively, else fp32
+        threads: threads of torch on the CPU; null: torch's own setting
         workers: processes that read the images; 0: the process that trains; null: 0 on the CPU, on CUDA one less than
             the usable cores, at most 16; no result depends on it
-        seed: seed of all that is random in a run: new weights, order and augmentation of the images; in scoring, the
-            bootstrap
+        seed: seed of new weights, order and augmentation of the images; in scoring, of the bootstrap
         eval_batch_size: images in a batch of validation or scoring
         checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
         progress: show progress bars
@@ -316,11 +315,11 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: everything that its weights depend on, and the folder it writes to.
+    """A training run: everything that its weights depend on, and its output folder.
 
     Attributes:
         out: the run folder to write
-        resume: go on with the interrupted run in out
+        resume: continue the interrupted run in out
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -347,13 +346,13 @@ class EvalConfig:
         root: for JSON files: the folder of relative frame paths; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
-        compression: for JSON files: c23, c40, ... where the file has several; null: the only one that there is
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, before the names that are known; null:
-            these alone
+        compression: for JSON files: c23, c40, ... if the file has several; null: the only one
+        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
+            known names only
         missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
-        frames_per_video: keep so many evenly spread frames of each video; null: all
+        frames_per_video: number of evenly spread frames kept of each video; null: all
         n_bootstrap: resamples of the 95 percent intervals; 0: no intervals
-        protocol: what a video is in the metrics of videos: correct keeps videos of several methods apart, dfb-compat
+        protocol: identity of a video in the video metrics: correct keeps videos of different methods apart, dfb-compat
             merges those of one name, as DeepfakeBench's code does
     """
 

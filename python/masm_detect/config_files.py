@@ -26,7 +26,6 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def load_config(path: Path) -> TrainConfig:
     """Read a saved run's config.yaml; unknown or wrongly typed keys raise `ConfigError`."""
-
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: is {path.parent} a run folder written by `masm train`?")
     parser = ArgumentParser(exit_on_error=False)
@@ -34,7 +33,7 @@ def load_config(path: Path) -> TrainConfig:
     try:
         content = yaml.safe_load(path.read_text())
         if isinstance(content.get("data"), dict):
-            content["data"].pop("workers", None)  # of runs of 0.1.0: now runtime.workers, and no result depends on it
+            content["data"].pop("workers", None)  # version 0.1.0 wrote it here; no result depends on it
         return TrainConfig(**vars(parser.instantiate(parser.parse_object(content))))
     except Exception as error:
         raise ConfigError(f"{path} is not a valid run configuration: {error}") from error

@@ -1,4 +1,4 @@
-"""What a result file carries: numbers, and what they were made with. Written whole or not at all."""
+"""Result files, written atomically, and their provenance: versions, device and commit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 class ResultError(UserError, ValueError):
-    """A result file that cannot be read, or a place where none can be written."""
+    """A result file that cannot be read, or a folder that cannot be written."""
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, making the folder if needed; a reader sees the old file or the whole new one."""
+    """Write `text` as UTF-8, atomically; the folder is created if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode("utf-8"))
@@ -66,9 +66,7 @@ def check_output_folder(path: Path | str) -> None:
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device and commit that a number was made with. Holds no path and no host name, so it can be
-    published.
-    """
+    """Versions, device and commit of a result, without paths and host names."""
     return {
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -101,13 +99,13 @@ def _device(device: str) -> dict[str, Any]:
 
 
 def cpu_features() -> list[str]:
-    """Those CPU features that matter to the speed and precision of bf16 and are present here."""
+    """The features of this CPU that affect speed and precision of bf16."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return [name for name in _CPU_FEATURES if capabilities.get(name)]
 
 
 def cpu_field(*names: str) -> str:
-    """The first value of a field of /proc/cpuinfo that has one of these names, "" where there is none."""
+    """The first value of a field of /proc/cpuinfo that has one of these names, "" if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -123,8 +121,8 @@ def _cpu_name() -> str:
 def _git() -> dict[str, Any] | None:
     """Commit of the source tree this package runs from, and whether it was changed; None for an installed package."""
     here = Path(__file__).resolve()
-    # An installed copy may lie inside an unrelated repository (a virtual environment in a checkout): only a tracked
-    # file counts.
+    # An installed copy may be inside an unrelated repository (a virtual environment in a checkout), where it is not
+    # tracked.
     if run_git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
     return git_state(here.parent, ".")
@@ -138,7 +136,7 @@ def git_state(folder: Path, *paths: str) -> dict[str, Any] | None:
 
 
 def run_git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, None if it fails or is not there."""
+    """The output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -147,7 +145,7 @@ def run_git(folder: Path, *arguments: str) -> str | None:
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON can hold it: arrays of one number become numbers, numbers that are not finite None."""
+    """`value` as JSON can hold it: 0-d arrays become numbers, numbers that are not finite None."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What NVML says, through a stand-in for it."""
+"""GPU readings, with a fake NVML."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_driver_is_known_where_the_gpu_is_not_found(nvml):
     assert Meter(CUDA).driver() == "999.1" and Meter(CUDA).busy() is Meter(CUDA).clocks() is None
 
 
-def test_nothing_is_known_without_nvml_or_on_a_cpu(nvml, monkeypatch):
+def test_every_value_is_none_without_nvml_or_on_a_cpu(nvml, monkeypatch):
     def answers(device):
         one = Meter(device)
         return [one.busy(), one.driver(), one.clocks(), one.joules(lambda: None, device)]
@@ -66,12 +66,12 @@ def test_nothing_is_known_without_nvml_or_on_a_cpu(nvml, monkeypatch):
     assert answers(CUDA) == [None] * 4
 
 
-def test_the_mean_asks_now_and_then(monkeypatch):
+def test_the_mean_reads_at_intervals(monkeypatch):
     now, rates = [0.0], iter([0.2, None, 0.6])
     monkeypatch.setattr(gpu.time, "perf_counter", lambda: now[0])
     busy = BusyMean(SimpleNamespace(busy=lambda: next(rates)), every=0.25)
     assert busy.mean is None
-    for now[0] in (0.0, 0.2, 0.25, 0.3, 0.49, 0.6, 0.7, 0.9):  # asked at 0.25, 0.6 and 0.9
+    for now[0] in (0.0, 0.2, 0.25, 0.3, 0.49, 0.6, 0.7, 0.9):  # read at 0.25, 0.6 and 0.9
         busy.sample()
     assert busy.mean == pytest.approx((0.25 * 0.2 + 0.3 * 0.6) / 0.55)
     with pytest.raises(StopIteration):

@@ -49,8 +49,8 @@ def test_provenance_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(results, "Meter", lambda device: SimpleNamespace(driver=lambda: f"driver of {device}"))
-    wanted = {"type": "cuda", "name": "a GPU", "capability": "9.0", "cuda": "13.0", "driver": "driver of cuda:1"}
-    assert provenance("cuda:1")["device"] == wanted
+    expected = {"type": "cuda", "name": "a GPU", "capability": "9.0", "cuda": "13.0", "driver": "driver of cuda:1"}
+    assert provenance("cuda:1")["device"] == expected
 
 
 def test_output_folder_that_is_a_file(tmp_path):

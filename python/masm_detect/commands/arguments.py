@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from masm_detect.errors import UserError
 
-#: Settings that have moved, old name to new.
+#: Renamed settings, old name to new.
 MOVED = {"data.workers": "runtime.workers"}
 
 
@@ -28,7 +28,7 @@ def options_of(values: Any) -> dict[str, Any]:
 
 
 def one_line(message: str) -> str:
-    """What jsonargparse says of a wrong argument, in one line: of a type that is a union it tells all that it tried."""
+    """An error of jsonargparse in one line. For a type that is a union, jsonargparse lists every type it tried."""
     message = _wrong_value(" ".join(message.split()))
     hints = [f"{old} is now {new}" for old, new in MOVED.items() if old in message]
     return f"{message} ({'; '.join(hints) or 'see masm --help, masm <command> --help'})"
@@ -40,13 +40,14 @@ def instantiate(parser: ArgumentParser, values: Any) -> Any:
     except UserError:
         raise
     except ValueError as error:
-        # A setting that may also be null: jsonargparse lists what went wrong with each type, our own error among it.
+        # For a setting that may also be null, jsonargparse lists the error of each type, ours among them.
         raise UserError(str(error.__cause__ if isinstance(error.__cause__, UserError) else error)) from error
 
 
 class _ConfigFile(ActionConfigFile):
-    """`--config`: a file with settings that the command lacks is refused by its name. jsonargparse would name the
-    setting alone, and die of a mapping where a list of words is meant.
+    """`--config`: a file with settings that the command does not have raises an error that names file and settings.
+
+    jsonargparse would name the setting only, and fail with a traceback on a mapping in place of a list of words.
     """
 
     def __call__(self, parser: ArgumentParser, cfg: Any, values: Any, option_string: str | None = None) -> None:
@@ -54,7 +55,7 @@ class _ConfigFile(ActionConfigFile):
 
         content = None
         if os.path.isfile(values):  # it may also be YAML itself
-            with suppress(OSError, ValueError, yaml.YAMLError):  # jsonargparse says what is wrong
+            with suppress(OSError, ValueError, yaml.YAMLError):  # jsonargparse reports it below
                 content = yaml.safe_load(Path(values).read_text())
         if isinstance(content, dict) and (unknown := list(_unknown(content, parser.get_defaults().as_dict()))):
             command = f"masm {parser.prog.split()[-1]}"
@@ -63,12 +64,12 @@ class _ConfigFile(ActionConfigFile):
             )
         try:
             super().__call__(parser, cfg, values, option_string)
-        except (AttributeError, TypeError) as error:  # jsonargparse, of a word where a mapping is meant
+        except (AttributeError, TypeError) as error:  # jsonargparse, for a word in place of a mapping
             raise ArgumentError(None, f"{values} does not have the form of a config ({error})") from error
 
 
 def _unknown(content: dict[Any, Any], defaults: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The settings in `content` that are not in `defaults`: names, and values where settings are meant."""
+    """The settings in `content` that are not in `defaults`: names, and values in place of settings."""
     for name, value in content.items():
         key, dot, rest = str(name).partition(".")
         value = {rest: value} if dot else value
@@ -77,7 +78,7 @@ def _unknown(content: dict[Any, Any], defaults: dict[str, Any], prefix: str = ""
         elif isinstance(default := defaults[key], dict) and isinstance(value, (int, float, list)):
             yield f"{prefix}{key} = {value}"
         elif isinstance(value, dict) and isinstance(default, (dict, list)):
-            # a class that may be null stands with its path
+            # a class that may be null has its class_path
             inner = {} if isinstance(default, list) else default.get("init_args", default)
             value = value.get("init_args", {}) if "class_path" in value else value
             yield from _unknown(value, inner, f"{prefix}{key}.")

@@ -102,7 +102,7 @@ def _version() -> str:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    """Errors whose message already says what to do: settings, data, files, checkpoints. Any other error is a bug."""
+    """Errors whose message contains what to do: settings, data, files, checkpoints. Any other error is a bug."""
     from masm_ext.checkpoint import AdapterError
 
     files = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .decode import check_whole, read_bytes
 from .sample import Sample
 
-#: Files read at a time: disks and networks serve several requests in the time of one.
+#: Files read at a time: disks and networks answer several requests in the time of one.
 _THREADS = 8
 #: Files given to the threads together.
 _SLICE = 1024

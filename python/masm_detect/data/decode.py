@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from masm_detect.errors import UserError
 
-# TIFF (two byte orders and BigTIFF) and BMP, beside WebP: OpenCV gives half of a damaged one and says nothing.
+# TIFF (two byte orders and BigTIFF) and BMP, like WebP: OpenCV decodes half of a damaged file without an error.
 _BY_PILLOW = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -26,7 +26,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """What a file holds; UnreadableImage names it."""
+    """The bytes of a file; UnreadableImage names the file."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -49,7 +49,7 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
 
 
 def check_whole(data: bytes, name: str) -> None:
-    """UnreadableImage for what can be seen to be damaged without decoding it: nothing at all, or an end that lacks."""
+    """Raise UnreadableImage, with `name`, for data that are empty or (JPEG, PNG) truncated. Nothing is decoded."""
     if not data:
         raise UnreadableImage(f"{name} is empty (0 bytes): replace or remove it")
     if _is_truncated(data):
@@ -92,9 +92,9 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """OpenCV fills the rest of a truncated JPEG or PNG with grey and says nothing; the end markers tell."""
+    """Whether a JPEG or PNG has no end marker: OpenCV fills the rest with grey, without an error."""
     if data.startswith(b"\xff\xd8\xff"):
-        # The end-of-image marker must come after the last start-of-scan: an EXIF thumbnail has an end of its own.
+        # After the last start-of-scan: an EXIF thumbnail has an end marker too.
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return b"IEND" not in data[-4096:]

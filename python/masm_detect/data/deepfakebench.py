@@ -15,7 +15,7 @@ from masm_detect.results import write_json
 
 COMPRESSIONS = frozenset({"raw", "c0", "c23", "c40"})
 # The label names of DeepfakeBench and its forks (FF-real, CelebDFv2_real, DFDCP_Real, DFDCP_FakeA, e4s_Fake, ...)
-# and ours (real, fake-<method>). A name outside the table is an error: a typo must not become a label.
+# and ours (real, fake-<method>). A name outside the table is an error, so that a typo is not read as a label.
 # A real name is anchored to the known sets, or to DF40's "<forgery>_Real" in just this writing: the name of a forgery
 # may end in "real" too.
 _REAL_NAME = re.compile(
@@ -56,8 +56,8 @@ def read_deepfakebench(
     Args:
         root: folder of relative frame paths; None = the folder of the JSON. Backslashes are read as slashes.
         prefix_map: {prefix in the file: prefix here}, the longest match wins, applied before `root`.
-        splits: which splits to read; None = all. Mind that the published files often repeat the test videos as val.
-        compression: "c23", "c40", ... where the file has that level; None = the only one that there is.
+        splits: which splits to read; None = all. The published files often repeat the test videos as val.
+        compression: "c23", "c40", ... if the file has several; None = the only one.
         missing: "error" (a frame that does not exist is an error) or "skip" (left out, with a warning that counts
         them).
     """
@@ -171,9 +171,8 @@ def _check_record(record, label_name: str, where: str) -> tuple[list[str], str]:
             "numbers is not in DeepfakeBench's format"
         )
     if record.get("label", label_name) != label_name:
-        raise DatasetError(f"{where}: the record says label {record['label']!r}, but it stands under {label_name!r}")
-    # A video whose faces were all lost is still listed by some writers, with no frames: nothing to read, nothing
-    # lost here.
+        raise DatasetError(f"{where}: the record has label {record['label']!r}, but is listed under {label_name!r}")
+    # Some writers list a video without faces, with no frames: there is nothing to read.
     return sorted(record["frames"], key=natural_key), str(record.get("group") or "")
 
 

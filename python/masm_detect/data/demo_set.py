@@ -1,7 +1,7 @@
 """The embedded demo set: real photographs from the wheels of scikit-image and scikit-learn, and forgeries of them.
 
 No photograph is in two splits. A fake and a real image go through one chain: photograph -> random scale, mirror,
-tone -> crop -> (forgery) -> JPEG of a random quality -> decode. So nothing but the forgery tells them apart. Everything
+tone -> crop -> (forgery) -> JPEG of a random quality -> decode. So they differ in the forgery only. Everything
 lives in memory and is a function of the seed.
 """
 
@@ -41,7 +41,7 @@ PHOTOGRAPHS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class DemoSetError(UserError, RuntimeError):
-    """A photograph of the demo set is not where its wheel puts it."""
+    """A photograph of the demo set is missing from its wheel."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def build_demo_set(
         photographs = {Path(file).stem: load_photograph(package, file) for package, file in PHOTOGRAPHS[split]}
         names = list(photographs)
         for i in range(count):
-            # A generator of its own per crop: the crops do not depend on how many there are, nor on the families
-            # asked for.
+            # One generator per crop: a crop depends neither on their number nor on the families.
             name = names[i % len(names)]
             rng = np.random.default_rng([seed, split_index, i])
             crop = draw_crop(photographs[name], size, rng)
@@ -158,5 +157,5 @@ def draw_crop(photograph: np.ndarray, size: int, rng: np.random.Generator, tries
 
 
 def _to_grey(rgb: np.ndarray) -> np.ndarray:
-    """A forgery of a grey photograph stays grey: else colour alone would tell it."""
+    """A forgery of a grey photograph stays grey; colour would reveal it."""
     return np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)

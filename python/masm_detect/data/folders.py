@@ -15,12 +15,14 @@ def read_folder(
 ) -> list[Sample]:
     """Samples of a folder with `real/` and `fake-<method>/`, each holding images or one folder of images per video.
 
-    The same below `train/`, `val/`, `test/` is read with those splits. `dataset`: name, the folder's by default.
-    Videos (or loose images) of one name in several of the folders form one group, whatever their split: a picture and
-    its forgeries must not stand on both sides of a split. So pictures that have nothing to do with each other need
-    names of their own, also over train/ and test/.
-    `video_pattern`: regex whose group 1 is the video's name in a loose image's stem, e.g. r"(.+)_\\d+$" for
-    `video_frame.jpg`; without it each loose image is a video of its own.
+    The same layout below `train/`, `val/`, `test/` is read with those splits. Videos (or loose images) of one name in
+    several folders form one group, in all splits: a picture and its forgeries belong into one split. Unrelated pictures
+    therefore need different names, also in train/ and test/.
+
+    Args:
+        dataset: name of the data set; None: that of the folder.
+        video_pattern: regex whose group 1 is the name of the video in the stem of a loose image, e.g. r"(.+)_\\d+$" for
+            `video_frame.jpg`; None: each loose image is a video.
     """
     path = Path(path)
     if not path.is_dir():

@@ -1,7 +1,7 @@
 """Forgery families made by real image operations, each a function of an image and a random generator.
 
 Every family takes an RGB uint8 image [H, W, 3] and returns (forged, mask): the forged image, uint8, same shape, and
-where it was changed, uint8 [H, W], 255 = changed. They stand in for what deepfake pipelines do: paste a face with a
+where it was changed, uint8 [H, W], 255 = changed. They imitate the steps of deepfake pipelines: paste a face with a
 soft edge (`blend`, "self-blended images", Shiohara and Yamasaki, CVPR 2022), clone it in the gradient domain
 (`poisson`, Perez et al. 2003), grow pixels in a generator's up-convolutions (`upsample`, Odena et al. 2016; Frank et
 al. 2020), fill holes (`inpaint`, Telea 2004), bend a face (`warp`) and fit it to another scale and angle (`resample`,
@@ -165,7 +165,7 @@ def _soften(mask: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _composite(rgb: np.ndarray, source: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """alpha * source + (1 - alpha) * rgb, rounded once; the mask is where alpha is felt."""
+    """alpha * source + (1 - alpha) * rgb, rounded once; the mask is where alpha > 0.05."""
     mixed = rgb + alpha[..., None] * (source - rgb)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8), (alpha > 0.05).astype(np.uint8) * 255
 

@@ -18,8 +18,7 @@ class FrameDataset(Dataset):
     """Samples as tensors: {"image": float32 [3, size, size], "label": int, "index": int}.
 
     Augmentation is a function of (seed, epoch, index) only: it does not depend on the number of workers or on the
-    order. `images`: encoded images by `Sample.path`, for sets that live in memory. An unreadable image raises
-    UnreadableImage; it is never replaced by another one.
+    order. `images`: encoded images by `Sample.path`, for sets in memory. An unreadable image raises UnreadableImage.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform, seed: int = 0,
@@ -31,7 +30,7 @@ class FrameDataset(Dataset):
         return len(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call before each epoch (before the loader starts its workers): other augmentation in each epoch."""
+        """Set the epoch that the augmentation depends on; call it before the loader starts its workers."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
@@ -54,8 +53,12 @@ def frame_dataset(
     seed: int = 0,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> FrameDataset:
-    """The images of `samples` as `backbone` wants them; `augment` only in training. `images`: encoded bytes by path,
-    instead of files."""
+    """The images of `samples` with the size and pixel statistics of `backbone`.
+
+    Args:
+        augment: apply `data.augment`, in training only.
+        images: encoded images by path, instead of files.
+    """
     transform = ImageTransform(
         size=backbone.image_size,
         mean=backbone.mean,

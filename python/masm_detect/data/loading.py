@@ -1,4 +1,4 @@
-"""Batches of a data set on a device: worker processes, pinned memory, copies that the host does not wait for."""
+"""Batches of a data set on a device: worker processes, pinned memory, asynchronous copies."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from masm_detect.data.frames import FrameDataset
 from masm_detect.errors import UserError
 
-#: Worker processes at most, where their number is not given: beyond it, more of them mostly cost memory.
+#: Largest default number of worker processes; more of them mostly cost memory.
 MOST_WORKERS = 16
 
 
 def worker_count(workers: int | None, device: torch.device) -> int:
-    """`workers`, or where it is None: none on the CPU, whose cores train; on CUDA the usable cores but one, at most
-    `MOST_WORKERS`.
+    """`workers`, or its default if None.
+
+    The default is 0 on the CPU, whose cores train, and on CUDA the usable cores less one, at most `MOST_WORKERS`.
     """
     if workers is not None:
         return workers
     if device.type != "cuda":
         return 0
-    return min(MOST_WORKERS, joblib.cpu_count() - 1)  # knows affinity and the limits of containers
+    return min(MOST_WORKERS, joblib.cpu_count() - 1)  # respects affinity and the limits of containers
 
 
 class WorkerDied(UserError, RuntimeError):
-    """A process that read images is gone, or had no shared memory for its batch."""
+    """A worker process died, or had no shared memory for its batch."""
 
 
 class Batches:
     """The batches of `dataset` that `indices` lists, in that order, as (images [B, 3, H, W], labels [B]) on `device`.
 
-    What comes out does not depend on `workers` (None: see `worker_count`). `waited` is the seconds that the consumer
-    was blocked until the data were there, start and end of the workers included; on a GPU, which may still have had
-    work meanwhile, it is an upper limit of what the data cost.
+    The batches do not depend on `workers` (None: see `worker_count`). `waited` is the time in seconds for which the
+    consumer was blocked, start and end of the workers included. A GPU may still have had work meanwhile, so there it is
+    an upper limit of the cost of the data.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Batches:
                 collate_fn=_collate,
                 pin_memory=self.device.type == "cuda",
                 worker_init_fn=_start_worker,
-                # A generator of its own: the loader would draw from the global one that dropout uses, and a resumed
-                # epoch draws again.
+                # A separate generator: the loader would draw from the global one, which dropout uses, and would draw
+                # again in a resumed epoch.
                 generator=torch.Generator(),
             )
         )
@@ -85,12 +86,12 @@ class Batches:
         try:
             return next(loader, None)
         except RuntimeError as error:
-            # a process that is gone, or (with its traceback in words) torch's refusal to share a batch
+            # a dead process, or (with its traceback as text) torch's error on sharing a batch
             if not (self.workers and (str(error).startswith("DataLoader worker") or "shared memory" in str(error))):
                 raise
             raise WorkerDied(
-                f"the {self.workers} processes that read images cannot go on ({_last_line(error)}): they may lack "
-                "memory, or shared memory (/dev/shm; docker run --shm-size); give fewer with --runtime.workers, or 0"
+                f"the {self.workers} processes that read images failed ({_last_line(error)}), perhaps for want of "
+                "memory or shared memory (/dev/shm; docker run --shm-size): set fewer with --runtime.workers, or 0"
             ) from error
 
 
@@ -100,9 +101,7 @@ def in_order(size: int, batch_size: int) -> list[range]:
 
 
 class _ErrorsAsValues(Dataset):
-    """A data set in a worker: a user's mistake comes back as a value, since a worker's exceptions arrive as tracebacks
-    in words.
-    """
+    """A data set in a worker. It returns a UserError as a value: exceptions of a worker arrive as text."""
 
     def __init__(self, dataset: FrameDataset) -> None:
         self.dataset = dataset
@@ -124,12 +123,12 @@ def _collate(items: list[dict] | UserError) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains, which ends the workers
-    # The workers are the threads: OpenCV's own would fight with them, and its pool does not survive a fork. 0, not 1:
-    # 1 waits for the end of threads that are not here.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and ends the workers
+    # OpenCV's own threads would compete with the workers, and its pool does not survive a fork. 0, not 1: 1 waits for
+    # the end of threads that the fork did not copy.
     cv2.setNumThreads(0)
 
 
 def _last_line(error: Exception) -> str:
-    """What went wrong, without the traceback in words that a worker's error begins with."""
+    """The message of a worker's error, without the traceback that precedes it."""
     return str(error).strip().splitlines()[-1]

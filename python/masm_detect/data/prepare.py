@@ -1,4 +1,4 @@
-"""From videos and images to aligned face crops, a DeepfakeBench JSON and a report of every loss.
+"""From videos and images to aligned face crops, a DeepfakeBench JSON and a report of every skipped frame.
 
 Source layout: `real/` and `fake-<method>/`, each holding video files, folders of frames, or images. The largest face of
 each of `frames_per_video` frames, evenly spread from the first to the last, is aligned and written as PNG. The folder
@@ -58,7 +58,7 @@ def prepare(
             {"train": [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has
             it. Videos named target_source, as in FaceForensics++, are split by pair, together with both originals.
 
-    Raises PrepareError; a file that cannot be read or has no face is no error but a listed loss, unless all are lost.
+    Raises PrepareError. A file that is unreadable or has no face is reported, not raised, unless all are.
     """
     source, out = Path(source), Path(out)
     if frames_per_video < 1 or size < 16 or scale < 1:
@@ -95,7 +95,7 @@ def prepare(
 
 
 def _prepare_video(video: VideoSource, folder: Path, fingerprint: dict, detector: FaceDetector) -> dict:
-    """Cut one video; its folder, with the crops and the record, appears at once or not at all."""
+    """Cut one video. Its folder, with the crops and the record, appears by one rename."""
     if folder.exists() and not (folder / RECORD).is_file():
         raise PrepareError(f"{folder} exists and was not written by this command: choose another output folder")
     partial = folder.with_name(f".{folder.name}.partial")

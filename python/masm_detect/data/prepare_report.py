@@ -1,4 +1,4 @@
-"""The report of `masm prepare`: what was written, and every frame and video that gave no crop, with the reason."""
+"""The report of `masm prepare`: what was written, and every skipped frame and video with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Loss:
-    """A frame (or, with frame None, a whole video) that gave no crop, and why."""
+    """A skipped frame, or a skipped video if `frame` is None, with the reason."""
 
     video: str
     frame: int | None
@@ -17,7 +17,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` did. `lost_videos`: no crop at all; `lost_frames`: frames of videos that gave other crops."""
+    """The result of `prepare`. `lost_videos` have no crop; `lost_frames` are skipped frames of the other videos."""
 
     dataset: str
     json_path: str

@@ -18,21 +18,25 @@ SPLITS = ("train", "val", "test")
 
 
 class DatasetError(UserError, ValueError):
-    """The data set cannot be used as it is; the message names what is wrong and where."""
+    """A data set that cannot be used as it is; the message names what is wrong and where."""
 
 
 class PrepareError(UserError, ValueError):
-    """The source cannot be prepared: its layout, its split file, or no face in all of it."""
+    """A source that cannot be prepared: wrong layout or split file, or no face in any image."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image.
 
-    path: file, or key of an in-memory image. label: 1 = fake. dataset: name. method: "real" or the forgery's name.
-    video: "dataset/label-name/video", so that videos of equal names but of other labels or sets stay apart.
-    split: "train", "val", "test" or "" (not split yet). group: the unit that is never split over train and test, and
-    by which bootstraps are clustered; the video unless something larger is known.
+    Attributes:
+        path: the file, or the key of an image in memory
+        label: 0 real, 1 fake
+        dataset: name of the data set
+        method: "real", or the name of the forgery
+        video: "dataset/label name/video name", distinct for equal names under other labels or data sets
+        split: "train", "val", "test" or "" (not split yet)
+        group: the unit that is never divided between splits and that the bootstrap resamples; "": the video
     """
 
     path: str
@@ -58,8 +62,9 @@ def natural_key(path: str | Path) -> tuple:
 
 
 def limit_frames(samples: Sequence[Sample], per_video: int | None) -> list[Sample]:
-    """At most `per_video` frames of each video in each split, evenly spread (first and last included), in the given
-    order; None keeps all.
+    """At most `per_video` frames of each video in each split, in the given order; None keeps all.
+
+    They are evenly spread, first and last included.
     """
     if per_video is None:
         return list(samples)

@@ -11,18 +11,26 @@ from masm_detect.results import read_json, write_json
 
 
 def write_groups(folder: Path, train: Sequence[Sample], val: Sequence[Sample], train_files: Sequence[str]) -> None:
-    """Write `groups.json` to a run folder: the names of the groups that it trains on and is validated on, and the
-    fingerprints (`data.contents`) of the files that it trains on.
+    """Write `groups.json` to a run folder.
+
+    It holds the names of the training and validation groups, and the fingerprints (`data.contents`) of the training
+    files.
     """
     content = {name: sorted({s.group for s in part}) for name, part in (("train", train), ("val", val))}
     write_json(folder / "groups.json", content | {"train_files": sorted(set(train_files))})
 
 
 def seen_in_training(folder: Path, samples: Sequence[Sample], files: Sequence[str]) -> dict[str, Any] | None:
-    """How much of `samples`, whose files have the fingerprints `files`, the run of `folder` was trained on:
-    {"groups", "of_groups", "samples", "of_samples", "files"}. Groups, and the samples in them, are told by their names
-    (data set/group), `files` (samples; None for a run that did not note it) by what they hold. None if the folder does
-    not say (no `groups.json`).
+    """How much of a test set the run in `folder` was trained on.
+
+    Args:
+        samples: the test set.
+        files: the fingerprints (`data.contents`) of its files, in the same order.
+
+    Returns:
+        {"groups": groups of the test set with the name of a training group, "of_groups": all its groups, "samples": its
+        samples in such groups, "of_samples": all its samples, "files": its files with the content of a training file,
+        or None if the run did not record fingerprints}. None if the folder has no `groups.json`.
     """
     path = Path(folder) / "groups.json"
     if not path.is_file():

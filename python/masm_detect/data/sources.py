@@ -34,10 +34,15 @@ def load_samples(
     label_map: dict[str, int] | None = None,
     missing: str = "error",
 ) -> list[Sample]:
-    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders; of `splits` only (None: all).
+    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders.
 
-    Options that are None are the reader's own. Raises ConfigError for a path without a sample of `splits`, and
-    DatasetError where two paths would become one data set by their names.
+    Args:
+        splits: read these splits only; None: all.
+        root, prefix_map, compression, label_map, missing: as in `read_deepfakebench`, for JSON files.
+
+    Raises:
+        ConfigError: no path, a path given twice, or a path without a sample of `splits`.
+        DatasetError: two paths hold data sets or videos of one name.
     """
     if not paths:
         raise ConfigError("no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/")
@@ -48,7 +53,7 @@ def load_samples(
         if path in parts:
             raise ConfigError(f"the data path {path} is given twice")
         if path.endswith(".json"):
-            # The reader itself leaves the other splits alone: their frames need not exist.
+            # The reader skips the other splits, whose frames need not exist.
             part = read_dataset(path, splits=splits, **options)
         else:
             part = read_dataset(path)
@@ -58,7 +63,7 @@ def load_samples(
                 has = (
                     f"this data has {_names(found)}"
                     if any(found)
-                    else "its images have none, which a folder has below train/, val/ and test/: leave the split out"
+                    else "its images have none (a folder has splits below train/, val/ and test/): leave the split out"
                 )
                 raise ConfigError(f"{path}: no sample has the split {_names(splits)}; {has}")
         _refuse_merge(path, part, parts)
@@ -67,8 +72,10 @@ def load_samples(
 
 
 def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
-    """(train, validation) samples of a run, both with both classes. Samples of the split "test" are left alone, but no
-    group and no file may be in two of the three: DatasetError.
+    """(train, validation) samples of a run, each with both classes. Samples of the split "test" are not used.
+
+    Raises:
+        DatasetError: a group or a file is in two of the three splits, or a split has one class only.
     """
     samples = load_samples(
         config.paths,
@@ -99,7 +106,7 @@ def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> li
     present = sorted({sample.method for sample in samples if sample.label == 1})
     unknown = sorted(set(methods) - set(present))
     if unknown:
-        raise ConfigError(f"data.methods names {unknown}, but the data holds {present}")
+        raise ConfigError(f"data.methods names {unknown}, but the data has {present}")
     return [sample for sample in samples if sample.label == 0 or sample.method in methods]
 
 
@@ -108,7 +115,10 @@ def _names(splits: Sequence[str] | None) -> str:
 
 
 def _refuse_merge(path: str, part: Sequence[Sample], others: Mapping[str, Sequence[Sample]]) -> None:
-    """Several JSON files may hold one data set, but no video twice; a folder is a data set of its own."""
+    """Raise DatasetError if `path` holds a video, or a folder a data set, of the same name as one of `others`.
+
+    One data set may be divided over several JSON files.
+    """
     names, videos = {sample.dataset for sample in part}, {sample.video for sample in part}
     for other, samples in others.items():
         shared = names & {sample.dataset for sample in samples}
@@ -117,6 +127,6 @@ def _refuse_merge(path: str, part: Sequence[Sample], others: Mapping[str, Sequen
         if twice or (shared and not both_json):
             what = f"the video {min(twice)!r}" if twice else f"the data set {min(shared)!r}"
             raise DatasetError(
-                f"{other} and {path} both hold {what}, and would be taken for one: rename one of them (a folder's name "
-                "is the name of its data set), or give one of them only"
+                f"{other} and {path} both hold {what}, and would be merged: rename one of them (the name of a folder "
+                "is the name of its data set), or give only one of them"
             )

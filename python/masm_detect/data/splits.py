@@ -17,7 +17,7 @@ from masm_detect.data.sample import SPLITS, PrepareError, Sample
 
 
 def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) -> list[Sample]:
-    """Give samples without a split "train" or "val", whole groups at a time, both classes in both.
+    """Assign "train" or "val" to the samples without a split, whole groups at a time, with both classes in each.
 
     If some sample already is "val", the unsplit ones all become "train". Otherwise `val_fraction` of the groups of
     each class (at least one) go to validation, taken from the unsplit and the "train" samples.
@@ -35,10 +35,10 @@ def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) ->
                 f"the training data hold {len(groups)} {kind} group(s) (videos, pairs of people, photographs); "
                 "at least 2 are needed to hold one out for validation. Folders: real/ and fake-<method>/ side by side"
             )
-        wanted = min(len(groups) - 1, max(1, math.floor(val_fraction * len(groups))))
+        count = min(len(groups) - 1, max(1, math.floor(val_fraction * len(groups))))
         order = [groups[index] for index in random.permutation(len(groups))]
-        # A group of both classes (a photograph and its forgeries) may have been taken for the other class already.
-        missing = wanted - len(val.intersection(groups))
+        # A group of both classes (a photograph and its forgeries) may already be in `val` for the other class.
+        missing = count - len(val.intersection(groups))
         val.update([group for group in order if group not in val][: max(0, missing)])
     return [
         sample
@@ -49,7 +49,7 @@ def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) ->
 
 
 def assign_splits(dataset: str, keys: Sequence[str], splits, seed: int = 0) -> dict[str, str]:
-    """Split of every video key ("real/000", "fake-Deepfakes/000_003"); groups (FaceForensics++ pairs) stay together."""
+    """Split of every video key ("real/000", "fake-Deepfakes/000_003"), by whole groups; `splits` as in `prepare`."""
     if splits is None:
         return dict.fromkeys(keys, "")
     samples = with_name_groups(

@@ -15,16 +15,20 @@ from masm_detect.errors import UserError
 
 
 class TransformError(UserError, ValueError):
-    """A transform or augmentation that cannot work, in itself or on the image that the message names."""
+    """A transform that cannot work, in itself or on the image that the message names."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
     """How an image becomes a tensor.
 
-    size: output side. mean, std: RGB statistics for pixels in [0, 1]. crop: "resize" (the whole image) or "center" (the
-    middle size x size pixels, not resampled). augment: None in validation and test. normalize_first: (side, JPEG
-    quality): every image is first resized and recompressed alike, for sets whose classes differ in size or format.
+    Attributes:
+        size: side of the output in pixels
+        mean, std: RGB statistics for pixels in [0, 1]
+        crop: "resize" (the whole image) or "center" (the middle size x size pixels, not resampled)
+        augment: random changes; None in validation and test
+        normalize_first: (side, JPEG quality): every image is first resized and recompressed in the same way, for sets
+            whose classes differ in size or format; None: not
     """
 
     size: int
@@ -67,7 +71,7 @@ def transform_image(
 def resize_image(rgb: np.ndarray, size: int) -> np.ndarray:
     """RGB uint8 [H, W, 3] -> [size, size, 3], bicubic with antialiasing (Pillow's, as CLIP's own preprocessing).
 
-    OpenCV's bicubic has no antialiasing: it would fold a source's pixel size into its spectrum.
+    OpenCV's bicubic has no antialiasing: the spectrum would depend on the size of the source.
     """
     if rgb.shape[:2] == (size, size):
         return rgb
@@ -75,8 +79,8 @@ def resize_image(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def augment_image(rgb: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Random changes of an RGB uint8 image [H, W, 3], same shape; the JPEG comes last, as in the life of a picture."""
-    # All coins are tossed first, so that one probability does not shift the draws of another.
+    """Random changes of an RGB uint8 image [H, W, 3], same shape; JPEG comes last, as in published pictures."""
+    # All decisions are drawn first, so that one probability does not shift the draws of another.
     flip, bright, downscale, blur, noise, jpeg = rng.random(6) < (
         config.flip, config.brightness_contrast, config.downscale, config.blur, config.noise, config.jpeg,
     )  # fmt: skip

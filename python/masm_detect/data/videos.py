@@ -66,6 +66,7 @@ def find_videos(source: Path) -> list[VideoSource]:
 
 
 def frames_of(video: VideoSource, count: int) -> Iterator[tuple[int, int, np.ndarray | str | None]]:
+    """`read_frames` of a video file or of a folder of images; an unreadable image is a reason (str) instead."""
     if video.is_video:
         yield from read_frames(video.files[0], count)
         return
@@ -73,7 +74,7 @@ def frames_of(video: VideoSource, count: int) -> Iterator[tuple[int, int, np.nda
         try:
             yield number, len(video.files), read_image(video.files[number])
         except UnreadableImage as error:
-            # The name alone: the report can be moved, and shown, without the folders of this machine.
+            # Only the name of the file: the report can be published without the folders of this machine.
             reason = str(error).replace(str(video.files[number]), video.files[number].name)
             yield number, len(video.files), f"unreadable image: {reason}"
 
@@ -81,8 +82,8 @@ def frames_of(video: VideoSource, count: int) -> Iterator[tuple[int, int, np.nda
 def read_frames(path: Path, count: int) -> Iterator[tuple[int, int, np.ndarray | None]]:
     """(frame number, frames in the video, RGB uint8 [H, W, 3] or None if undecodable) of `count` spread frames.
 
-    Frames are counted by reading through the video once: the number in the container is often wrong, and seeking by it
-    lands elsewhere. Raises UnreadableImage if there is no frame at all.
+    Frames are counted by reading the video once: the number in the container is often wrong, and seeking with it ends
+    at another frame. Raises UnreadableImage if no frame can be read.
     """
     if path.stat().st_size == 0:
         raise UnreadableImage("empty file (0 bytes)")
@@ -93,11 +94,11 @@ def read_frames(path: Path, count: int) -> Iterator[tuple[int, int, np.ndarray |
     capture.release()
     if total == 0:
         raise UnreadableImage("unreadable: no frame can be decoded")
-    wanted = set(spread(total, count))
+    numbers = set(spread(total, count))
     capture = _open(path)
     for number in range(total):
         ok = capture.grab()
-        if number in wanted:
+        if number in numbers:
             ok, bgr = capture.retrieve() if ok else (False, None)
             yield number, total, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) if ok and bgr is not None else None
     capture.release()
@@ -109,12 +110,13 @@ def spread(total: int, count: int) -> list[int]:
 
 
 def count_note(video: VideoSource, total: int) -> str | None:
+    """A note if the container of a video lists another number of frames than the `total` that can be read."""
     if not video.is_video:
         return None
     capture = _open(video.files[0])
-    said = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    listed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     capture.release()
-    return f"the container says {said} frames, {total} can be read" if said != total else None
+    return f"the container lists {listed} frames, {total} can be read" if listed != total else None
 
 
 def _open(path: Path) -> cv2.VideoCapture:

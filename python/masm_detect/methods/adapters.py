@@ -29,7 +29,7 @@ from .trainable import load_trainable_state, trainable_state
 FORMAT = "masm-detect-adapter"
 VERSION = 1
 _TENSORS = "trained.safetensors"
-# Written beside masm adapters of format version 1, which know the hashes of the adapted layers only.
+# Beside masm adapters of format version 1, which have hashes of the adapted layers only.
 _BASE = "base.json"
 
 
@@ -39,7 +39,7 @@ def base_sha256(detector: Detector) -> str:
 
 
 def save_method(detector: Detector, method: Method, config: MethodConfig, folder: Path, *, base: str) -> None:
-    """Write the trained weights of `detector` to `folder`, atomically file by file, the JSON last.
+    """Write the trained weights of `detector` to `folder`, each file atomically, the JSON last.
 
     `base` is the `base_sha256` of the backbone that the method was built on.
     """

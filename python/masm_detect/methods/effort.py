@@ -43,7 +43,7 @@ class EffortLinear(nn.Module):
         if not 1 <= rank < q:
             raise ValueError(f"effort trains {rank} residual directions, but this layer has q = {q}: give 1..{q - 1}")
         weight = linear.weight.detach()
-        # SVD and the split in float64: the frozen part must not carry rounding of the part taken out of it.
+        # SVD and split in float64: otherwise the frozen part has the rounding errors of the removed part.
         left, sigma, right = torch.linalg.svd(weight.double(), full_matrices=False)
         u, s, v = left[:, q - rank :].T, sigma[q - rank :], right[q - rank :]
         frozen = weight.double() - (u.T * s) @ v

@@ -21,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
-# Pixel statistics of the families, used where the checkpoint has no preprocessor_config.json.
+# Pixel statistics of the families, for checkpoints without preprocessor_config.json.
 _PIXEL_STATISTICS = {
     "clip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": (HALF, HALF),
@@ -29,7 +29,7 @@ _PIXEL_STATISTICS = {
 }
 
 # Names of the linear layers of a block, in transformers 4 and 5. A layer number in front is required: SigLIP's pooling
-# head has an `attention.out_proj` too, which nn.MultiheadAttention reads as a raw weight and which must stay a Linear.
+# head has an `attention.out_proj` too, which nn.MultiheadAttention reads as a raw weight, so it must stay a Linear.
 _BLOCK = r"(?:^|\.)(?:layers?|blocks?)\.\d+\."
 _ATTENTION = re.compile(
     _BLOCK + r"(?:self_attn|attention|attn)\.(?:attention\.)?"
@@ -42,11 +42,11 @@ _MLP = re.compile(
 
 
 class BackboneError(UserError, ValueError):
-    """The backbone cannot be loaded or used as asked."""
+    """The backbone cannot be loaded, or does not have the requested size or pooling."""
 
 
 class Backbone(nn.Module):
-    """A Hugging Face vision model and what the rest of the package must know about it.
+    """A Hugging Face vision model with its input size, pixel statistics, pooling and layer names.
 
     Attributes:
         model: the Hugging Face module. feature_dim: width of the pooled feature. image_size: input side in pixels.
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         self.feature_dim: int = config.hidden_size
         self.patch_size: int = _square(getattr(config, "patch_size", None), "patch_size")
         pretrained_size = _square(config.image_size, "image_size")
-        # DINOv2 was trained at 518 px last, but its own preprocessing crops 224 px: that is the default here.
+        # DINOv2 was trained at 518 px at the end, but its own preprocessing crops 224 px, the default here.
         natural = 224 if self.model_type.startswith("dinov2") and pretrained_size == 518 else pretrained_size
         self.image_size: int = natural if image_size is None else int(image_size)
         if self.image_size < self.patch_size or self.image_size % self.patch_size:
@@ -165,7 +165,7 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
 
     Args:
         name: "bundled:dinov2-small", a local folder in Hugging Face layout, or a hub id such as
-            "openai/clip-vit-large-patch14". Of a text and image model (CLIP, SigLIP) the vision tower is taken.
+            "openai/clip-vit-large-patch14". The vision tower of a text and image model (CLIP, SigLIP) is loaded.
         image_size: input side in pixels, a multiple of the patch size; None = the model's own (224 for DINOv2).
         pool: "auto" (class token after the final norm; SigLIP's pooling head; else the mean), "cls", "mean", "pooler".
         dtype: of the weights; None = float32.
@@ -201,7 +201,7 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
             f"cannot read the configuration of {name!r}: neither a local folder with config.json "
             f"nor a reachable hub id ({error})"
         ) from error
-    # from_pretrained leaves missing weights at random values with a warning only: loading_info makes it an error.
+    # from_pretrained only warns of missing weights and leaves them random; output_loading_info lets us raise.
     options |= {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
     vision_towers = {
         "clip": transformers.CLIPVisionModel, "clip_vision_model": transformers.CLIPVisionModel,
@@ -230,7 +230,7 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
 
 
 def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path | None):
-    """Mean and std of preprocessor_config.json, or (None, None) where the checkpoint has none."""
+    """Mean and std of preprocessor_config.json, or (None, None) if the checkpoint has none."""
     from transformers.utils import cached_file
 
     path = cached_file(
@@ -252,7 +252,7 @@ def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path |
 
 
 def _patterns(names: list[str]) -> tuple[str, ...]:
-    """One "re:" pattern per kind of layer: the layer number becomes any number, anything may stand in front."""
+    """One "re:" pattern per kind of layer: the layer number becomes any number, with any prefix."""
     stems = dict.fromkeys(re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name)) for name in names)
     return tuple(rf"re:(?:.*\.)?{stem}$" for stem in stems)
 

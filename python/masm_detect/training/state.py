@@ -28,7 +28,7 @@ from .step_losses import StepLoss
 
 @dataclass
 class Position:
-    """Where a run stands: the next batch, and the sums of this epoch so far.
+    """Progress of a run: the next batch, and the sums of this epoch so far.
 
     Attributes:
         step: number of the next step, over all epochs
@@ -152,9 +152,9 @@ _CHANGED = {
     "machine whose singular vectors differ in the last bits; start a new run",
     "data_sha256": "the training or validation data changed (files, their sizes, labels or splits); restore the data, "
     "or start a new run",
-    "precision": "it ran in {before}, here it would run in {now} (the device decides for runtime.precision=auto); go "
-    "on where {before} is native, or start a new run",
-    "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; give "
+    "precision": "it ran in {before}, here it would run in {now} (the device decides for runtime.precision=auto); "
+    "continue where {before} is native, or start a new run",
+    "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; set "
     "--runtime.threads={before}",
 }
 

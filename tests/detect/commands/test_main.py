@@ -1,4 +1,4 @@
-"""The command `masm`: a whole life of a run through the command line, and one clear line for each mistake."""
+"""The command `masm`: a run from data to results, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def options_of(command: str, capsys) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "prepare", "demo"])
-def test_help_says_what_each_option_means(capsys, command):
+def test_help_explains_each_option(capsys, command):
     options = options_of(command, capsys)
     assert len(options) > {"train": 50, "eval": 20, "prepare": 8, "demo": 2}[command]
     assert [option for option, text in options.items() if not text] == []
@@ -233,7 +233,7 @@ TRAINING = "data: {paths: [faces]}\nmodel: {image_size: 224}\nmethod: {name: mas
 
 
 @pytest.mark.parametrize(
-    ("command", "text", "lacks"),
+    ("command", "text", "unknown"),
     [
         (["eval", "runs/a"], TRAINING, "data.paths, model, method, optim"),
         (["eval", "runs/a"], "data: {paths: [faces]}", "data.paths"),
@@ -243,11 +243,11 @@ TRAINING = "data: {paths: [faces]}\nmodel: {image_size: 224}\nmethod: {name: mas
         (["prepare", "a", "b"], "{dataset: x, optim: {epochs: 3}}", "optim"),
     ],
 )
-def test_config_of_another_command_is_named(tmp_path, capsys, command, text, lacks):
+def test_config_of_another_command_is_named(tmp_path, capsys, command, text, unknown):
     config = tmp_path / "run.yaml"
     config.write_text(text)
     assert main([*command, "--config", str(config)]) == USER_ERROR
-    message = f"masm: error: {config} is not a config of `masm {command[0]}`, which has no setting {lacks} (see"
+    message = f"masm: error: {config} is not a config of `masm {command[0]}`, which has no setting {unknown} (see"
     assert capsys.readouterr().err.startswith(message)
 
 
@@ -359,7 +359,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
         assert capsys.readouterr().err == "masm: interrupted\n"
 
 
-def test_nothing_slow_is_imported_before_ctrl_c_is_heard():
+def test_nothing_slow_is_imported_before_ctrl_c_is_handled():
     code = "import sys, masm_detect.commands.main; sys.exit(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)) or 0)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -31,4 +31,4 @@ def test_a_damaged_file_is_found_before_the_run(tiny_data, tiny_backbone, tmp_pa
     path.write_bytes(path.read_bytes()[:-cut])  # [:-0] is nothing
     with pytest.raises(UnreadableImage, match=f"11.png {message}"):
         train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
-    assert not (tmp_path / "run").exists()  # mended, the same command goes
+    assert not (tmp_path / "run").exists()  # after a repair the same command works

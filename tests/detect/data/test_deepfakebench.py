@@ -129,7 +129,7 @@ def test_record_that_contradicts_its_place(tmp_path):
     path, tree = ffpp(tmp_path)
     tree["FaceForensics++"]["FF-real"]["train"]["c23"]["000"]["label"] = "FF-DF"
     path.write_text(json.dumps(tree))
-    with pytest.raises(DatasetError, match="says label 'FF-DF', but it stands under 'FF-real'"):
+    with pytest.raises(DatasetError, match="has label 'FF-DF', but is listed under 'FF-real'"):
         read_deepfakebench(path)
 
 

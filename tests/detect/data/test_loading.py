@@ -42,9 +42,9 @@ class Plain:
 
 def test_how_many_workers(monkeypatch):
     cuda = torch.device("cuda")
-    for cores, wanted in ((1, 0), (2, 1), (8, 7), (17, 16), (64, 16)):
+    for cores, expected in ((1, 0), (2, 1), (8, 7), (17, 16), (64, 16)):
         monkeypatch.setattr(loading.joblib, "cpu_count", lambda cores=cores: cores)
-        assert worker_count(None, cuda) == wanted
+        assert worker_count(None, cuda) == expected
         assert worker_count(None, CPU) == 0
         assert worker_count(3, cuda) == worker_count(3, CPU) == 3
         assert worker_count(0, cuda) == 0
@@ -161,7 +161,7 @@ def test_time_of_the_consumer_is_not_waiting():
 
 
 def test_on_cuda_memory_is_pinned_and_copies_do_not_block(monkeypatch):
-    asked, copies = {}, []
+    options_given, copies = {}, []
 
     class OnTheHost:
         def to(self, device, non_blocking=False):
@@ -169,12 +169,12 @@ def test_on_cuda_memory_is_pinned_and_copies_do_not_block(monkeypatch):
             return "on the device"
 
     def loader(_, **options):
-        asked.update(options)
+        options_given.update(options)
         return [[OnTheHost(), OnTheHost()]]
 
     monkeypatch.setattr(loading, "DataLoader", loader)
     device = torch.device("cuda", 1)
     assert list(Batches(Plain(2, int), in_order(2, 2), device)) == [("on the device", "on the device")]
-    assert asked["pin_memory"] is True and copies == [(device, True)] * 2
+    assert options_given["pin_memory"] is True and copies == [(device, True)] * 2
     list(Batches(Plain(2, int), in_order(2, 2), CPU))
-    assert asked["pin_memory"] is False
+    assert options_given["pin_memory"] is False

@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("MASM_TEST_DATA", Path(__file__).resolve().parents[3]
 
 
 class BrightFaces:
-    """A stand-in detector: a face wherever the middle of the image is bright."""
+    """A fake detector: a face if the middle of the image is bright."""
 
     name = "bright-1"
 
@@ -86,7 +86,7 @@ def test_everything_at_once(tmp_path):
     }  # fmt: skip
     lost = {(loss.video, loss.frame, loss.reason.split(":")[0]) for loss in report.lost_frames}
     assert lost == {("fake-DF/000_003", 19, "no face"), ("real/folder", 3, "unreadable image")}
-    # Wanted: 4 of each readable video, 4 of the folder's five, one per image; lost ones are in the difference.
+    # 4 of each readable video, 4 of the folder's five, one per image; the difference was skipped.
     assert report.frames_wanted == 4 + 4 + 4 + 1 + 4 + 1
     assert report.frames_written == 4 + 3 + 1 + 3
 
@@ -104,7 +104,7 @@ def test_everything_at_once(tmp_path):
     crops = [s for s in samples if s.video == "set/real/000"]
     assert [Path(s.path).name for s in crops] == ["000000.png", "000006.png", "000013.png", "000019.png"]
     levels = [read_image(s.path)[16, 16, 0] for s in crops]
-    np.testing.assert_allclose(levels, [120, 132, 146, 158], atol=3)  # the frames that the numbers say
+    np.testing.assert_allclose(levels, [120, 132, 146, 158], atol=3)  # the frames of these numbers
     assert read_image(crops[0].path).shape == (32, 32, 3)
 
 
@@ -189,7 +189,7 @@ def test_wrong_frame_count_in_the_container(tmp_path, monkeypatch):
 
     monkeypatch.setattr(videos.cv2, "VideoCapture", Liar)
     report = run(tmp_path / "source", tmp_path / "out")
-    assert report.frames_written == 4 and report.notes == ["real/a: the container says 500 frames, 10 can be read"]
+    assert report.frames_written == 4 and report.notes == ["real/a: the container lists 500 frames, 10 can be read"]
 
 
 @pytest.mark.parametrize("layout, message", [

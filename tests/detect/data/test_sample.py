@@ -17,6 +17,6 @@ def test_limit_frames():
     with pytest.raises(ValueError, match="at least 1"):
         limit_frames(samples, 0)
     assert limit_frames(samples, None) == samples
-    # A video that stands in two splits is limited in each.
+    # A video in two splits is limited in each.
     two = [sample(f"{split}{i}", split=split) for split in ("train", "val") for i in range(5)]
     assert [s.path for s in limit_frames(two, 2)] == ["train0", "train4", "val0", "val4"]

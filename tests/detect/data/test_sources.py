@@ -59,7 +59,7 @@ def test_a_group_in_several_splits_is_refused(tiny_data, tmp_path):
 
 def test_paths_of_one_name_do_not_merge(tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "other" / "data")
-    with pytest.raises(DatasetError, match="'data/fake-stripes/00', and would be taken for one: rename"):
+    with pytest.raises(DatasetError, match="'data/fake-stripes/00', and would be merged: rename"):
         load_samples([str(tiny_data), str(tmp_path / "other" / "data")])
     with pytest.raises(ConfigError, match="given twice"):
         load_samples([str(tiny_data), str(tiny_data)])

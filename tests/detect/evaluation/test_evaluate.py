@@ -27,7 +27,7 @@ def test_a_data_set_of_one_class_is_an_error(tiny_data, tmp_path):
         evaluate(config)
 
 
-def test_only_the_wanted_split_is_read(tiny_data, tmp_path):
+def test_only_the_requested_split_is_read(tiny_data, tmp_path):
     samples = read_folder(tiny_data)
     gone = [replace(s, split="train", path=s.path + "-gone", video=s.video + "x", group="") for s in samples]
     write_deepfakebench([*gone, *(replace(s, split="test") for s in samples)], tmp_path / "d.json")

@@ -37,7 +37,7 @@ def test_starts_as_the_pretrained_model(name, tiny_detector):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_trains_what_it_says_and_nothing_else(name, tiny_detector):
+def test_trains_its_parameters_and_no_others(name, tiny_detector):
     detector = tiny_detector()
     method = build_method(name, detector, settings(name), seed=1)
     before = {key: value.clone() for key, value in detector.state_dict().items()}

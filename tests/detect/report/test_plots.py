@@ -1,4 +1,4 @@
-"""Figures, where a reader could be misled."""
+"""Figures: axes, names and legends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def drawn(monkeypatch):
 
 
 def bars(drawn, table, **options):
-    """The axes of `plot_auc_bars` and where each name below them stands."""
+    """The axes of `plot_auc_bars` and the extent of each name below them."""
     plots.plot_auc_bars(table, "", **options)
     drawn[-1].canvas.draw()
     [axes] = drawn[-1].axes
@@ -61,7 +61,7 @@ def test_epochs_count_as_the_history_does(drawn):
     assert drawn[0].axes[0].lines[0].get_xdata().tolist() == [0, 1, 2]
 
 
-def test_masks_say_which_colour_is_active(drawn):
+def test_masks_have_a_legend(drawn):
     plots.plot_masks([{"step": step, "mask": [[1, 0], [0, 0]]} for step in range(3)], ["b.0.q", "b.0.k"], "")
     [legend] = drawn[0].legends
     colours = {text.get_text(): patch.get_facecolor() for text, patch in zip(legend.get_texts(), legend.get_patches())}

@@ -1,4 +1,4 @@
-"""What tables say where a reader could be misled."""
+"""Tables: cells, intervals and warnings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootst
 
 
 @pytest.mark.parametrize(
-    ("seen", "said"),
+    ("seen", "message"),
     [
         ({"groups": 0, "files": 0}, None),
         ({"groups": 0, "files": 5}, "run was trained on 5 of these 20 images: its numbers are not those"),
@@ -74,13 +74,13 @@ def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootst
     ],
     ids=str,
 )
-def test_images_that_were_trained_on_are_told(seen, said):
+def test_images_that_were_trained_on_are_reported(seen, message):
     seen = {"of_groups": 9, "samples": 4, "of_samples": 20} | seen
     caption = results_table({"run": {**result_of(7, 0), "seen_in_training": seen}}).caption
-    assert caption is None if said is None else said in caption
+    assert caption is None if message is None else message in caption
 
 
-def test_masks_that_were_never_chosen_are_told():
+def test_masks_that_were_never_selected_are_reported():
     short = {"method": "masm", "mask_history": [], "steps": 6}
     assert "in 6 steps, so this is masm-nomask" in masks_line(short, MasmOptions(mask_warmup=20))
     for other in ({"mask_history": [{}]}, {"method": "probe"}):

@@ -19,7 +19,7 @@ from tiny import run_config
 
 
 @pytest.fixture
-def ctrl_c_is_heard():
+def ctrl_c_is_handled():
     """Also where the tests run in the background of a script, whose jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -42,7 +42,7 @@ def press_ctrl_c_at(step: int, monkeypatch, times: int = 1) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [0, 6, 9])  # the first, in the middle, and the last of an epoch
 def test_ctrl_c_ends_with_a_checkpoint(
-    tiny_data, tiny_backbone, tmp_path, monkeypatch, capfd, ctrl_c_is_heard, step, workers
+    tiny_data, tiny_backbone, tmp_path, monkeypatch, capfd, ctrl_c_is_handled, step, workers
 ):
     train(run_config(tiny_data, tiny_backbone, tmp_path / "whole", "probe"))
     config = run_config(tiny_data, tiny_backbone, tmp_path / "stopped", "probe")
@@ -57,7 +57,7 @@ def test_ctrl_c_ends_with_a_checkpoint(
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_second_ctrl_c_stops_at_once(tiny_data, tiny_backbone, tmp_path, monkeypatch, ctrl_c_is_heard):
+def test_a_second_ctrl_c_stops_at_once(tiny_data, tiny_backbone, tmp_path, monkeypatch, ctrl_c_is_handled):
     press_ctrl_c_at(3, monkeypatch, times=2)
     with pytest.raises(KeyboardInterrupt) as caught:
         train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
@@ -66,7 +66,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_data, tiny_backbone, tmp_path, monke
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_ctrl_c_keeps_its_checkpoint_where_nobody_reads_the_output(tiny_data, tiny_backbone, tmp_path, progress):
+def test_ctrl_c_keeps_its_checkpoint_if_the_output_is_closed(tiny_data, tiny_backbone, tmp_path, progress):
     """`masm train ... 2>&1 | tee log`: the reader is stopped by the same Ctrl-C."""
     config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe")
     save_config(replace(config, runtime=replace(config.runtime, progress=progress, checkpoint_every=0)),

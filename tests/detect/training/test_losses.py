@@ -48,7 +48,7 @@ def test_losses_that_arrive_late_change_nothing(tiny_data, tiny_backbone, tmp_pa
     ("bad", "every", "kept"),
     [(2, 0, None), (4, 0, None), (14, 0, 10), (5, 3, 5), (6, 1, 6), (14, 1, 14)],  # 4 and 14 end an epoch
 )
-def test_a_loss_that_is_not_finite_is_told_with_its_step(
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(
     tiny_data, tiny_backbone, tmp_path, monkeypatch, losses, bad, every, kept
 ):
     real, calls = loop.train_step, iter(range(99))
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(
 def test_weights_that_are_not_finite_are_never_a_checkpoint(
     tiny_data, tiny_backbone, tmp_path, monkeypatch, every, kept
 ):
-    """A backward pass may overflow where the loss does not: the next loss tells, but the file would be written."""
+    """A gradient may overflow in a step whose loss is finite; its weights must not be written."""
     real, calls = loop.train_step, iter(range(99))
 
     def overflowing(detector, *arguments, **options):

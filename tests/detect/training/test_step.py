@@ -16,13 +16,13 @@ from masm_ext import MaskedAdamW, MASMLinear
 from masm_ext.decomposition import Decomposition
 
 
-def test_a_step_asks_for_no_value():
+def test_a_step_does_not_wait_for_the_device():
     """Fake tensors, on the CPU: autograd knows "cuda" only where there is one, and copies to the host are seen there
     only (tests/gpu). The optimizer under masks: tests/optim/test_no_waiting.py.
     """
 
     class Tiny(nn.Module):
-        asks = False
+        reads_a_value = False
 
         def __init__(self):
             super().__init__()
@@ -32,7 +32,7 @@ def test_a_step_asks_for_no_value():
 
         def forward(self, images):
             logits = self.head(self.layer(images.flatten(1))).squeeze(-1)
-            return logits * logits.max().item() if self.asks else logits
+            return logits * logits.max().item() if self.reads_a_value else logits
 
     with FakeTensorMode():
         detector = Tiny()
@@ -46,7 +46,7 @@ def test_a_step_asks_for_no_value():
             for _ in range(2):
                 losses = train_step(detector, method, images, labels, **options)
             assert [loss.shape for loss in losses] == [(), ()] and not any(loss.requires_grad for loss in losses)
-            detector.asks = True
+            detector.reads_a_value = True
             with pytest.raises(Waits):
                 train_step(detector, method, images, labels, **options)
 
