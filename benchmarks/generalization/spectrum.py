@@ -1,4 +1,4 @@
-"""The floor of the gan-faces study: logistic regression on the radial power spectrum, which sees no content at
+"""The baseline of the gan-faces study: logistic regression on the radial power spectrum, which sees no content at
 all.
 """
 

@@ -1,9 +1,9 @@
 """What a call of masm::subspace_linear, or masm::masked_adamw_, should cost on a GPU: a model, not a measurement.
 
-    python benchmarks/model.py                       # the goal shapes on an H100: ratio over the frozen layer
-    python benchmarks/model.py --gpu a100 --m 2056 --dtype float32 --r 16,256 --layers 3
-    python benchmarks/model.py --launches kext       # every launch of a strategy
-    python benchmarks/model.py --optimizer vit-l     # a step of MaskedAdamW on the attention layers of a model
+    python benchmarks/gpu_model/model.py                       # the goal shapes on an H100: ratio over the frozen layer
+    python benchmarks/gpu_model/model.py --gpu a100 --m 2056 --dtype float32 --r 16,256 --layers 3
+    python benchmarks/gpu_model/model.py --launches kext       # every launch of a strategy
+    python benchmarks/gpu_model/model.py --optimizer vit-l     # a step of MaskedAdamW, attention layers
 
 A call is the list of launches that masm_ext/kernels makes for it; tests/benchmarks/test_model.py compares names and
 grids with the real launch code. What a launch costs, and what is assumed for it, is in launches.py.
@@ -15,6 +15,9 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speed"))  # the timer, the shapes and the providers
 
 from cases import BOTH, DTYPES, FORWARD, LAYERS, MODELS, SUBSPACES
 from launches import GPUS, Costs, Factors, Launch, Shape, seconds
@@ -22,7 +25,7 @@ from launches import GPUS, Costs, Factors, Launch, Shape, seconds
 from masm_ext.kernels import tiles
 from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, choose
 
-#: Modelled for comparison, as benchmarks/providers.py has them.
+#: Modelled for comparison, as benchmarks/speed/providers.py has them.
 PEERS = ("effort", "peft-lora")
 
 
@@ -126,7 +129,7 @@ class Model(Costs):
         forward, backward = map(choose, s.calls(self.gpu.capability))
         return forward, backward
 
-    def floor(self, s: Shape) -> tuple[float, float, float]:
+    def lower_bound(self, s: Shape) -> tuple[float, float, float]:
         """(seconds, FLOP, bytes) of the two dense products alone, without launches, tiles or waves."""
         flops, traffic = 0.0, 0.0
         for IN, OUT in ((s.D, s.N), (s.N, s.D)):
@@ -165,9 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_table(model: Model, s: Shape, ranks: Iterable[int]) -> None:
     """Ratios over the frozen layers, forward / forward and backward; in brackets with Triton at 0.9 of what is assumed.
     Today's choice has a star."""
-    (floor, flops, traffic), (forward, both) = model.floor(s), model.cost(s, "frozen")
+    (bound, flops, traffic), (forward, both) = model.lower_bound(s), model.cost(s, "frozen")
     names, slower = [*STRATEGIES, *PEERS], model.slower(0.9)
-    work = f"{flops / 1e9:.0f} GFLOP and {traffic / 1e6:.0f} MB, {floor * 1e6:.0f} us at least"
+    work = f"{flops / 1e9:.0f} GFLOP and {traffic / 1e6:.0f} MB, {bound * 1e6:.0f} us at least"
     print(f"\n{s.layers} layers of " * (s.layers > 1) or "\n", end="")
     print(f"{s.N} x {s.D}: {work}; frozen {forward * 1e6:.0f} / {both * 1e6:.0f} us")
     for case in LAYERS["cuda"]:

@@ -41,13 +41,13 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratios(results: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(case, measure, provider) -> ratio over the floor; the floor itself is always 1."""
+    """(case, measure, provider) -> ratio over the baseline; the baseline itself is always 1."""
     return {
         (key, measure, provider): entry["ratio"]
         for key, case in results["cases"].items()
         for measure, table in case["measures"].items()
         for provider, entry in table["providers"].items()
-        if "ratio" in entry and provider != table["floor"]
+        if "ratio" in entry and provider != table["baseline"]
     }
 
 

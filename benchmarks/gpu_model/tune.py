@@ -1,10 +1,10 @@
 """Times every strategy of masm::subspace_linear on this GPU, and proposes the table that chooses among them.
 
-    python benchmarks/tune.py                          # benchmarks/results/tune-GPU.json; --resume goes on with it
-    python benchmarks/tune.py --minutes 9              # start nothing that would end later
-    python benchmarks/tune.py --dry-run                # the calls, the time they would take, a check of the formula
-    python benchmarks/tune.py --report benchmarks/results/tune-GPU.json      # the proposal again, without a GPU
-    python benchmarks/tune.py --model h100             # the same from the cost model: modelled, not measured
+    python benchmarks/gpu_model/tune.py               # gpu_model/results/tune-GPU.json; --resume continues it
+    python benchmarks/gpu_model/tune.py --minutes 9   # start nothing that would end later
+    python benchmarks/gpu_model/tune.py --dry-run     # lists the calls with their estimated time, checks the formula
+    python benchmarks/gpu_model/tune.py --report tune-GPU.json   # the proposal again, without a GPU
+    python benchmarks/gpu_model/tune.py --model h100  # the same from the cost model: modelled, not measured
 
 Printed are RULES for masm_ext/ops/homes.py with their evidence, and what today's choices lose to the best strategy.
 Every strategy is compared with float64 first; one that is wrong is not timed. Forward and backward are timed apart, for
@@ -21,6 +21,8 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speed"))  # the timer, the shapes and the providers
+
 import torch
 import torch.nn.functional as F
 from bench import Call as Timed
@@ -31,12 +33,14 @@ from masm_detect.results import ResultError
 from model import Model
 from providers import TOLERANCE, check, relative_error
 from rules import Row, losses, propose
-from run import RESULTS, measure_all
+from run import measure_all
 from store import load_results
 
 from masm_ext import _library, reference
 from masm_ext.ops.homes import STRATEGIES, STREAM, choose
 
+#: Where measurements of this folder are kept.
+RESULTS = Path(__file__).resolve().parent / "results"
 #: One token, a few, images of 257; attention and MLP of ViT-L; R as it is padded: 16, 64 and more than `single` serves.
 TOKENS = (1, 16, 64, 257, 1028, 2056, 8224, 32896)
 SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096))
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.dry_run:
             return _dry_run(todo)
         if not torch.cuda.is_available():
-            print("benchmarks/tune.py needs an NVIDIA GPU; --dry-run lists what it would do", file=sys.stderr)
+            print("benchmarks/gpu_model/tune.py needs an NVIDIA GPU; --dry-run lists what it would do", file=sys.stderr)
             return 2
         options = Options(device=asked.device, seconds=SECONDS, progress=sys.stderr.isatty())
         gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(asked.device).lower()).strip("-")
@@ -164,7 +168,7 @@ def measure(case: Case, options: Options) -> Outcome:
         for part in PARTS:
             shape = shape_of(case.values, part != INFERENCE, _library.CUDA_LIBRARY is not None)
             problem = Problem(shape, device)
-            exact, calls = problem.exact(part), {case.floor: Timed(lambda p=problem, part=part: p.frozen(part))}
+            exact, calls = problem.exact(part), {case.baseline: Timed(lambda p=problem, part=part: p.frozen(part))}
             for strategy in STRATEGIES:
                 if not shape.serves(strategy) or (part == BACKWARD and strategy == STREAM):
                     continue
@@ -181,7 +185,7 @@ def measure(case: Case, options: Options) -> Outcome:
                 on_failure=lambda n, e, p=part: outcome.fail(f"{p} {n}", e),
                 clock=clock,
             )
-            outcome.add(part, statistics(samples, case.floor))
+            outcome.add(part, statistics(samples, case.baseline))
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     return outcome
@@ -268,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with TEXT in their name, e.g. bfloat16/M8224")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--minutes", type=float, help="start no case that would end later; --resume goes on")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/tune-GPU.json)")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/speed/results/tune-GPU.json)")
     parser.add_argument("--resume", action="store_true", help="go on with the result file")
     parser.add_argument("--dry-run", action="store_true", help="list the cases and check the formula; needs no GPU")
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the proposal of a result file; needs no GPU")

@@ -1,7 +1,7 @@
 // GFLOP/s of the skinny kernels on one core, data in cache or not, without PyTorch around them. From the root:
 //   mkdir -p build
 //   g++ -std=c++20 -O3 -march=x86-64-v4 -mavx512bf16 -ffp-contract=fast -fno-strict-aliasing -DMASM_ISA=avx512_bf16
-//     -Icsrc/cpu benchmarks/skinny_kernels.cpp csrc/cpu/skinny_kernels.cpp -o build/skinny && build/skinny
+//     -Icsrc/cpu benchmarks/speed/skinny_kernels.cpp csrc/cpu/skinny_kernels.cpp -o build/skinny && build/skinny
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

@@ -1,7 +1,7 @@
 """What a call on CUDA costs the host, measured without a GPU: all that Python does for it.
 
-    python benchmarks/host.py
-    python benchmarks/host.py --seconds 20 --out host.json
+    python benchmarks/gpu_model/host.py
+    python benchmarks/gpu_model/host.py --seconds 20 --out host.json
 
 The real launch code runs on CPU tensors: kernels are compiled for an H100, and a stand-in for the driver starts none.
 Layers are so small that computing takes the peers' CPU operators less than being called does. What a launch costs in
@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speed"))  # the timer, the shapes and the providers
 
 import torch
 from bench import Call, interleave, statistics
@@ -119,7 +121,7 @@ class Forced(nn.Module):
 
 
 def layers() -> dict[str, nn.Module]:
-    """What is compared, by name; the floor first."""
+    """What is compared, by name; the baseline first."""
 
     def adapted(name: str) -> nn.Module:
         model = nn.Sequential(nn.Linear(WIDTH, WIDTH)).to(torch.bfloat16)

@@ -51,7 +51,7 @@ def _base(weights: list[torch.Tensor]) -> nn.Sequential:
 
 
 def measure(case: Case, options: Options) -> Outcome:
-    """Measure "seconds"; the floor `copy` writes every weight once, which is the least that a conversion can do. "cold"
+    """Measure "seconds"; the baseline `copy` writes every weight once, the least that a conversion can do. "cold"
     is one run, all others are sampled.
     """
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
@@ -98,7 +98,7 @@ def measure(case: Case, options: Options) -> Outcome:
         }
         progress = case.key if options.progress else ""
         samples = interleave(calls, device, options.seconds, least=3, warm_up=1, progress=progress)
-        entries = statistics(samples, case.floor)
+        entries = statistics(samples, case.baseline)
         once = {"median": cold, "p20": cold, "p80": cold, "rounds": 1}
         outcome.add("seconds", {"convert, cold": once, **entries})
     return outcome

@@ -66,15 +66,15 @@ def measure(case: Case, options: Options) -> Outcome:
                 rows[name] = pool.submit(child, name, case.values, case.dtype, asdict(options)).result()
     if rows:
         for measure_name in ("step memory", "process peak", "saved"):
-            floor = rows.get(case.floor, {}).get(measure_name)
+            baseline = rows.get(case.baseline, {}).get(measure_name)
             known = {n: row[measure_name] for n, row in rows.items() if row[measure_name] is not None}
-            outcome.add(measure_name, {n: single(value, floor) for n, value in known.items()}, "bytes")
+            outcome.add(measure_name, {n: single(value, baseline) for n, value in known.items()}, "bytes")
         if options.on_gpu and "effort" in rows:
-            floor = rows["effort"]["step memory"]
+            baseline = rows["effort"]["step memory"]
             shown = {
-                n: single(row["step memory"], floor) for n, row in rows.items() if n.startswith(("masm", "effort"))
+                n: single(row["step memory"], baseline) for n, row in rows.items() if n.startswith(("masm", "effort"))
             }
-            outcome.add(over("step memory", "effort"), shown, "bytes", floor="effort")
+            outcome.add(over("step memory", "effort"), shown, "bytes", baseline="effort")
         outcome.extra["method"] = {name: row["method"] for name, row in rows.items()}
     return outcome
 

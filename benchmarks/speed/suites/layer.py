@@ -93,7 +93,7 @@ def measure(case: Case, options: Options) -> Outcome:
             on_failure=outcome.fail,
             clock=clock,
         )
-        entries = statistics(samples, case.floor)
+        entries = statistics(samples, case.baseline)
         for name, entry in entries.items():
             work = useful_work(measure_name, name, M, N, D, R, dtype.itemsize)
             entry |= {"flops": work[0] / entry["median"], "bytes": work[1] / entry["median"]}
@@ -101,7 +101,7 @@ def measure(case: Case, options: Options) -> Outcome:
         for peer in PROVIDERS:
             name = over(measure_name, peer)
             if any(name == measure for measure, _ in case.goals) and {peer, "masm"} <= set(samples):
-                outcome.add(name, statistics({n: samples[n] for n in (peer, "masm")}, peer), floor=peer)
+                outcome.add(name, statistics({n: samples[n] for n in (peer, "masm")}, peer), baseline=peer)
     kept = {n: saved_bytes(lambda f=f: f(x), [x, *f.parameters(), *f.buffers()]) for n, f in layers.items()}
     outcome.extra["saved_bytes"] = kept
     outcome.extra["flop_per_byte"] = {

@@ -1,8 +1,8 @@
 """Tables and plots of a result file of run.py.
 
-    python benchmarks/report.py benchmarks/results/all-cpu.json [--out FOLDER]
+    python benchmarks/speed/report.py benchmarks/speed/results/all-cpu.json [--out FOLDER]
 
-Writes NAME.md and, where the suites are in it, NAME-bars.png (ratios over the floor), NAME-roofline.png and
+Writes NAME.md and, where the suites are in it, NAME-bars.png (ratios over the baseline), NAME-roofline.png and
 NAME-scale.png beside the JSON file or into FOLDER.
 """
 
@@ -88,9 +88,9 @@ def conditions(results: Results) -> str:
                 f"{top['bytes'] / 1e9:.1f} GB/s"
             )
     intro = (
-        "Ratios are over the floor of the same round: median [p20, p80] of the rounds. A "
+        "Ratios are over the baseline of the same round: median [p20, p80] of the rounds. A "
         "provider that differs from the float64 reference is not timed. *noise*: p80 over p20 of the "
-        "floor itself; ratios of a noisy case say little."
+        "baseline itself; ratios of a noisy case say little."
     )
     quick = "\n\n**A quick run: small counts, to see that it works. Not a measurement.**" if _quick(results) else ""
     return "# Benchmark\n\n" + "\n".join(lines) + f"\n\n{intro}{quick}"
@@ -137,19 +137,19 @@ def _suite_tables(suite: str, cases: dict[str, Any], results: Results) -> Iterab
     for measure in measures:
         shown = {key: case["measures"][measure] for key, case in cases.items() if measure in case["measures"]}
         providers = list(dict.fromkeys(p for table in shown.values() for p in table["providers"]))
-        floor = next(iter(shown.values()))["floor"]
+        baseline = next(iter(shown.values()))["baseline"]
         ratios, absolutes = [], []
         for key, table in shown.items():
             entries = [table["providers"].get(p) for p in providers]
-            base = table["providers"].get(floor)
+            base = table["providers"].get(baseline)
             sampled = base is not None and base["rounds"] > 1
             trust = [str(base["rounds"]), f"{base['p80'] / base['p20'] - 1:.0%}"] if sampled else ["1", "-"]
             ratios.append(
-                [_short(key), *("1" if p == floor else _ratio(e) for p, e in zip(providers, entries)), *trust]
+                [_short(key), *("1" if p == baseline else _ratio(e) for p, e in zip(providers, entries)), *trust]
             )
             absolutes.append([_short(key), *(_absolute(e, table["unit"]) for e in entries)])
-        title = f"**{measure.removesuffix(f' over {floor}')}**, ratio over {floor}"
-        if floor == "eager-loop":
+        title = f"**{measure.removesuffix(f' over {baseline}')}**, ratio over {baseline}"
+        if baseline == "eager-loop":
             title += ", which leaves out masked blocks: with 100% masked it does nothing, and the ratio says nothing"
         yield f"{title}\n\n" + _table(["case", *providers, "rounds", "noise"], ratios)
         yield f"{measure}, itself\n\n" + _table(["case", *providers], absolutes)
@@ -250,7 +250,7 @@ def _quick(results: Results) -> bool:
 
 
 def plot_bars(results: Results) -> Figure | None:
-    """Ratio over the floor of each provider: one panel a case of layer, group and step; bars p20-p80. None if there
+    """Ratio over the baseline of each provider: one panel a case of layer, group and step; bars p20-p80. None if there
     is none."""
     panels = [
         (key, case["measures"][measure]["providers"], case)
@@ -262,13 +262,13 @@ def plot_bars(results: Results) -> Figure | None:
         return None
     figure, axes = _figure(len(panels), (4.2, 2.6))
     for ax, (key, table, case) in zip(axes, panels):
-        shown = {p: e["ratio"] for p, e in table.items() if "ratio" in e and p != case["floor"]}
+        shown = {p: e["ratio"] for p, e in table.items() if "ratio" in e and p != case["baseline"]}
         names = list(shown)[::-1]
         values = [shown[n]["median"] for n in names]
         spans = [[max(0.0, v - shown[n]["p20"]) for n, v in zip(names, values)]]
         spans.append([max(0.0, shown[n]["p80"] - v) for n, v in zip(names, values)])
         colors = ["tab:blue" if n.startswith("masm") else "silver" for n in names]
-        # A bar begins at the floor: its length is what a layer costs above it.
+        # A bar begins at the baseline: its length is what a layer costs above it.
         ax.barh(names, [v - 1 for v in values], left=1, xerr=spans, color=colors, error_kw={"linewidth": 0.8})
         ax.axvline(1, color="black", linewidth=0.8)
         for goal in case["goals"]:
@@ -276,7 +276,7 @@ def plot_bars(results: Results) -> Figure | None:
                 ax.axvline(goal["limit"], color="tab:green", linestyle=":", linewidth=1)
         ax.set_title(key, fontsize=8)
         ax.tick_params(labelsize=7)
-        ax.set_xlabel(f"over {case['floor']}", fontsize=7)
+        ax.set_xlabel(f"over {case['baseline']}", fontsize=7)
     return figure
 
 

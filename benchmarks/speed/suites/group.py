@@ -103,7 +103,7 @@ def measure(case: Case, options: Options) -> Outcome:
         samples = interleave(
             of_measure, device, options.seconds, progress=progress, on_failure=outcome.fail, clock=clock
         )
-        outcome.add(measure_name, statistics(samples, case.floor))
+        outcome.add(measure_name, statistics(samples, case.baseline))
     if device.type == "cuda":
         outcome.extra["host_seconds"] = {n: clock.host[call] for n, call in calls[BOTH].items() if call in clock.host}
     return outcome

@@ -46,7 +46,7 @@ try:
     from masm_ext.kernels.products import chunk_rows_of, shared_operands
 except ImportError as error:
     raise ImportError(
-        f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
+        f"benchmarks/gpu_model/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
     ) from error
 
 #: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 112 to 120 registers.

@@ -56,7 +56,7 @@ def measure(case: Case, options: Options) -> Outcome:
         progress=case.key if options.progress else "",
         on_failure=outcome.fail,
     )
-    entries = statistics(samples, case.floor)
+    entries = statistics(samples, case.baseline)
     for name, entry in entries.items():
         entry["images_per_second"] = case.values["batch"] / entry["median"]
         trained = [p for p in programs[name].model.parameters() if p.requires_grad]
@@ -65,7 +65,7 @@ def measure(case: Case, options: Options) -> Outcome:
     ours = [name for name in ("masm", "masm-group") if name in samples]
     if options.on_gpu and ours and "effort" in samples:
         shown = {name: samples[name] for name in ("effort", *ours)}
-        outcome.add(over("step", "effort"), statistics(shown, "effort"), floor="effort")
+        outcome.add(over("step", "effort"), statistics(shown, "effort"), baseline="effort")
     if device.type == "cuda":
         meter = Meter(device)
         outcome.extra["joules"] = {name: meter.joules(programs[name], device, 2.0) for name in entries}

@@ -52,9 +52,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": quantile(values, 0.5), "p20": quantile(values, 0.2), "p80": quantile(values, 0.8)}
 
 
-def statistics(samples: Mapping[str, Sequence[float]], floor: str | None) -> dict[str, dict[str, Any]]:
-    """Per provider: `spread` of its samples, their number, and `ratio`: the spread of sample over the floor's sample of
-    the same round. Without a floor, or where it was not measured, there is no ratio.
+def statistics(samples: Mapping[str, Sequence[float]], baseline: str | None) -> dict[str, dict[str, Any]]:
+    """Per provider: `spread` of its samples, their number, and `ratio`: the spread of its sample over the baseline's in
+    the same round. Without a baseline, or where it was not measured, there is no ratio.
 
     Raises ValueError if a provider missed a round.
     """
@@ -64,16 +64,16 @@ def statistics(samples: Mapping[str, Sequence[float]], floor: str | None) -> dic
     out: dict[str, dict[str, Any]] = {}
     for name, values in samples.items():
         out[name] = {**spread(values), "rounds": len(values)}
-        if floor in samples:
-            out[name]["ratio"] = spread([a / b for a, b in zip(values, samples[floor])])
+        if baseline in samples:
+            out[name]["ratio"] = spread([a / b for a, b in zip(values, samples[baseline])])
     return out
 
 
-def single(value: float, floor: float | None) -> dict[str, Any]:
+def single(value: float, baseline: float | None) -> dict[str, Any]:
     """An entry like those of `statistics` for something that is counted, not sampled (bytes)."""
     entry: dict[str, Any] = {"median": value, "p20": value, "p80": value, "rounds": 1}
-    if floor:
-        ratio = value / floor
+    if baseline:
+        ratio = value / baseline
         entry["ratio"] = {"median": ratio, "p20": ratio, "p80": ratio}
     return entry
 
@@ -268,9 +268,11 @@ class Outcome:
     def fail(self, name: str, error: Exception) -> None:
         self.failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
-    def add(self, measure: str, entries: dict[str, dict[str, Any]], unit: str = "s", floor: str | None = None) -> None:
-        """Entries as `statistics` or `single` make them, by provider. `floor`: if it is not that of the case."""
-        self.measures[measure] = {"unit": unit, "floor": floor or self.case.floor, "providers": entries}
+    def add(
+        self, measure: str, entries: dict[str, dict[str, Any]], unit: str = "s", baseline: str | None = None
+    ) -> None:
+        """Entries as `statistics` or `single` make them, by provider. `baseline`: if it is not that of the case."""
+        self.measures[measure] = {"unit": unit, "baseline": baseline or self.case.baseline, "providers": entries}
 
     @property
     def sound(self) -> bool:
@@ -282,11 +284,11 @@ class Outcome:
         goals = []
         for (measure, provider), limit in case.goals.items():
             entry = self.measures.get(measure, {}).get("providers", {}).get(provider, {})
-            # "seconds" goals are about the time itself, all others about the ratio over the floor
+            # "seconds" goals are about the time itself, all others about the ratio over the baseline
             cell = entry if measure.endswith("seconds") else entry.get("ratio", {})
             goals.append({"measure": measure, "provider": provider, "limit": limit, **judge(cell, limit)})
         return {
-            **{name: getattr(case, name) for name in ("suite", "name", "dtype", "floor", "values")},
+            **{name: getattr(case, name) for name in ("suite", "name", "dtype", "baseline", "values")},
             "measures": self.measures,
             "goals": goals,
             **{name: getattr(self, name) for name in ("errors", "refused", "failed", "unavailable", "extra")},

@@ -42,8 +42,8 @@ def cases(options: Options) -> list[Case]:
 
 
 def names(options: Options, case: Case | None = None) -> list[str]:
-    if case is not None and case.floor != "stacked":
-        return [case.floor, "step with losses"]
+    if case is not None and case.baseline != "stacked":
+        return [case.baseline, "step with losses"]
     return options.chosen(("stacked", "masm", DECOUPLED, "formula"), "stacked")
 
 
@@ -98,7 +98,7 @@ def gate(layers: nn.ModuleList, name: str, config: MASMConfig, tolerance: float)
 
 
 def measure(case: Case, options: Options) -> Outcome:
-    if case.floor == "step without losses":
+    if case.baseline == "step without losses":
         return _share(case, options)
     outcome, device, values = Outcome(case), torch.device(options.device), case.values
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def measure(case: Case, options: Options) -> Outcome:
         samples = interleave(
             calls, device, options.seconds, least=3, warm_up=1, progress=progress, on_failure=outcome.fail
         )
-        outcome.add("losses", statistics(samples, case.floor))
+        outcome.add("losses", statistics(samples, case.baseline))
     return outcome
 
 
@@ -145,5 +145,5 @@ def _share(case: Case, options: Options) -> Outcome:
     if not options.dry_run:
         progress = case.key if options.progress else ""
         samples = interleave(calls, device, options.seconds, progress=progress, on_failure=outcome.fail)
-        outcome.add("step", statistics(samples, case.floor))
+        outcome.add("step", statistics(samples, case.baseline))
     return outcome

@@ -58,7 +58,7 @@ def measure(case: Case, options: Options) -> Outcome:
     points = [point for point in points if all((point, name) in samples for name in names(options))]
     medians: dict[str, list[float]] = {"frozen": [], "masm": []}
     for point in points:
-        entries = statistics({name: samples[point, name] for name in medians}, case.floor)
+        entries = statistics({name: samples[point, name] for name in medians}, case.baseline)
         outcome.add(f"{letter} = {point}", entries)
         for name, entry in entries.items():
             medians[name].append(entry["median"])

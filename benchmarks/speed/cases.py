@@ -1,7 +1,7 @@
 """What is measured: shapes, model sizes and goals. Data only; how it is measured is in `bench.py` and `suites/`.
 
 Letters as in docs/method.md: M tokens, D in_features, N out_features, K subspaces of together R directions.
-A goal is the largest ratio over the floor (median of the per-round ratios) that counts as met.
+A goal is the largest ratio over the baseline (median of the per-round ratios) that counts as met.
 """
 
 from __future__ import annotations
@@ -89,21 +89,21 @@ class Options:
         """A guess: until the kernels of one dtype and R are compiled, and their tiles timed, for all strategies."""
         return 30.0 if self.on_gpu else 0.0
 
-    def chosen(self, available: tuple[str, ...], floor: str | None = None) -> list[str]:
-        """Those of `available` that the run asks for, the floor always among them and first."""
+    def chosen(self, available: tuple[str, ...], baseline: str | None = None) -> list[str]:
+        """Those of `available` that the run asks for, the baseline always among them and first."""
         wanted = [name for name in available if self.providers is None or name in self.providers]
-        return wanted if floor is None else [floor, *(name for name in wanted if name != floor)]
+        return wanted if baseline is None else [baseline, *(name for name in wanted if name != baseline)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `goals`: {(measure, provider): largest ratio over the floor}. `estimate`: seconds that it takes,
-    roughly, kernels compiled anew."""
+    """One comparison. `goals`: {(measure, provider): largest ratio over the baseline}. `estimate`: about how
+    many seconds it takes, with kernels compiled anew."""
 
     suite: str
     name: str
     dtype: str
-    floor: str
+    baseline: str
     values: dict[str, Any]
     goals: dict[tuple[str, str], float] = field(default_factory=dict)
     estimate: float = 0.0

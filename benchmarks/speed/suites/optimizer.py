@@ -188,7 +188,7 @@ def measure(case: Case, options: Options) -> Outcome:
     if calls:
         progress = case.key if options.progress else ""
         samples = interleave(calls, device, options.seconds / 2, progress=progress, on_failure=outcome.fail)
-        entries = statistics(samples, case.floor)
+        entries = statistics(samples, case.baseline)
         elements = sum(values["R"] * (N + D + 1) for N, D in shapes)
         for name, entry in entries.items():
             # Parameter, gradient and two moments are read, three of them written: float32. Torch knows no masks.
@@ -197,5 +197,5 @@ def measure(case: Case, options: Options) -> Outcome:
         outcome.add("step", entries)
         if {"masm", "eager-loop"} <= set(samples):
             pair = {name: samples[name] for name in ("eager-loop", "masm")}
-            outcome.add("step over eager-loop", statistics(pair, "eager-loop"), floor="eager-loop")
+            outcome.add("step over eager-loop", statistics(pair, "eager-loop"), baseline="eager-loop")
     return outcome

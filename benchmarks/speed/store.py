@@ -8,7 +8,7 @@ from typing import Any
 from masm_detect.results import ResultError, read_json
 
 FORMAT = "masm_ext benchmark"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def open_results(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def load_results(path: Path | str) -> dict[str, Any]:
     """A result file; raises ResultError for anything else."""
     results = read_json(path)
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise ResultError(f"{path} is not a result of benchmarks/run.py (no format {FORMAT!r})")
+        raise ResultError(f"{path} is not a result of benchmarks/speed/run.py (no format {FORMAT!r})")
     if results.get("format_version") != FORMAT_VERSION:
         raise ResultError(f"{path} has format version {results.get('format_version')}, this program {FORMAT_VERSION}")
     return results

@@ -64,7 +64,7 @@ class Provider:
 
 
 class Frozen(Provider):
-    """The floor: `nn.Linear` with nothing to train; forward and dX, two dense products."""
+    """The baseline: `nn.Linear` with nothing to train; forward and dX, two dense products."""
 
     name = "frozen"
 

@@ -1,10 +1,10 @@
-"""Measures masm_ext against its floor and its peers, side by side in one run, and writes the numbers as JSON.
+"""Measures masm_ext against its baseline and its peers, side by side in one run, and writes the numbers as JSON.
 
-    python benchmarks/run.py --suite layer                          # one suite; results/layer-cpu.json
-    python benchmarks/run.py --suite all --quick --out quick.json   # everything with small counts, a few minutes
-    python benchmarks/run.py --suite all --dry-run                  # list the cases, build and check, time nothing
-    python benchmarks/run.py --suite all --device cuda              # with the sizes of a GPU; stops after 8 minutes
-    python benchmarks/run.py --compare before.json after.json       # what moved by more than noise
+    python benchmarks/speed/run.py --suite layer                          # one suite; results/layer-cpu.json
+    python benchmarks/speed/run.py --suite all --quick --out quick.json   # small counts; a few minutes
+    python benchmarks/speed/run.py --suite all --dry-run                  # list, build and check; time nothing
+    python benchmarks/speed/run.py --suite all --device cuda              # sizes of a GPU; stops after 8 minutes
+    python benchmarks/speed/run.py --compare before.json after.json       # what moved by more than noise
 
 A case is written as soon as it is there; `--resume` goes on where an interrupted run with the same settings stopped.
 How the numbers are made and read: benchmarks/README.md.
@@ -90,8 +90,8 @@ def run(asked: argparse.Namespace) -> int:
 
 def _list(suites: dict[str, Any], todo: list[Case], options: Options) -> None:
     for case in todo:
-        names = [name for name in suites[case.suite].names(options, case) if name != case.floor]
-        print(f"{case.key}: about {case.estimate:.0f} s; over {case.floor}: {', '.join(names)}")
+        names = [name for name in suites[case.suite].names(options, case) if name != case.baseline]
+        print(f"{case.key}: about {case.estimate:.0f} s; over {case.baseline}: {', '.join(names)}")
     minutes = sum(case.estimate for case in todo) / 60
     print(f"{len(todo)} cases, about {minutes:.0f} minutes on {options.device}, a guess")
 
@@ -188,11 +188,11 @@ def _options(asked: argparse.Namespace) -> Options:
 def _summary(outcome: Outcome) -> str:
     parts = []
     for name, measure in outcome.measures.items():
-        floor = measure["floor"]
-        ratios = {p: e["ratio"]["median"] for p, e in measure["providers"].items() if "ratio" in e and p != floor}
+        baseline = measure["baseline"]
+        ratios = {p: e["ratio"]["median"] for p, e in measure["providers"].items() if "ratio" in e and p != baseline}
         if ratios:
-            over = f"{name.removesuffix(f' over {floor}')} over {floor}"
-            if floor == "eager-loop" and outcome.case.values["masked"] == 1:
+            over = f"{name.removesuffix(f' over {baseline}')} over {baseline}"
+            if baseline == "eager-loop" and outcome.case.values["masked"] == 1:
                 over += " (which does nothing here: every block is masked)"
             parts.append(f"{over}: " + " ".join(f"{p} {r:.2f}" for p, r in ratios.items()))
     return "; ".join(parts) or "no ratio"
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with TEXT in their name, e.g. 1024x1024/R16")
     parser.add_argument("--device", default="cpu", type=_device, help="cpu or cuda (cuda:1)")
     parser.add_argument(
-        "--providers", type=_list_of(known_providers()), metavar="A,B", help="default: all; the floor always runs"
+        "--providers", type=_list_of(known_providers()), metavar="A,B", help="default: all; the baseline always runs"
     )
     parser.add_argument("--dtypes", type=_list_of(DTYPES), metavar="A,B", help=", ".join(DTYPES))
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="start no case that would end later (default: none; 8 on cuda)")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and small counts: to see that it works")
     parser.add_argument("--dry-run", action="store_true", help="build and check everything on tiny shapes; no timing")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/SUITE-DEVICE.json)")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/speed/results/SUITE-DEVICE.json)")
     parser.add_argument("--resume", action="store_true", help="go on with the result file")
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="progress bars (default: on a terminal)"

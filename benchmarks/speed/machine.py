@@ -15,7 +15,7 @@ from masm_detect.results import cpu_field, git_state, provenance
 
 from masm_ext import _library, build_info
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16")
 _FLAGS += ("amx_tile", "amx_bf16", "amx_fp16", "asimd", "sve", "bf16", "i8mm")
 
@@ -26,7 +26,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """
     record = provenance(str(device))
     # Results are written into the tree: they do not make a build another one.
-    record["git"] = git_state(ROOT, ".", ":!benchmarks/results")
+    record["git"] = git_state(ROOT, ".", ":!benchmarks/speed/results")
     record["load_average"] = load_average()
     record["cpu"] = {
         "cores": os.cpu_count(),
