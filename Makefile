@@ -1,4 +1,4 @@
-# make demo: the main job on an embedded default. make test: the test suite. Both do all the set-up on a fresh machine.
+# make demo: the main job on an embedded default. make test: the tests. Both do all the set-up on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,10 +8,11 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test gpu-check gpu-test gpu-sanitize lint format clean
+.PHONY: help demo test test-kernels gpu-check gpu-test gpu-sanitize lint format clean
 help:
 	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
-	@echo "make test   build, install and run the test suite"
+	@echo "make test   build, install and run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-kernels   every kernel compiled, interpreted, emulated, sanitized and mutated (about half an hour)"
 	@echo "make gpu-check   on an NVIDIA GPU, both of these (see docs/gpu.md):"
 	@echo "make gpu-test   the tests that need a GPU"
 	@echo "make gpu-sanitize   tests of the operators and the optimizer under compute-sanitizer; SANITIZERS=\"$(SANITIZERS)\""
@@ -21,8 +22,14 @@ help:
 demo: $(BIN)/.installed
 	$(BIN)/masm demo --out demo-run $(DEMO_ARGS)
 
-test: $(BIN)/.installed $(VENV)/triton-3.6/.installed
-	$(BIN)/python -m pytest $(TEST_ARGS)
+# One process a core. A run that prints nothing for 30 seconds names the tests that are running.
+PYTEST := $(BIN)/python -m pytest -n auto --dist load --maxschedchunk 1
+
+test: $(BIN)/.installed
+	$(PYTEST) $(TEST_ARGS)
+
+test-kernels: $(BIN)/.installed $(VENV)/triton-3.6/.installed
+	$(PYTEST) -m kernels $(TEST_ARGS)
 
 # On a machine with an NVIDIA GPU, with the environment that docs/gpu.md sets up (a CUDA build of torch, nvcc).
 GPU_PYTHON ?= python

@@ -17,11 +17,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import numpy as np  # noqa: E402
-from masm_detect.evaluation.intervals import MIN_CLUSTERS, group_weights, weighted_auc  # noqa: E402
-from masm_detect.report.plots import plot_auc_bars  # noqa: E402
-from masm_detect.results import read_json, write_json, write_text  # noqa: E402
-from studies import STUDIES, Study  # noqa: E402
+import numpy as np
+from masm_detect.evaluation.intervals import MIN_CLUSTERS, group_weights, weighted_auc
+from masm_detect.report.plots import plot_auc_bars
+from masm_detect.results import read_json, write_json, write_text
+from studies import STUDIES, Study
 
 RESAMPLES = 1000
 

@@ -22,22 +22,22 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import torch  # noqa: E402
-from masm_detect.config import MethodConfig, RuntimeConfig  # noqa: E402
-from masm_detect.data.frames import frame_dataset  # noqa: E402
-from masm_detect.data.sample import Sample  # noqa: E402
-from masm_detect.evaluation.metrics import evaluate_scores  # noqa: E402
-from masm_detect.evaluation.predict import score_samples  # noqa: E402
-from masm_detect.methods.build import build_method, resolve  # noqa: E402
-from masm_detect.methods.registry import METHODS  # noqa: E402
-from masm_detect.models.backbone import load_backbone  # noqa: E402
-from masm_detect.models.detector import Detector  # noqa: E402
-from masm_detect.results import provenance, read_json, write_json  # noqa: E402
-from masm_detect.runtime import resolve_precision  # noqa: E402
-from masm_detect.training.loop import fit  # noqa: E402
-from spectrum import spectrum_scores  # noqa: E402
-from studies import STUDIES, Study, StudyDataMissing  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from masm_detect.config import MethodConfig, RuntimeConfig
+from masm_detect.data.frames import frame_dataset
+from masm_detect.data.sample import Sample
+from masm_detect.evaluation.metrics import evaluate_scores
+from masm_detect.evaluation.predict import score_samples
+from masm_detect.methods.build import build_method, resolve
+from masm_detect.methods.registry import METHODS
+from masm_detect.models.backbone import load_backbone
+from masm_detect.models.detector import Detector
+from masm_detect.results import provenance, read_json, write_json
+from masm_detect.runtime import resolve_precision
+from masm_detect.training.loop import fit
+from spectrum import spectrum_scores
+from studies import STUDIES, Study, StudyDataMissing
+from tqdm import tqdm
 
 BACKBONE = "bundled:dinov2-small"
 #: The baseline without a network.

@@ -6,11 +6,12 @@ import torch
 
 @pytest.fixture(scope="module", autouse=True)
 def program(request):
-    """The modules of benchmarks/ are importable by name, as they are for the scripts in it."""
-    folder = str(request.config.rootpath / "benchmarks")
-    sys.path.insert(0, folder)
+    """The modules of benchmarks/speed and gpu_model are importable by name, as they are for the scripts in them."""
+    folders = [str(request.config.rootpath / "benchmarks" / name) for name in ("gpu_model", "speed")]
+    sys.path[:0] = folders
     yield
-    sys.path.remove(folder)
+    for folder in folders:
+        sys.path.remove(folder)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ with host.cuda_on_the_cpu() as stand_in:
 def test_a_tape_starts_what_the_plan_starts(repo):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
-        cwd=repo / "benchmarks", capture_output=True, text=True, timeout=300,
+        cwd=repo / "benchmarks/gpu_model", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     calls, kept = json.loads(done.stdout.splitlines()[-1])
@@ -103,7 +103,7 @@ def test_a_tape_starts_what_the_plan_starts(repo):
 def test_the_command_prints_and_writes_every_case(repo, tmp_path):
     out = tmp_path / "host.json"
     command = [sys.executable, "host.py", "--seconds", "0.2", "--out", str(out)]
-    done = subprocess.run(command, cwd=repo / "benchmarks", capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=repo / "benchmarks/gpu_model", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Overriding" not in done.stderr
     saved = json.loads(out.read_text())

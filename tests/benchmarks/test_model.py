@@ -137,15 +137,15 @@ def test_units_and_growth(kind):
                 return Shape(M, N, D, R, dtype=dtype, tf32=tf32, **more)
 
             base = shape(8224, 16)
-            floor, flops, traffic = model.floor(base)
+            bound, flops, traffic = model.lower_bound(base)
             assert flops == 4 * 8224 * N * D
             assert traffic == 2 * (8224 * (N + D) + N * D) * dtype.itemsize
-            assert 1e-5 < floor <= model.cost(base, "frozen")[1] < 20 * floor
+            assert 1e-5 < bound <= model.cost(base, "frozen")[1] < 20 * bound
             for name in (*STRATEGIES, *PEERS):
                 if name in STRATEGIES and not base.serves(name):
                     continue
                 forward, both = model.cost(base, name)
-                assert floor <= both and 0 < forward < both
+                assert bound <= both and 0 < forward < both
                 ratio = model.ratio(base, name)
                 assert ratio == pytest.approx([a / b for a, b in zip((forward, both), model.cost(base, "frozen"))])
                 # nothing gets cheaper with more tokens, more directions, a slower Triton or a longer gap

@@ -25,7 +25,7 @@ def test_a_refused_provider_is_listed_and_the_case_goes_on():
 def test_a_library_that_is_not_there_is_said_to_be_missing(repo):
     hidden = "import sys; sys.modules['eigentune'] = None; sys.path.insert(0, sys.argv.pop(1)); import run; "
     hidden += "sys.exit(run.main(sys.argv[1:]))"
-    line = [sys.executable, "-c", hidden, repo / "benchmarks", "--suite", "layer", "--dry-run", "--quick"]
+    line = [sys.executable, "-c", hidden, repo / "benchmarks/speed", "--suite", "layer", "--dry-run", "--quick"]
     line += ["--dtypes", "float32", "--providers", "masm,compiled,eigentune"]
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def test_the_eager_loop_is_named_once_with_what_it_leaves_out():
 
     outcome = bench.Outcome(Case("optimizer", "100% masked", "float32", "torch-fused", {"masked": 1.0}))
     loop = bench.statistics({"eager-loop": [0.5], "masm": [1.0]}, "eager-loop")
-    outcome.add("step over eager-loop", loop, floor="eager-loop")
+    outcome.add("step over eager-loop", loop, baseline="eager-loop")
     results = made()
     results["cases"] = json.loads(json.dumps({outcome.case.key: outcome.to_dict() | {"launch": 0}}))
     assert "**step**, ratio over eager-loop, which leaves out masked blocks" in report.markdown(results)

@@ -69,7 +69,7 @@ def test_a_run_is_written_case_by_case_and_resumed(tmp_path, monkeypatch, capsys
     results = store.load_results(out)
     assert len(results["cases"]) == 3 and len(results["launches"]) == 2
     case = results["cases"][seen[-1]]
-    assert {"suite", "dtype", "floor", "values", "measures", "goals", "errors", "refused", "launch"} <= set(case)
+    assert {"suite", "dtype", "baseline", "values", "measures", "goals", "errors", "refused", "launch"} <= set(case)
     entry = case["measures"]["step"]["providers"]["masm"]
     assert {"median", "p20", "p80", "rounds", "ratio", "bytes"} == set(entry) and entry["rounds"] >= 5
     launch = results["launches"][0]
@@ -102,7 +102,7 @@ def test_a_line_says_what_a_ratio_is_over_and_a_reason_once():
         outcome = bench.Outcome(case, unavailable={"a": "needs x", "b": "needs y", "c": "needs x"})
         outcome.add("step", bench.statistics({"torch-fused": [2.0], "masm": [1.0]}, "torch-fused"))
         loop = bench.statistics({"eager-loop": [0.5], "masm": [1.0]}, "eager-loop")
-        outcome.add("step over eager-loop", loop, floor="eager-loop")
+        outcome.add("step over eager-loop", loop, baseline="eager-loop")
         first, second = run._summary(outcome).split("; ")
         assert first == "step over torch-fused: masm 0.50"
         assert second.startswith("step over eager-loop") and second.count("eager-loop") == 1

@@ -50,7 +50,7 @@ def test_goals_over_a_peer_are_measured_in_the_same_rounds(layer_case):
     outcome = layer.measure(case, Options(threads=1, seconds=0.01, providers=("masm", "effort")))
     assert outcome.sound and set(outcome.measures) == {"forward", BOTH, over(BOTH, "effort")}
     table = outcome.measures[over(BOTH, "effort")]
-    assert table["floor"] == "effort" and set(table["providers"]) == {"effort", "masm"}
+    assert table["baseline"] == "effort" and set(table["providers"]) == {"effort", "masm"}
     rows = {name: outcome.measures[BOTH]["providers"][name]["median"] for name in ("effort", "masm")}
     assert table["providers"]["masm"]["median"] == rows["masm"]
     assert [goal["met"] for goal in outcome.to_dict()["goals"]] == [True, True]

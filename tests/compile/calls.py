@@ -172,3 +172,18 @@ REDUCED = (
     (_NVIDIA, ("bf16",), (OPTIMIZER, BEST)),
     ((90,), ("bf16",), (ONES, FOLD)),
 )
+#: To see within a minute that the launch code compiles.
+SMOKE = (((90,), ("bf16",), (GROUP, FEW._replace(every_tile=False), PENALTY, OPTIMIZER, BEST, FOLD)),)
+PLANS = {"full": FULL, "reduced": REDUCED, "smoke": SMOKE}
+
+
+def groups(plan: str) -> list[tuple[int, str]]:
+    """The (capability, type) of a plan."""
+    return list(dict.fromkeys((c, k) for capabilities, kinds, _ in PLANS[plan] for c in capabilities for k in kinds))
+
+
+def of(plan: str, capability: int, kind: str) -> list[NamedTuple]:
+    """The calls of a plan for one capability and type."""
+    return [
+        c for capabilities, kinds, some in PLANS[plan] if capability in capabilities and kind in kinds for c in some
+    ]

@@ -1,6 +1,7 @@
 """Compiles csrc/cuda/*.cu for sm_80, sm_90a and sm_100a and prints what each kernel is made of, as JSON.
 
 python tests/compile/nvcc.py            # {"nvcc": version, "kernels": {"sm_90a fold: kernel<types>": contents}}
+python tests/compile/nvcc.py --only masked_adamw 90a    # of one source and architecture
 python tests/compile/nvcc.py --write    # writes the table of this nvcc anew
 """
 
@@ -104,8 +105,8 @@ def plain(mangled: str) -> str:
     return name[:end]
 
 
-def compile_all() -> dict[str, Any]:
-    jobs = [(source, architecture) for source in sources() for architecture in ARCHITECTURES]
+def compile_all(jobs: list[tuple[str, str]]) -> dict[str, Any]:
+    """{"nvcc": version, "kernels": {name: contents}} of (source, architecture) each."""
     kernels: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         for done in pool.map(lambda job: compile_one(*job, Path(folder)), jobs):
@@ -115,9 +116,13 @@ def compile_all() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs=2, metavar=("SOURCE", "ARCHITECTURE"), help="e.g. masked_adamw 90a")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing")
-    result = compile_all()
-    if parser.parse_args().write:
+    arguments = parser.parse_args()
+    wanted = tuple(arguments.only) if arguments.only else None
+    jobs = [(s, a) for s in sources() for a in ARCHITECTURES if wanted in (None, (Path(s).stem, a))]
+    result = compile_all(jobs)
+    if arguments.write:
         from worker import write_rows
 
         write_rows(TABLE, result["nvcc"], result["kernels"], RECORDED)

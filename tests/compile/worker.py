@@ -1,6 +1,8 @@
 """Compiles the kernels of `calls.py` in processes of its own and prints what they are made of, as JSON.
 
 python tests/compile/worker.py [--reduced]            # {"triton": version, "kernels": {name: contents}, "tiles": [...]}
+python tests/compile/worker.py --only 90 bf16         # for one capability and type
+python tests/compile/worker.py --smoke                # a few calls on sm_90 in bf16
 python tests/compile/worker.py [--reduced] --write    # writes the table of this version of Triton anew
 """
 
@@ -21,7 +23,7 @@ TABLE = Path(__file__).parent / "registers.json"
 RECORDED = ("registers", "shared")
 
 
-def compile_group(job: tuple[int, str, bool]) -> tuple[dict[str, dict[str, Any]], list[list[Any]]]:
+def compile_group(job: tuple[int, str, str]) -> tuple[dict[str, dict[str, Any]], list[list[Any]]]:
     """All kernels for one capability and type, by name; each is compiled once and named after the first call. And the
     tiles they were compiled with: (capability, type, list, *tile)."""
     import calls
@@ -31,12 +33,12 @@ def compile_group(job: tuple[int, str, bool]) -> tuple[dict[str, dict[str, Any]]
 
     from masm_ext.kernels.launch import Target
 
-    capability, kind, reduced = job
+    capability, kind, plan = job
     dtype, torch.backends.cuda.matmul.fp32_precision = calls.TYPES[kind]
     kernels: dict[str, dict[str, Any]] = {}
     tiles: set[tuple[Any, ...]] = set()
     seen = set()
-    for call in calls_of(capability, kind, reduced):
+    for call in calls.of(plan, capability, kind):
 
         def record(kernel: str, constants: dict[str, Any], compiled: Any, call=call) -> None:
             if compiled.hash in seen:
@@ -66,22 +68,11 @@ def describe(constants: dict[str, Any]) -> str:
     return " ".join([tile, *rank, f"w{constants['num_warps']}", f"s{constants['num_stages']}", *flags])
 
 
-def calls_of(capability: int, kind: str, reduced: bool) -> list[Any]:
-    import calls
-
-    plan = calls.REDUCED if reduced else calls.FULL
-    return [c for capabilities, kinds, some in plan if capability in capabilities and kind in kinds for c in some]
-
-
-def compile_all(reduced: bool, processes: int) -> dict[str, Any]:
+def compile_all(jobs: list[tuple[int, str, str]], processes: int) -> dict[str, Any]:
     """{"triton": version, "kernels": {name: what it is made of}, "tiles": [capability, type, list, *tile] each}."""
-    import calls
-
-    plan = calls.REDUCED if reduced else calls.FULL
-    jobs = dict.fromkeys((c, k, reduced) for capabilities, kinds, _ in plan for c in capabilities for k in kinds)
     kernels: dict[str, Any] = {}
     tiles: list[list[Any]] = []
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(jobs))) as pool:
         for done in pool.imap_unordered(compile_group, jobs, chunksize=1):
             kernels |= done[0]
             tiles += done[1]
@@ -106,6 +97,8 @@ def write_rows(path: Path, version: str, kernels: dict[str, dict[str, Any]], rec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reduced", action="store_true", help="the default tiles only")
+    parser.add_argument("--smoke", action="store_true", help="a few calls only, to see that the launch code compiles")
+    parser.add_argument("--only", nargs=2, metavar=("CAPABILITY", "TYPE"), help="e.g. 90 bf16")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
@@ -115,7 +108,12 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        result = compile_all(arguments.reduced, arguments.processes)
+        import calls
+
+        plan = "smoke" if arguments.smoke else "reduced" if arguments.reduced else "full"
+        wanted = tuple(arguments.only) if arguments.only else None
+        jobs = [(c, k, plan) for c, k in calls.groups(plan) if wanted in (None, (str(c), k))]
+        result = compile_all(jobs, arguments.processes)
     if arguments.write:
         write_rows(TABLE, result["triton"], result["kernels"], RECORDED)
     else:

@@ -1,14 +1,10 @@
-"""Shows that the emulation's tests would notice: takes one barrier or mask test after another out of the kernels, or
-makes one of CHANGES, and runs the tests of that kernel, which must fail.
+"""Mutations of the CUDA kernels: one barrier or mask test after another taken out, and each of CHANGES made.
 
-python tests/cuda_emulation/mutate.py            # all; the table goes to mutations.json
-python tests/cuda_emulation/mutate.py stream_linear ...   # of these files only; the rest of the table stays
+`test_mutate.py` runs the tests of the kernel with each of them; they must fail.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
 import shutil
@@ -20,17 +16,16 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
-TABLE = HERE / "mutations.json"
 
 BARRIER = re.compile(r"\b(?:__syncthreads|__syncwarp|grid_barrier)\(\);")
-#: What a mask test, or a question to all threads, looks like -> what stands there instead.
+#: A mask test or a vote of all threads -> its replacement.
 TESTS = (
     (re.compile(r"[\w.*]*(?:mask|in_force|found)\w*(?:\[[^\]]*\])* == 0"), "false"),
     (re.compile(r"[\w.*]*(?:mask|in_force|found)\w*(?:\[[^\]]*\])* != 0"), "true"),
     (re.compile(r"\blive\[[^\]]*\](?! =)"), "true"),
     (re.compile(r"\b__syncthreads_or\("), "("),
 )
-#: Mistakes of the optimizer's own kind, by file: what stands in one line -> what stands there instead.
+#: Mistakes in the arithmetic, by file: part of a line -> its replacement.
 CHANGES = {
     "masked_adamw.cuh": (
         # the signal with the moment after the update
@@ -66,6 +61,7 @@ def kernels() -> list[Path]:
 
 
 def mutations(file: Path) -> list[Mutation]:
+    """Every mutation of a source, in the order of its lines."""
     found = []
     for number, line in enumerate(file.read_text().splitlines()):
         code = line.split("//")[0]
@@ -78,14 +74,14 @@ def mutations(file: Path) -> list[Mutation]:
 
 
 def tests_of(file: str) -> list[str]:
-    """device.cuh and mma.cuh serve all kernels, a header of csrc/math its own."""
+    """The test files of a source: its own, or all of them for a header that every kernel includes."""
     own = HERE / f"test_{'masked_adamw' if file == 'adamw.h' else Path(file).stem}.py"
     others = {"test_sanitized", "test_mutate"}
     return [str(own)] if own.exists() else sorted(str(p) for p in HERE.glob("test_*.py") if p.stem not in others)
 
 
 def is_caught(mutation: Mutation | None, file: str) -> bool:
-    """Do the tests of `file` fail with this mutation?"""
+    """Whether the tests of `file` fail with this mutation; None: the kernel as it is."""
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder) / "csrc"
         shutil.copytree(SOURCES, sources)
@@ -95,37 +91,10 @@ def is_caught(mutation: Mutation | None, file: str) -> bool:
             lines[mutation.line] = mutation.mutated
             path.write_text("\n".join(lines) + "\n")
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--seed", "1", "-p", "no:cacheprovider", *tests_of(file)]
-        environment = {**os.environ, "MASM_EMULATED_SOURCES": str(sources)}
+        environment = {**os.environ, "MASM_EMULATED_SOURCES": str(sources), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[1])
         if "does not build" in run.stdout:
             raise RuntimeError(f"{mutation and mutation.name} does not build:\n{run.stdout[-3000:]}")
+        if run.returncode > 1:  # not a failed test (1) and not a signal (negative)
+            raise RuntimeError(f"pytest ended with {run.returncode}:\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
         return run.returncode != 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stems", nargs="*", help="kernel files without their suffix; all by default")
-    stems = parser.parse_args().stems
-    files = [p for p in kernels() if not stems or p.stem in stems]
-    table: dict[str, str] = {}
-    for file in files:
-        own = mutations(file)
-        if own and is_caught(None, file.name):
-            raise RuntimeError(f"the tests of {file.name} fail without a mutation")
-        for mutation in own:
-            result = "caught" if is_caught(mutation, file.name) else "NOT CAUGHT"
-            name = mutation.name
-            while name in table:
-                name += "'"
-            table[name] = result
-            print(f"{result}: {name}", flush=True)
-    known = json.loads(TABLE.read_text()) if stems and TABLE.exists() else {}
-    others = {name: result for name, result in known.items() if name.split(":")[0] not in {p.name for p in files}}
-    TABLE.write_text(json.dumps(dict(sorted((others | table).items())), indent=1) + "\n")
-    missed = [name for name, result in table.items() if result == "NOT CAUGHT"]
-    print(f"{len(table)} mutations, {len(missed)} not caught")
-    return 1 if missed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

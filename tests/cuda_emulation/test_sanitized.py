@@ -11,8 +11,10 @@ from emulated import COMPILER, FLAGS
 HERE = Path(__file__).parent
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(bool(FLAGS), reason="this is the sanitized run")
 @pytest.mark.skipif(sys.platform != "linux" or COMPILER is None, reason="needs Linux and a C++ compiler")
+@pytest.mark.long
 def test_addresses_and_undefined_behaviour():
     def runtime(name: str) -> str:
         return subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()

@@ -52,7 +52,7 @@ def test_report_and_what_is_trainable(tmp_path):
         (r"re:.*\.(q|k)", ["a.q", "a.k", "b.q", "b.k"]),
         (lambda name, module: module.in_features == 7, ["b.q", "b.k"]),
     ],
-    ids=str,
+    ids=["name", "names", "glob", "regular expression", "function"],
 )
 def test_patterns(target, names):
     def pair(n):

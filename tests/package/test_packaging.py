@@ -50,6 +50,7 @@ def check_in_new_interpreter(wheel, tmp_path, code):
     run(sys.executable, "-c", start + code, cwd=tmp_path, PYTHONPATH=str(target))
 
 
+@pytest.mark.long
 def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
     wheel = build_wheel(repo, tmp_path, "OFF")
     assert wheel.name.startswith("masm_ext-") and "-py3-none-" in wheel.name
@@ -65,7 +66,9 @@ def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
     check_in_new_interpreter(wheel, tmp_path, code)
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine: the CUDA library cannot be compiled")
+@pytest.mark.long
 def test_cuda_library_builds_beside_this_torch_for_every_architecture(repo, tmp_path):
     wheel = build_wheel(repo, tmp_path, "ON")
     with zipfile.ZipFile(wheel) as archive:

@@ -29,13 +29,8 @@ def runtime(name: str) -> str:
 
 def build(source: Path, out: Path, sanitizers: str) -> Path:
     """A folder that holds masm_ext with a CPU library built with ``sanitizers``."""
-    options = [
-        "-G",
-        "Ninja",
-        "-DMASM_CUDA=OFF",
-        f"-DMASM_SANITIZE={sanitizers}",
-        f"-DPython_EXECUTABLE={sys.executable}",
-    ]
+    options = ["-G", "Ninja", "-DMASM_CUDA=OFF", f"-DMASM_SANITIZE={sanitizers}"]
+    options.append(f"-DPython_EXECUTABLE={sys.executable}")
     for command in (["cmake", "-S", source, "-B", out / "build", *options], ["cmake", "--build", out / "build"]):
         run = subprocess.run(command, capture_output=True, text=True)
         assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
@@ -48,18 +43,12 @@ def build(source: Path, out: Path, sanitizers: str) -> Path:
     return out
 
 
-def run_ops(package: Path, preload: list[str], select: str, repo: Path, **env: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(repo / "tests" / "ops"),
-        "-k",
-        select,
-    ]
+def run_ops(
+    package: Path, preload: list[str], select: str, repo: Path, *options: str, **env: str
+) -> subprocess.CompletedProcess:
+    """Run the tests of tests/ops that `select` chooses (as of pytest -k) on the library in `package`."""
+    tests = str(repo / "tests" / "ops")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", select, *options]
     if shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0:
         command = ["setarch", "-R", *command]  # ThreadSanitizer wants the memory layout it knows
     return subprocess.run(
@@ -76,45 +65,47 @@ def check(run: subprocess.CompletedProcess) -> None:
     assert run.returncode == 0 and " passed" in run.stdout and "Sanitizer" not in output, output[-5000:]
 
 
-def test_addresses_and_undefined_behaviour(tmp_path, repo):
+def addresses_and_undefined_behaviour(tmp_path, repo, *options: str, threads: tuple[str, ...]) -> None:
     preload = [runtime("libasan.so"), runtime("libubsan.so"), runtime("libstdc++.so")]
     package = build(repo, tmp_path, "address,undefined")
-    for threads in ("1", "2"):
-        check(
-            run_ops(
-                package,
-                preload,
-                "not opcheck" if threads == "2" else "not opcheck and not instruction_set",
-                repo,
-                OMP_NUM_THREADS=threads,
-                ASAN_OPTIONS="detect_leaks=0",  # Python keeps memory until it ends
-            )
-        )
+    for number in threads:
+        # the instruction sets are tested in processes that set their own number of threads: once is enough
+        select = "not opcheck and not instruction_set" if number == "1" else "not opcheck"
+        # Python keeps memory until it ends
+        settings = {"OMP_NUM_THREADS": number, "ASAN_OPTIONS": "detect_leaks=0"}
+        check(run_ops(package, preload, select, repo, *options, **settings))
+
+
+@pytest.mark.kernels
+@pytest.mark.long
+def test_addresses_and_undefined_behaviour(tmp_path, repo):
+    addresses_and_undefined_behaviour(tmp_path, repo, threads=("1", "2"))
+
+
+@pytest.mark.long
+def test_addresses_and_undefined_behaviour_of_one_case_a_test(tmp_path, repo):
+    addresses_and_undefined_behaviour(tmp_path, repo, "--first-only", threads=("2",))
 
 
 def ordered_gomp(out: Path) -> str:
     library = out / "ordered_gomp.so"
-    command = [
-        COMPILER,
-        "-O1",
-        "-fsanitize=thread",
-        "-shared",
-        "-fPIC",
-        HERE / "ordered_gomp.cpp",
-        "-o",
-        library,
-        "-ldl",
-    ]
-    subprocess.run(command, check=True)
+    source = HERE / "ordered_gomp.cpp"
+    subprocess.run(
+        [COMPILER, "-O1", "-fsanitize=thread", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True
+    )
     return str(library)
 
 
+@pytest.mark.kernels
+@pytest.mark.long
 def test_threads(tmp_path, repo):
     preload = [runtime("libtsan.so"), ordered_gomp(tmp_path), runtime("libstdc++.so")]
     package = build(repo, tmp_path, "thread")
     check(run_ops(package, preload, "not opcheck and not instruction_set", repo))
 
 
+@pytest.mark.kernels
+@pytest.mark.long
 def test_a_race_is_caught(tmp_path, repo):
     preload = [runtime("libtsan.so"), ordered_gomp(tmp_path), runtime("libstdc++.so")]
     copy = tmp_path / "racy"
