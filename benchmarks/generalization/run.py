@@ -37,7 +37,8 @@ from masm_detect.runtime import resolve_precision
 from masm_detect.training.loop import fit
 from spectrum import spectrum_scores
 from studies import STUDIES, Study, StudyDataMissing
-from tqdm import tqdm
+
+from masm_ext.progress import Progress
 
 BACKBONE = "bundled:dinov2-small"
 #: The baseline without a network.
@@ -74,15 +75,15 @@ def main() -> int:
     # Forking a process whose torch already has threads may hang: start clean ones.
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         futures = {pool.submit(_run, *task): _key(*task[2:5]) for task in tasks}
-        for future in tqdm(as_completed(futures), total=len(futures), desc=study.name, unit="run"):
+        for future in Progress(as_completed(futures), total=len(futures), desc=study.name, unit="run"):
             if future.exception() is not None:
                 failed.append(futures[future])
-                tqdm.write(f"FAILED {futures[future]}: {future.exception()!r}")
+                Progress.write(f"FAILED {futures[future]}: {future.exception()!r}")
                 continue
             key, result = future.result()
             results["runs"][key] = result | {"launch": len(results["launches"]) - 1}
             write_json(out, results)
-            tqdm.write(f"{key}: {_summary(study, key, result)}")
+            Progress.write(f"{key}: {_summary(study, key, result)}")
     if failed:
         print(f"{len(failed)} of {len(tasks)} runs failed and are not in {out}: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

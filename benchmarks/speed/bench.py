@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from cases import Case
-from tqdm import tqdm
+
+from masm_ext.progress import Progress
 
 #: On a CPU a sample shorter than this is made of several calls.
 SHORTEST_SAMPLE = 1e-3
@@ -158,7 +159,7 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in alive}
     order, shuffle = list(alive), random.Random(seed).shuffle
     begin, rounds = time.perf_counter(), 0
-    with tqdm(desc=progress, unit="round", leave=False, disable=not progress) as bar, _no_collection():
+    with Progress(desc=progress, unit="round", leave=False, disable=not progress) as bar, _no_collection():
         while order and rounds < most and (rounds < least or time.perf_counter() - begin < seconds):
             shuffle(order)
             for name in order:

@@ -32,8 +32,9 @@ from providers import PROVIDERS
 from store import open_results
 from suites import group
 from suites.optimizer import CONTENDERS
-from tqdm import tqdm
 from training import PROGRAMS
+
+from masm_ext.progress import Progress
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -141,7 +142,7 @@ def measure_all(
     results["launches"].append(describe(device) | {"ceilings": top})
     unsound: list[str] = []
     left: list[str] = []
-    with tqdm(todo, unit="case", disable=not options.progress) as bar:
+    with Progress(todo, unit="case", disable=not options.progress) as bar:
         for case in bar:
             bar.set_description(case.key)
             late = minutes is not None and time.perf_counter() - begin + case.estimate > 60 * minutes
@@ -152,7 +153,7 @@ def measure_all(
             results["cases"][case.key] = outcome.to_dict() | {"launch": launch}
             write_json(out, results)
             for line in [_summary(outcome), *_notes(outcome)]:
-                tqdm.write(f"{case.key}: {line}")
+                Progress.write(f"{case.key}: {line}")
             if not outcome.sound:
                 unsound.append(case.key)
     if left:

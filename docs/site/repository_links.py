@@ -1,7 +1,7 @@
 """Hook of mkdocs: links from a page to files of the repository work on the site as they do in a checkout.
 
-A file outside docs/ that a page links to is copied to repository/ on the site; a Markdown file becomes a page there. A link to a
-folder becomes text. A link to nothing is a warning, which is an error under --strict.
+A file outside docs/ that a page links to is copied to repository/ on the site; a Markdown file becomes a page there. A
+link to a folder becomes text. A link to nothing is a warning, which is an error under --strict.
 """
 
 import logging

@@ -210,7 +210,7 @@ class MethodConfig:
             null: 8 for lora, 12 for osf, 1 for effort
         lr: peak learning rate of the adapter (full: of the whole backbone); null: 3e-05 for full, 0.001 for the others
         s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.005
-        head_lr: peak learning rate of the classifier; null: 0.003 for probe, masm and masm-nomask, 0.001 for the others
+        head_lr: peak learning rate of the classifier; null: 0.003
         weight_decay: weight decay of AdamW; null: 0.01
     """
 
@@ -276,18 +276,18 @@ class RuntimeConfig:
     """Device, precision, processes and seed of a run.
 
     Attributes:
-        device: cpu, cuda, or one of several GPUs: cuda:0, cuda:1, ...
+        device: cpu, cuda, one of several GPUs (cuda:0, cuda:1, ...), or auto: cuda if torch sees a GPU, else cpu
         precision: bf16 (autocast), fp32, or auto: bf16 if the device has it natively, else fp32
         threads: threads of torch on the CPU; null: torch's own setting
         workers: processes that read the images; 0: the process that trains; null: 0 on the CPU, on CUDA one less than
             the usable cores, at most 16; no result depends on it
-        seed: seed of new weights, order and augmentation of the images; in scoring, of the bootstrap
+        seed: seed of new weights, order and augmentation of the images
         eval_batch_size: images in a batch of validation or scoring
         checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
         progress: show progress bars
     """
 
-    device: str = "cpu"
+    device: str = "auto"
     precision: Precision = "auto"
     threads: int | None = None
     workers: int | None = None
@@ -342,6 +342,7 @@ class EvalConfig:
         runs: run folders written by `masm train`
         paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
         out: the folder to write
+        overwrite: replace the results that out already holds
         split: read this split only, e.g. test; null: all
         root: for JSON files: the folder of relative frame paths; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
@@ -351,7 +352,6 @@ class EvalConfig:
             known names only
         missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
         frames_per_video: number of evenly spread frames kept of each video; null: all
-        n_bootstrap: resamples of the 95 percent intervals; 0: no intervals
         protocol: identity of a video in the video metrics: correct keeps videos of different methods apart, dfb-compat
             merges those of one name, as DeepfakeBench's code does
     """
@@ -359,6 +359,7 @@ class EvalConfig:
     runs: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     out: str = "eval"
+    overwrite: bool = False
     split: str | None = None
     root: str | None = None
     prefix_map: dict[str, str] | None = None
@@ -366,12 +367,10 @@ class EvalConfig:
     label_map: dict[str, int] | None = None
     missing: Literal["error", "skip"] = "error"
     frames_per_video: int | None = None
-    n_bootstrap: int = 1000
     protocol: Literal["correct", "dfb-compat"] = "correct"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        _require(self.n_bootstrap >= 0, "n_bootstrap", self.n_bootstrap, "0 or more")
         _require(bool(self.out), "out", self.out, "the folder to write")
         _require(
             self.frames_per_video is None or self.frames_per_video >= 1,

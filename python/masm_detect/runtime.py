@@ -48,11 +48,22 @@ def process_settings(runtime: RuntimeConfig) -> Iterator[torch.device]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; ConfigError if it does not exist on this machine."""
+    """The device called `name`; "auto" is cuda if torch sees a GPU, else cpu.
+
+    Raises:
+        ConfigError: no such device on this machine, or one without operators of `masm_ext`.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"runtime.device is {name!r}; give cpu, cuda or cuda:0") from error
+        raise ConfigError(f"runtime.device is {name!r}; give auto, cpu, cuda or cuda:0") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"runtime.device is {name!r}, but masm_ext has operators for the CPU and for NVIDIA GPUs (cuda) only: give "
+            "auto or cpu"
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"runtime.device is {name!r}, but this torch {torch.__version__} sees no CUDA device: give cpu, or install "

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from bench import Outcome, saved_bytes, single
 from cases import DTYPES, MEMORY_GOAL, MEMORY_OVER_EFFORT, MODELS, SUBSPACES, Case, Options, over
-from tqdm import tqdm
 from training import RANK, Program, gate_step
 
+from masm_ext.progress import Progress
 from suites import step
 
 STEPS = 1
@@ -52,7 +52,7 @@ def measure(case: Case, options: Options) -> Outcome:
     device, dtype = torch.device(options.device), DTYPES[case.dtype]
     rows: dict[str, dict[str, Any]] = {}
     which = case.values["converted"]
-    for name in tqdm(names(options), desc=case.key, unit="program", leave=False, disable=not options.progress):
+    for name in Progress(names(options), desc=case.key, unit="program", leave=False, disable=not options.progress):
         with outcome.provider(name):
             outcome.errors[name] = gate_step(name, size, dtype, device, 2, options.cache, which)
             if options.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -16,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     from masm_detect.config import EvalConfig
 
     add_config_file(parser)
-    parser.add_argument("runs", nargs="+", type=str, help="run folders written by `masm train`")
+    parser.add_argument("runs", nargs="*", type=str, default=[], help="run folders written by `masm train`")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -34,6 +35,13 @@ def run(values: Any) -> None:
     from masm_detect.report.tables import results_table, show
 
     options = options_of(values)
-    config = EvalConfig(paths=options.pop("data"), **options)
+    # `--data X RUN` gives --data both: a folder with a run's files is no data set
+    data = options.pop("data")
+    options["runs"] = [*options["runs"], *(path for path in data if _is_run(path))]
+    config = EvalConfig(paths=[path for path in data if not _is_run(path)], **options)
     show(results_table(evaluate(config)["runs"]))
     print(f"written: {config.out}/results.json, {config.out}/auc.png")
+
+
+def _is_run(path: str) -> bool:
+    return (Path(path) / "config.yaml").is_file() and not (Path(path) / "real").exists()

@@ -1,6 +1,7 @@
 """The command `masm`: reads the arguments, runs one command, and reports a user's mistake in one line.
 
-A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`.
+A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. A function
+`complete(arguments)` may add to the arguments before they are read.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         try:
-            values = parser.parse_args(arguments)
+            values = parser.parse_args(_completed(arguments, commands))
         except ArgumentError as error:
             print(f"masm: error: {one_line(str(error))}", file=sys.stderr)
             return USER_ERROR
@@ -91,6 +92,12 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
         command.add_arguments(child)
         subcommands.add_subcommand(name, child, help=command.HELP)
     return parser, commands
+
+
+def _completed(arguments: list[str], commands: dict[str, ModuleType]) -> list[str]:
+    """The arguments after the command's own `complete`, if it has one."""
+    complete = getattr(commands.get(arguments[0]), "complete", None)
+    return arguments if complete is None else [arguments[0], *complete(arguments[1:])]
 
 
 def _version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
@@ -20,6 +21,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action=ActionYesNo, nargs="?", default=False, help="continue the interrupted run in --out"
     )
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """The arguments of `masm train`; with `--resume` those of the run in `--out` stand before them.
+
+    So `--out` and `--resume` suffice, and a setting that is given must be that of the run.
+    """
+    if not any(word.partition("=")[0] == "--resume" and word != "--resume=false" for word in arguments):
+        return arguments
+    places = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--out"]
+    if not places:
+        return arguments
+    _, equals, out = arguments[places[-1]].partition("=")
+    out = out if equals else (arguments[places[-1] + 1 : places[-1] + 2] or [""])[0]
+    config = os.path.join(out, "config.yaml")
+    return ["--config", config, *arguments] if os.path.isfile(config) else arguments
 
 
 def run(values: Any) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tqdm import tqdm
+from masm_ext.progress import Progress
 
 from .decode import check_whole, read_bytes
 from .sample import Sample
@@ -23,7 +23,7 @@ def fingerprints(samples: Sequence[Sample], progress: bool = False) -> list[str]
     Raises UnreadableImage for a file that is absent, empty or, if JPEG or PNG, truncated.
     """
     prints: list[str] = []
-    bar = tqdm(total=len(samples), unit="file", desc="reading", disable=not progress, leave=False)
+    bar = Progress(total=len(samples), unit="file", desc="reading", disable=not progress, leave=False)
     with ThreadPoolExecutor(_THREADS) as pool, bar:
         for start in range(0, len(samples), _SLICE):
             prints += pool.map(_fingerprint, [sample.path for sample in samples[start : start + _SLICE]])

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm.auto import tqdm
 
 from masm_detect.data.decode import encode_jpeg, read_image
 from masm_detect.data.forgeries import FAMILIES, forge
 from masm_detect.data.sample import Sample
 from masm_detect.errors import UserError
+from masm_ext.progress import Progress
 
 DATASET = "demo"
 TRAIN_FAMILIES = ("upsample", "poisson", "warp")
@@ -90,7 +90,7 @@ def build_demo_set(
     samples: list[Sample] = []
     images: dict[str, np.ndarray] = {}
     pairs = {"train": train_crops // 2, "val": val_crops // 2, "test": test_crops}
-    bar = tqdm(total=sum(pairs.values()), desc="demo set", unit="crop", disable=not progress)
+    bar = Progress(total=sum(pairs.values()), desc="demo set", unit="crop", disable=not progress)
     for split_index, (split, count) in enumerate(pairs.items()):
         photographs = {Path(file).stem: load_photograph(package, file) for package, file in PHOTOGRAPHS[split]}
         names = list(photographs)

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from masm_detect.data.decode import UnreadableImage, png_bytes
 from masm_detect.data.deepfakebench import write_deepfakebench
 from masm_detect.data.faces import FaceDetector, MtcnnDetector, align_crop, largest_face
@@ -26,6 +24,7 @@ from masm_detect.data.sample import PrepareError, Sample
 from masm_detect.data.splits import assign_splits
 from masm_detect.data.videos import VideoSource, count_note, find_videos, frames_of
 from masm_detect.results import check_output_folder, write_json
+from masm_ext.progress import Progress
 
 RECORD = ".record.json"  # beside the crops of a finished video
 RECORD_FORMAT = 1
@@ -81,7 +80,7 @@ def prepare(
         "detector": detector.name,
     }
     records, resumed = {}, 0
-    with tqdm(videos, desc=f"prepare {dataset}", unit="video", disable=not progress) as bar:
+    with Progress(videos, desc=f"prepare {dataset}", unit="video", disable=not progress) as bar:
         for video in bar:
             folder = out / "frames" / video.folder / video.name
             fingerprint = settings | {"source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in video.files]}

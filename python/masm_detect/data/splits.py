@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,9 @@ def assign_splits(dataset: str, keys: Sequence[str], splits, seed: int = 0) -> d
         [Sample(k, int(not k.startswith("real/")), dataset, k.split("/")[0], f"{dataset}/{k}") for k in keys]
     )
     groups = {s.path: s.group for s in samples}
-    if isinstance(splits, (str, os.PathLike)):
+    if isinstance(splits, str) and re.fullmatch(r"[\d.]+(,[\d.]+)*", splits):
+        splits = [float(share) for share in splits.split(",")]
+    elif isinstance(splits, (str, os.PathLike)):
         splits = _read_split_file(Path(splits))
     if isinstance(splits, Mapping):
         return _splits_by_name(groups, splits)

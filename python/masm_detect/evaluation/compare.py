@@ -9,28 +9,35 @@ from sklearn.metrics import roc_auc_score
 
 from masm_detect.data.sample import Sample
 
-from .intervals import group_weights, percentile_interval, weighted_auc
+from .intervals import half_width, leave_one_out
 from .metrics import MetricsError, check_scores
 
 
 def compare_scores(
-    samples: Sequence[Sample],
-    scores_a: Sequence[float] | np.ndarray,
-    scores_b: Sequence[float] | np.ndarray,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
+    samples: Sequence[Sample], scores_a: Sequence[float] | np.ndarray, scores_b: Sequence[float] | np.ndarray
 ) -> dict:
-    """AUC of a minus AUC of b on the same samples, resampled together over `Sample.group`.
+    """AUC of a minus AUC of b on the same samples, with a 95% interval (`intervals`) over `Sample.group`.
 
-    -> {"auc_a", "auc_b", "difference", "difference_ci": [low, high] or None}.
+    Args:
+        samples: n samples of both classes.
+        scores_a: P(fake) of the first detector, [n].
+        scores_b: P(fake) of the second, [n].
+
+    Returns:
+        {"auc_a", "auc_b", "difference", "difference_ci": [low, high], or None with too few groups}.
+
+    Raises:
+        MetricsError: as of `metrics.check_scores`, or all samples have one label.
     """
     a, b = check_scores(samples, scores_a), check_scores(samples, scores_b)
     labels = np.array([s.label for s in samples])
     if labels.min() == labels.max():
         raise MetricsError("an AUC needs both classes")
-    weights = group_weights([s.group for s in samples], labels, n_bootstrap, seed)
-    difference = None
-    if weights is not None:
-        difference = percentile_interval(weighted_auc(labels, a, weights) - weighted_auc(labels, b, weights))
+    groups = [s.group for s in samples]
     auc_a, auc_b = float(roc_auc_score(labels, a)), float(roc_auc_score(labels, b))
-    return {"auc_a": auc_a, "auc_b": auc_b, "difference": auc_a - auc_b, "difference_ci": difference}
+    difference, interval = auc_a - auc_b, None
+    without_a, without_b = leave_one_out(groups, labels, a), leave_one_out(groups, labels, b)
+    if without_a is not None and without_b is not None:
+        width = half_width(without_a.without - without_b.without, without_a.kind)
+        interval = [difference - width, difference + width]
+    return {"auc_a": auc_a, "auc_b": auc_b, "difference": difference, "difference_ci": interval}

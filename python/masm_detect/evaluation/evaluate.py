@@ -48,16 +48,19 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`.
 
     Raises:
-        ConfigError: no run, a folder that is no finished run, or no data.
+        ConfigError: no run, a folder that is no finished run, no data, or `config.out` holds results and
+            `config.overwrite` is not set.
         DatasetError: a data set that holds one class only.
     """
     if not config.runs:
         raise ConfigError("no run given: name at least one run folder")
     check_output_folder(config.out)
+    if (Path(config.out) / "results.json").exists() and not config.overwrite:
+        raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")
     with process_settings(config.runtime) as device:
         results = _score_runs(config, device)
         content = {
-            "provenance": provenance(config.runtime.device),
+            "provenance": provenance(str(device)),
             "config": to_dict(replace(config, runs=[Path(run).name for run in config.runs])),
             "runs": results,
         }
@@ -86,9 +89,7 @@ def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
         results[name] = {
             "method": run.method.name,
             "seen_in_training": seen_in_training(Path(folder), samples, files),
-            **evaluate_scores(
-                samples, scores, n_bootstrap=config.n_bootstrap, seed=config.runtime.seed, protocol=config.protocol
-            ),
+            **evaluate_scores(samples, scores, protocol=config.protocol),
         }
     return results
 

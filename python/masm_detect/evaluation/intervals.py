@@ -1,73 +1,106 @@
-"""95% intervals of an AUC by bootstrap over groups: videos of one person or one photograph are resampled together."""
+"""95% intervals of an AUC by the jackknife over groups: all samples of one video (or photograph) are left out together.
+
+The logit of the AUC is recomputed without each group in turn. The spread of these values gives a standard error, and
+Student's t with one degree of freedom less than there are groups gives the width. In simulations (20 to 100 groups a
+class, AUC .6 to .97, samples of a group correlated up to .8) 92% to 98% of the intervals held the true AUC. The
+percentile bootstrap over groups held it in 76% with 8 groups.
+
+Source: Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
+from scipy.stats import t as student_t
 
-#: Fewest groups of each class for an interval. In simulation the 95% percentile interval over groups covered the true
-#: AUC in 55% of the cases with 2 groups and in 78% with 4: too far below the nominal 95%.
-MIN_CLUSTERS = 8
-
-
-def bootstrap_auc(
-    groups: Sequence[str], labels: np.ndarray, scores: np.ndarray, n_bootstrap: int, seed: int
-) -> list[float] | None:
-    """95% interval [low, high] of the AUC of labels [n] and scores [n]; None with too few groups or no resamples."""
-    weights = group_weights(groups, labels, n_bootstrap, seed)
-    return None if weights is None else percentile_interval(weighted_auc(labels, scores, weights))
+#: Fewest groups of each class for an interval: with fewer the interval does not hold what 95% promises.
+MIN_CLUSTERS = 20
 
 
-def group_weights(
-    groups: Sequence[str], labels: np.ndarray, n_bootstrap: int, seed: int, min_clusters: int = MIN_CLUSTERS
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """How often each resample draws each group: (counts [B, G], group of each sample [n]); None if a class comes from
-    fewer than `min_clusters` groups (at least 2).
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The AUC of some samples, and that of the samples without each group.
 
-    Groups of one kind (real only, fake only, both) are drawn with replacement among themselves, so every resample has
-    both classes, in the proportions of the data.
+    Attributes:
+        auc: of all samples; ties count one half
+        without: [G], of the samples without each group
+        logit: [G], the logit of `without`, with half a pair of samples added on both sides so that it is finite
+        kind: [G], 0 for a group with real samples only, 1 with fakes only, 2 with both
+    """
+
+    auc: float
+    without: np.ndarray
+    logit: np.ndarray
+    kind: np.ndarray
+
+
+def leave_one_out(
+    groups: Sequence[str], labels: np.ndarray, scores: np.ndarray, min_clusters: int = MIN_CLUSTERS
+) -> LeaveOneOut | None:
+    """The AUC of labels [n] (1 = fake) and scores [n] without each group in turn.
+
+    None if one class comes from fewer than `min_clusters` groups (at least 2).
     """
     names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    fakes = np.bincount(place, weights=labels, minlength=len(names))
-    size = np.bincount(place, minlength=len(names))
-    kind = np.where(fakes == 0, 0, np.where(fakes == size, 1, 2))
-    strata = [np.flatnonzero(kind == k) for k in range(3)]
-    if n_bootstrap < 1 or min((kind != 1).sum(), (kind != 0).sum()) < max(2, min_clusters):
+    G = len(names)
+    fake = labels == 1
+    fakes, size = np.bincount(place[fake], minlength=G), np.bincount(place, minlength=G)
+    reals = size - fakes
+    kind = np.where(fakes == 0, 0, np.where(reals == 0, 1, 2))
+    if min((kind != 1).sum(), (kind != 0).sum()) < max(2, min_clusters):
         return None
-    rng = np.random.default_rng(seed)
-    counts = np.zeros((n_bootstrap, len(names)), dtype=np.float64)
-    for members in strata:
-        if len(members):
-            counts[:, members] = rng.multinomial(
-                len(members), np.full(len(members), 1 / len(members)), size=n_bootstrap
-            )
-    return counts, place
+    # The share of a sample in the pairs that are ordered rightly, from ranks: among all, and among its own group.
+    wins = _wins(labels, scores)
+    within = np.zeros(G)
+    for group in np.flatnonzero(kind == 2):
+        own = place == group
+        within[group] = _wins(labels[own], scores[own])[labels[own] == 1].sum()
+    total = wins[fake].sum()
+    lost = np.bincount(place, weights=wins, minlength=G) - within  # pairs with a sample of the group
+    left, pairs = total - lost, (fakes.sum() - fakes) * (reals.sum() - reals)
+    share = (left + 0.5) / (pairs + 1)
+    auc = total / (fakes.sum() * reals.sum())
+    return LeaveOneOut(float(auc), left / pairs, np.log(share / (1 - share)), kind)
 
 
-def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """AUC of every resample of `group_weights` -> [B]; ties count one half.
+def auc_interval(groups: Sequence[str], labels: np.ndarray, scores: np.ndarray) -> list[float] | None:
+    """95% interval [low, high] of the AUC of labels [n] and scores [n].
 
-    The scores are sorted once; each resample is a weighted rank sum.
+    None with fewer than `MIN_CLUSTERS` groups of a class, or where an AUC of exactly 0 or 1 leaves nothing to vary.
     """
-    counts, place = weights
-    order = np.argsort(scores, kind="stable")
-    y, group = labels[order], place[order]
-    first = np.r_[True, np.diff(scores[order]) > 0]  # where a block of equal scores starts
-    starts = np.flatnonzero(first)
-    result = np.empty(len(counts))
-    chunk = max(1, 4_000_000 // len(y))  # bounds the memory: about 100 MB
-    for low in range(0, len(counts), chunk):
-        w = counts[low : low + chunk][:, group]  # [b, n]
-        real = np.add.reduceat(w * (y == 0), starts, axis=1)  # [b, blocks]
-        fake = np.add.reduceat(w * (y == 1), starts, axis=1)
-        below = np.cumsum(real, axis=1) - real
-        wins = (fake * (below + 0.5 * real)).sum(axis=1)
-        result[low : low + chunk] = wins / (real.sum(axis=1) * fake.sum(axis=1))
-    return result
+    values = leave_one_out(groups, labels, scores)
+    return None if values is None else logit_interval(values.auc, values.logit, values.kind)
 
 
-def percentile_interval(values: np.ndarray) -> list[float]:
-    """[2.5th, 97.5th percentile] of `values` [B]."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+def logit_interval(auc: float, logit: np.ndarray, kind: np.ndarray) -> list[float] | None:
+    """95% interval of an AUC, or of a mean of AUCs, from its logits [G] without each group. None if it is 0 or 1."""
+    if not 0 < auc < 1:
+        return None
+    width = half_width(logit, kind)
+    center = np.log(auc / (1 - auc))
+    return [float(1 / (1 + np.exp(-value))) for value in (center - width, center + width)]
+
+
+def half_width(values: np.ndarray, kind: np.ndarray) -> float:
+    """Half of the 95% interval of a number, from its values [G] without each group; kinds of groups vary separately."""
+    variance, freedom = 0.0, 0
+    for one in range(3):
+        part = values[kind == one]
+        if len(part) > 1:
+            variance += (len(part) - 1) / len(part) * float(np.square(part - part.mean()).sum())
+            freedom += len(part) - 1
+    return float(student_t.ppf(0.975, freedom) * np.sqrt(variance))
+
+
+def _wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of each sample [n]: with how many samples of the other class it is ordered rightly; a tie is one half."""
+    fake = labels == 1
+    ranks = rankdata(scores)
+    wins = np.empty(len(scores))
+    wins[fake] = ranks[fake] - rankdata(scores[fake])  # reals below
+    wins[~fake] = fake.sum() - (ranks[~fake] - rankdata(scores[~fake]))  # fakes above
+    return wins

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from masm_detect.data.sample import Sample
 from masm_detect.errors import UserError
 
-from .intervals import bootstrap_auc
+from .intervals import auc_interval
 
 PROTOCOLS = ("correct", "dfb-compat")
 CALIBRATION_BINS = 15
@@ -36,13 +36,20 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def equal_error_rate(labels: np.ndarray, scores: np.ndarray) -> float:
-    """FPR at the threshold where FPR and FNR are closest (DeepfakeBench's definition)."""
+    """The rate at which FPR equals FNR, on straight lines between the thresholds. Equal scores of all samples: 0.5."""
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    return float(fpr[np.argmin(np.abs(1 - tpr - fpr))])
+    gap = fpr - (1 - tpr)  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    before = after - 1
+    step = gap[after] - gap[before]
+    place = -gap[before] / step if step > 0 else 0.0
+    return float(fpr[before] + place * (fpr[after] - fpr[before]))
 
 
-def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, limit: float = 0.01) -> float:
-    """Largest TPR with FPR <= limit. With fewer than 1/limit real samples this means: no false alarm at all."""
+def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, limit: float = 0.01) -> float | None:
+    """Largest TPR with FPR <= limit; None with fewer than 1 / limit real samples, where one false alarm exceeds it."""
+    if (labels == 0).sum() * limit < 1:
+        return None
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     return float(tpr[fpr <= limit].max())
 
@@ -64,7 +71,7 @@ class Metric:
         one_class: whether it is defined for samples of one class
     """
 
-    function: Callable[[np.ndarray, np.ndarray], float]
+    function: Callable[[np.ndarray, np.ndarray], float | None]
     title: str | None = None
     one_class: bool = False
 
@@ -82,26 +89,25 @@ METRICS: dict[str, Metric] = {
 def evaluate_scores(
     samples: Sequence[Sample],
     scores: Sequence[float] | np.ndarray,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
     protocol: str = "correct",
 ) -> dict:
     """Metrics per data set and per forgery method; a method is scored against all real samples of its data set.
 
     Args:
-        samples, scores: one P(fake) in [0, 1] per sample, in the same order.
-        n_bootstrap: resamples of the 95% intervals, drawn over `Sample.group`; 0 = no intervals. With fewer than
-            MIN_CLUSTERS groups of one class there is no interval either.
+        samples: n samples.
+        scores: P(fake) in [0, 1] of each, [n], in the same order.
         protocol: "correct": a video is `Sample.video`. "dfb-compat": a video is the name of the parent folder alone,
             as in DeepfakeBench's code, so equally named videos of several methods merge, and a mixed one counts as
             real. Only the video metrics differ.
 
-    Returns (JSON-able): {"protocol", "n_bootstrap", "seed", "n", "datasets":
-    {name: {"all": M, "methods": {method: M}}}},
-    M = {n_real, n_fake, n_real_videos, n_fake_videos, n_groups, n_real_groups, n_fake_groups, auc, auc_ci, the names in
-    METRICS, video_auc, video_auc_ci}; a number that is not defined (one class only in that data set) is None.
+    Returns:
+        Numbers for JSON: {"protocol", "n", "datasets": {name: {"all": M, "methods": {method: M}}}}, with M = {n_real,
+        n_fake, n_real_videos, n_fake_videos, n_groups, n_real_groups, n_fake_groups, auc, auc_ci, the names in METRICS,
+        video_auc, video_auc_ci}. auc_ci is a 95% interval over `Sample.group` (`intervals.auc_interval`). A number that
+        is not defined for these samples is None.
 
-    Raises MetricsError: lengths differ, a score is not finite or outside [0, 1], or all samples have one label.
+    Raises:
+        MetricsError: lengths differ, a score is not finite or outside [0, 1], or all samples have one label.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -124,16 +130,14 @@ def evaluate_scores(
         parts = {m: np.array(sorted(real + fakes)) for m, fakes in sorted(by_method.items())}
 
         def measure(part: np.ndarray) -> dict:
-            return _measure([samples[i] for i in part], labels[part], scores[part], n_bootstrap, seed, protocol)
+            return _measure([samples[i] for i in part], labels[part], scores[part], protocol)
 
         datasets[dataset] = {"all": measure(index), "methods": {m: measure(part) for m, part in parts.items()}}
-    head = {"protocol": protocol, "n_bootstrap": n_bootstrap, "seed": seed, "n": len(samples)}
+    head = {"protocol": protocol, "n": len(samples)}
     return head | {"datasets": datasets}
 
 
-def _measure(
-    samples: list[Sample], labels: np.ndarray, scores: np.ndarray, n_bootstrap: int, seed: int, protocol: str
-) -> dict:
+def _measure(samples: list[Sample], labels: np.ndarray, scores: np.ndarray, protocol: str) -> dict:
     _, video_labels, videos, video_groups = video_scores(samples, scores, protocol)
     groups = [s.group for s in samples]
     both_classes = labels.min() != labels.max()
@@ -147,13 +151,13 @@ def _measure(
     result |= dict.fromkeys(("auc", "auc_ci", *METRICS, "video_auc", "video_auc_ci"))
     if both_classes:
         result["auc"] = float(roc_auc_score(labels, scores))
-        result["auc_ci"] = bootstrap_auc(groups, labels, scores, n_bootstrap, seed)
+        result["auc_ci"] = auc_interval(groups, labels, scores)
     for name, metric in METRICS.items():
         if both_classes or metric.one_class:
             result[name] = metric.function(labels, scores)
     if video_labels.min() != video_labels.max():
         result["video_auc"] = float(roc_auc_score(video_labels, videos))
-        result["video_auc_ci"] = bootstrap_auc(video_groups, video_labels, videos, n_bootstrap, seed)
+        result["video_auc_ci"] = auc_interval(video_groups, video_labels, videos)
     return result
 
 

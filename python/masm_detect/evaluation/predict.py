@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches, in_order
 from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast
+from masm_ext.progress import Progress
 
 
 @torch.inference_mode()
@@ -35,7 +35,7 @@ def predict(
     device = next(detector.parameters()).device
     detector.eval()
     logits = []
-    with tqdm(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
+    with Progress(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
         for images, _ in Batches(dataset, in_order(len(dataset), batch_size), device, workers):
             with autocast(precision, device):
                 logits.append(detector(images).float())

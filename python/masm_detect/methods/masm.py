@@ -20,7 +20,7 @@ from .method import Calibration, MethodSpec, Rates
 class Masm(MethodSpec):
     """Trains the artifact subspaces of the target layers under layer masks, and the head."""
 
-    rates = Rates(lr=1e-3, s_lr=5e-3, head_lr=3e-3)
+    rates = Rates(lr=1e-3, s_lr=5e-3)
     uses_masm_ext = True
 
     def settings(self, detector: Detector, config: MethodConfig) -> MASMConfig:

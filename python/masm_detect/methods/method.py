@@ -22,7 +22,7 @@ class Rates:
     """Peak learning rates of a method, its weight decay, and its rank if it has one."""
 
     lr: float
-    head_lr: float = 1e-3
+    head_lr: float = 3e-3
     s_lr: float | None = None
     weight_decay: float = 1e-2
     rank: int | None = None

@@ -8,4 +8,4 @@ from .method import MethodSpec, Rates
 class Probe(MethodSpec):
     """Trains the head."""
 
-    rates = Rates(lr=1e-3, head_lr=3e-3)
+    rates = Rates(lr=1e-3)

@@ -138,10 +138,8 @@ def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
         for numbers in (entry["all"], *entry["methods"].values())
     ]
     if any(numbers.get(name) for numbers in parts for name in ("auc_ci", "video_auc_ci")):
-        return "95% intervals by bootstrap over groups"
-    if not any(result["n_bootstrap"] for result in runs.values()):
-        return "no intervals (n_bootstrap: 0)"
-    return f"no intervals (they need {MIN_CLUSTERS} groups of each class)"
+        return "95% intervals by jackknife over groups"
+    return f"no intervals (they need {MIN_CLUSTERS} groups of each class, and an AUC below 1)"
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -33,8 +33,9 @@ def epoch_entry(
     rate: float,
     runtime: RuntimeConfig,
     precision: str,
-) -> dict[str, Any]:
-    """Validate `detector` on `val_set`; returns the entry of the epoch that `position` has just completed.
+) -> tuple[dict[str, Any], Tensor]:
+    """Validate `detector` on `val_set`; returns the entry of the epoch that `position` has just completed, and the
+    logits [n] of validation.
 
     Args:
         drift: ||dW|| / ||W|| of each adapted layer; None if the method has no factored layers.
@@ -44,7 +45,12 @@ def epoch_entry(
         TrainingError: an output of the detector is not finite.
     """
     logits = predict(
-        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=runtime.workers
+        detector,
+        val_set,
+        batch_size=runtime.eval_batch_size,
+        precision=precision,
+        workers=runtime.workers,
+        progress="validation" if runtime.progress else None,
     )
     if not torch.isfinite(logits).all():
         raise TrainingError(
@@ -70,7 +76,7 @@ def epoch_entry(
         entry["active_fraction"] = float((method.masks.masks > 0).float().mean())
     if hasattr(method.optimizer, "skipped_steps"):
         entry["skipped_steps"] = int(method.optimizer.skipped_steps)
-    return entry
+    return entry, logits
 
 
 def mask_history(method: Method) -> list[dict[str, Any]]:

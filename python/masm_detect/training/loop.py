@@ -7,13 +7,13 @@ order of an epoch and the augmentation of an image, or is in the checkpoint, as 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from masm_detect.config import OptimConfig, RuntimeConfig
 from masm_detect.data.frames import FrameDataset
@@ -23,12 +23,13 @@ from masm_detect.methods.method import Method
 from masm_detect.methods.trainable import load_trainable_state, trainable_state
 from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast, choose_attention, resolve_precision
+from masm_ext.progress import Progress
 
 from .gpu_usage import GpuUsage, mean_busy
 from .history import epoch_entry, mask_history, write_history
 from .interrupt import CtrlC
 from .schedule import epoch_batches, one_cycle
-from .state import Best, Position, load_state, run_conditions, save_state
+from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
 from .step_losses import StepLosses
 
@@ -43,12 +44,14 @@ class FitResult:
             included
         peak_memory_bytes: most memory of all tensors in training; None on the CPU
         gpu_busy: share of the time in which a kernel ran, sampled; None on the CPU or without nvidia-ml-py
+        val_logits: outputs [n] for the validation samples, float32, with the chosen weights
         mask_history: one dict for each change of the masks
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
     best_val_auc: float
+    val_logits: torch.Tensor
     steps: int
     images_per_second: float
     seconds: float
@@ -90,7 +93,7 @@ def fit(
     torch.manual_seed(runtime.seed)
     if resume:
         run.restore()
-    bar = tqdm(
+    bar = Progress(
         total=len(train_set) * optim.epochs,
         initial=len(train_set) * run.position.epoch + run.position.batch * optim.batch_size,
         unit="img",
@@ -103,8 +106,7 @@ def fit(
             rate = run.train_epoch(bar, ctrl_c)
             run.end_epoch(rate)
             ctrl_c.raise_if_pressed(run.position.step)
-    if optim.select == "best":
-        load_trainable_state(detector, run.best.weights)
+    load_trainable_state(detector, run.chosen.weights)
     return run.result()
 
 
@@ -131,20 +133,20 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
         self.drift, self.losses, self.usage = WeightDrift(detector), StepLosses(), GpuUsage(self.device)
         self.conditions = {} if folder is None else run_conditions(detector, train_set, val_set, self.precision)
-        self.position, self.best = Position(), Best()
+        self.position, self.chosen = Position(), Chosen()
         self.history: list[dict[str, Any]] = []
 
     def restore(self) -> None:
         """Continue from the last checkpoint."""
         state = load_state(self.folder, self.detector, self.method, self.conditions)
-        self.position, self.best, self.history = state
+        self.position, self.chosen, self.history = state
         write_history(self.folder, self.history)
 
     def save(self) -> None:
-        state = self.position, self.best, self.history
+        state = self.position, self.chosen, self.history
         save_state(self.folder, self.detector, self.method, self.conditions, *state)
 
-    def train_epoch(self, bar: tqdm, ctrl_c: CtrlC) -> float:
+    def train_epoch(self, bar: Progress, ctrl_c: CtrlC) -> float:
         """The rest of the current epoch; returns the rate of its last step, as a fraction of the peak."""
         position, optim = self.position, self.optim
         self.train_set.set_epoch(position.epoch)
@@ -187,7 +189,7 @@ class _Run:
     def end_epoch(self, rate: float) -> None:
         """Validate, keep the weights if they are the best so far, and write a checkpoint."""
         used = self.usage.numbers()  # before validation
-        entry = epoch_entry(
+        entry, logits = epoch_entry(
             self.detector,
             self.method,
             self.val_set,
@@ -199,8 +201,13 @@ class _Run:
         )
         self.history.append(entry | used)
         auc, loss = entry["val_auc"], entry["val_loss"]
-        if self.best.beaten_by(auc, loss):
-            self.best = Best(self.position.epoch, auc, loss, trainable_state(self.detector))
+        kept = self.optim.select == "last" or self.chosen.is_worse_than(auc, loss)
+        if kept:
+            self.chosen = Chosen(self.position.epoch, auc, loss, trainable_state(self.detector), logits)
+        if self.runtime.progress:
+            number = f"epoch {self.position.epoch + 1} of {self.optim.epochs}"
+            best = ", the best so far" if kept and self.optim.select == "best" else ""
+            Progress.write(f"{number}: validation AUC {auc:.3f}{best}; loss {loss:.3f}", file=sys.stderr)
         self.position = Position(epoch=self.position.epoch + 1, step=self.position.step)
         if self.folder is not None:
             self.save()
@@ -208,12 +215,12 @@ class _Run:
 
     def result(self) -> FitResult:
         history = self.history
-        chosen = self.best.epoch if self.optim.select == "best" else self.optim.epochs - 1
         seconds, waited = (sum(entry[name] for entry in history) for name in ("seconds", "waited"))
         return FitResult(
             history=history,
-            best_epoch=chosen,
-            best_val_auc=history[chosen]["val_auc"],
+            best_epoch=self.chosen.epoch,
+            best_val_auc=self.chosen.val_auc,
+            val_logits=self.chosen.val_logits,
             steps=self.position.step,
             images_per_second=sum(entry["images"] for entry in history) / seconds if seconds else 0.0,
             seconds=seconds,

@@ -22,7 +22,6 @@ from masm_detect.data.loading import Batches
 from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import source_splits
 from masm_detect.evaluation.metrics import evaluate_scores
-from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.methods.method import Calibration, Method
@@ -88,7 +87,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
         write_groups(folder, train_samples, val_samples, files[: len(train_samples)])
         save_config(config, folder / "config.yaml")
-        write_json(folder / "environment.json", provenance(runtime.device))
+        write_json(folder / "environment.json", provenance(str(device)))
     result = fit(
         detector,
         method,
@@ -101,7 +100,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     )
 
     save_method(detector, method, config.method, folder / "adapter", base=base)
-    metrics = _metrics(config, detector, method, train_set, val_set, result, device)
+    metrics = _metrics(config, method, train_set, val_set, result, device)
     write_json(folder / "metrics.json", metrics)
     plot_history(result.history, folder / "plots" / "history.png")
     if "drift" in result.history[-1]:
@@ -113,7 +112,6 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
 
 def _metrics(
     config: TrainConfig,
-    detector: Detector,
     method: Method,
     train_set: FrameDataset,
     val_set: FrameDataset,
@@ -122,14 +120,11 @@ def _metrics(
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     runtime = config.runtime
-    precision = resolve_precision(runtime.precision, device)
-    scores = score_samples(
-        detector, val_set, batch_size=runtime.eval_batch_size, precision=precision, workers=runtime.workers
-    )
+    scores = torch.sigmoid(result.val_logits.double()).numpy()
     return {
-        "provenance": provenance(runtime.device),
+        "provenance": provenance(str(device)),
         "method": config.method.name,
-        "precision": precision,
+        "precision": resolve_precision(runtime.precision, device),
         "trainable_parameters": method.trainable_parameters,
         "samples": {"train": len(train_set), "val": len(val_set)},
         "selection": f"{config.optim.select} epoch by AUC on source validation",
@@ -141,7 +136,7 @@ def _metrics(
         "peak_memory_bytes": result.peak_memory_bytes,
         "gpu_busy": result.gpu_busy,
         "skipped_steps": result.skipped_steps,
-        "source_validation": evaluate_scores(val_set.samples, scores, seed=runtime.seed),
+        "source_validation": evaluate_scores(val_set.samples, scores),
         "mask_history": result.mask_history,
     }
 

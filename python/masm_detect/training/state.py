@@ -70,15 +70,19 @@ class Position:
 
 
 @dataclass
-class Best:
-    """The best epoch so far by source-validation AUC (ties: lower validation loss) and its weights."""
+class Chosen:
+    """The epoch whose weights the run keeps, with its weights and its validation logits [n].
+
+    The best one so far by source-validation AUC (ties: lower validation loss), or the last one.
+    """
 
     epoch: int = -1
     val_auc: float = -1.0
     val_loss: float = math.inf
     weights: dict[str, Tensor] = field(default_factory=dict)
+    val_logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def beaten_by(self, val_auc: float, val_loss: float) -> bool:
+    def is_worse_than(self, val_auc: float, val_loss: float) -> bool:
         """Whether an epoch with these validation numbers is better."""
         return (val_auc, -val_loss) > (self.val_auc, -self.val_loss)
 
@@ -89,7 +93,7 @@ def save_state(
     method: Method,
     conditions: dict[str, Any],
     position: Position,
-    best: Best,
+    chosen: Chosen,
     history: list[dict[str, Any]],
 ) -> None:
     """Write the checkpoint in place of the previous one.
@@ -109,7 +113,7 @@ def save_state(
             "position": asdict(position),
             "weights": weights,
             "optimizer": method.optimizer.state_dict(),
-            "best": asdict(best),
+            "chosen": asdict(chosen),
             "history": history,
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -119,7 +123,7 @@ def save_state(
 
 def load_state(
     folder: Path | None, detector: Detector, method: Method, conditions: dict[str, Any]
-) -> tuple[Position, Best, list[dict[str, Any]]]:
+) -> tuple[Position, Chosen, list[dict[str, Any]]]:
     """Restore weights, optimizer and random generators from the checkpoint in `folder`.
 
     Raises:
@@ -143,7 +147,7 @@ def load_state(
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] is not None:
         torch.cuda.set_rng_state(state["rng_cuda"], next(detector.parameters()).device)
-    return Position(**state["position"]), Best(**state["best"]), state["history"]
+    return Position(**state["position"]), Chosen(**state["chosen"]), state["history"]
 
 
 # Conditions under which a resumed run equals an uninterrupted one, with the reason to report if one has changed.
@@ -152,6 +156,7 @@ _CHANGED = {
     "machine whose singular vectors differ in the last bits; start a new run",
     "data_sha256": "the training or validation data changed (files, their sizes, labels or splits); restore the data, "
     "or start a new run",
+    "device": "it ran on {before}, here it would run on {now}; set --runtime.device={before}, or start a new run",
     "precision": "it ran in {before}, here it would run in {now} (the device decides for runtime.precision=auto); "
     "continue where {before} is native, or start a new run",
     "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; set "
@@ -162,10 +167,11 @@ _CHANGED = {
 def run_conditions(
     detector: Detector, train_set: FrameDataset, val_set: FrameDataset, precision: str
 ) -> dict[str, Any]:
-    """What must be the same when the run is resumed: frozen weights, data, precision, threads."""
+    """What must be the same when the run is resumed: frozen weights, data, device, precision, threads."""
     return {
         "frozen_sha256": frozen_sha256(detector),
         "data_sha256": data_sha256(train_set, val_set),
+        "device": next(detector.parameters()).device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
