@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -83,7 +84,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
     parser = ArgumentParser(
         prog="masm", description="Deepfake detection with multi-artifact subspace fine-tuning.", **options
     )
-    parser.add_argument("--version", action="store_true", help="print the versions of masm_ext and torch")
+    parser.add_argument("--version", action="store_true", default=SUPPRESS, help="print the versions and exit")
     subcommands = parser.add_subcommands(required=True, dest="subcommand")
     commands = {name: import_module(module) for name, module in COMMANDS.items()}
     for name, command in commands.items():

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from masm_detect.data.decode import UnreadableImage, png_bytes
 from masm_detect.data.deepfakebench import write_deepfakebench
-from masm_detect.data.faces import FaceDetector, MtcnnDetector, align_crop, largest_face
+from masm_detect.data.faces import FaceDetector, align_crop, largest_face
 from masm_detect.data.groups import with_name_groups
+from masm_detect.data.mtcnn import MtcnnDetector
 from masm_detect.data.prepare_report import Loss, PrepareReport
 from masm_detect.data.sample import PrepareError, Sample
 from masm_detect.data.splits import assign_splits
@@ -53,7 +54,7 @@ def prepare(
         source: folder with `real/` and `fake-<method>/`.
         frames_per_video: at most this many frames of a video, evenly spread over all of it.
         size, scale: side of a crop in pixels, and its margin (see `faces.align_crop`).
-        detector: None = MTCNN (`faces.MtcnnDetector`).
+        detector: None = MTCNN (`mtcnn.MtcnnDetector`).
         splits: None = no split; (train, val, test) shares, drawn by group with `split_seed`; or a table or JSON file
             {"train": [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has
             it. Videos named target_source, as in FaceForensics++, are split by pair, together with both originals.
