@@ -59,7 +59,8 @@ def prepare(
             {"train": [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has
             it. Videos named target_source, as in FaceForensics++, are split by pair, together with both originals.
 
-    Raises PrepareError. A file that is unreadable or has no face is reported, not raised, unless all are.
+    Raises PrepareError for wrong settings or layout, and if no face is found at all. Single unreadable files, and files
+    without a face, are in the report.
     """
     source, out = Path(source), Path(out)
     if frames_per_video < 1 or size < 16 or scale < 1:
@@ -70,9 +71,8 @@ def prepare(
         raise PrepareError(f"dataset must be a plain name, got {dataset!r}")
     check_output_folder(out)
     videos = find_videos(source)
-    split_of = assign_splits(
-        dataset, [v.key for v in videos], splits, split_seed
-    )  # before the long work: errors come early
+    # Before the long work, so that a mistake in the splits is reported early.
+    split_of = assign_splits(dataset, [v.key for v in videos], splits, split_seed)
     detector = detector if detector is not None else MtcnnDetector()
     settings = {
         "format": RECORD_FORMAT,

@@ -141,6 +141,7 @@ class _Run:
         write_history(self.folder, self.history)
 
     def save(self) -> None:
+        """Write a checkpoint."""
         state = self.position, self.best, self.history
         save_state(self.folder, self.detector, self.method, self.conditions, *state)
 
@@ -207,6 +208,7 @@ class _Run:
             write_history(self.folder, self.history)
 
     def result(self) -> FitResult:
+        """The numbers of the finished run."""
         history = self.history
         chosen = self.best.epoch if self.optim.select == "best" else self.optim.epochs - 1
         seconds, waited = (sum(entry[name] for entry in history) for name in ("seconds", "waited"))
@@ -234,5 +236,6 @@ class _Clock:
         self._started = time.perf_counter()
 
     def read(self) -> None:
+        """Update `seconds` and `waited` of the position."""
         self._position.seconds = self._seconds + time.perf_counter() - self._started
         self._position.waited = self._waited + self._batches.waited
