@@ -54,9 +54,7 @@ def seed(request) -> int:
 
 @pytest.fixture(autouse=True)
 def process_settings():
-    """A test that changes torch's settings of the whole process leaves them as they were: training and scoring set
-    threads and determinism, and every test after them would run in another mode.
-    """
+    """Restores torch's threads and determinism after a test that sets them: they hold for the whole process."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

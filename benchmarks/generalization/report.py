@@ -3,7 +3,7 @@
     python benchmarks/generalization/report.py [--work WORK]
 
 Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that
-mean, from resampling the clusters of the test set (videos, or images) once for all seeds together; it is
+mean, by the jackknife over the clusters of the test set (videos, or images) for all seeds together; it is
 then written into the results, so that later reports have it without the scores.
 """
 
@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import numpy as np
-from masm_detect.evaluation.intervals import MIN_CLUSTERS, group_weights, weighted_auc
-from masm_detect.report.plots import plot_auc_bars
+from masm_detect.evaluation.intervals import MIN_CLUSTERS, leave_one_out, logit_interval
+from masm_detect.report.plots import plot_auc_dots
 from masm_detect.results import read_json, write_json, write_text
 from studies import STUDIES, Study
-
-RESAMPLES = 1000
 
 
 def main() -> int:
@@ -103,9 +102,7 @@ def _about_intervals(study: Study, results: dict) -> str:
 
 
 def plot(study: Study, results: dict, direction: str, path: Path) -> None:
-    """Bars of every method, seen and unseen forgeries; whiskers: the pooled interval, else +- one deviation over
-    seeds.
-    """
+    """Dots of every method, seen and unseen forgeries; lines: the pooled interval, else one deviation over seeds."""
     pooled = results.get("pooled", {}).get(direction, {})
     table = {}
     for method, values in by_method(study, results, direction).items():
@@ -115,12 +112,14 @@ def plot(study: Study, results: dict, direction: str, path: Path) -> None:
             low, high = pooled.get(method, {}).get(name) or (mean - deviation, mean + deviation)
             table[method][name] = (mean, low, high)
     if table:
-        plot_auc_bars(table, path, title=f"{study.name}: trained on {direction}", unseen=study.unseen(direction))
+        span = "95% interval of the mean over seeds" if pooled else "one standard deviation over seeds, each way"
+        title = f"{study.name}: trained on {direction}"
+        plot_auc_dots(table, path, title=title, interval=span, unseen=study.unseen(direction))
 
 
 def pooled_intervals(study: Study, results: dict, scores: Path) -> dict:
-    """direction -> method -> forgery -> [low, high] of the mean AUC over seeds; all seeds share each resample of the
-    clusters.
+    """direction -> method -> forgery -> [low, high] of the mean AUC over seeds, by the jackknife over the groups of the
+    test set.
     """
     pooled: dict = defaultdict(lambda: defaultdict(dict))
     files: dict[tuple[str, str], list[dict]] = defaultdict(list)
@@ -130,14 +129,11 @@ def pooled_intervals(study: Study, results: dict, scores: Path) -> dict:
             raise SystemExit(f"the scores of {key} are not in {scores}: intervals need those of every run")
         files[run["direction"], run["method"]].append(_units(study, read_json(file)))
     for (direction, method), seeds in files.items():
-        names = [*study.directions[direction], *study.unseen(direction)]
-        draws = {name: _resampled_means(seeds, name) for name in names}
-        if any(values is None for values in draws.values()):
-            continue
-        draws["mean seen"] = np.mean([draws[name] for name in study.directions[direction]], axis=0)
-        draws["mean unseen"] = np.mean([draws[name] for name in study.unseen(direction)], axis=0)
-        for name, values in draws.items():
-            pooled[direction][method][name] = [float(x) for x in np.percentile(values, [2.5, 97.5])]
+        seen, unseen = study.directions[direction], study.unseen(direction)
+        rows = {name: [name] for name in (*seen, *unseen)} | {"mean seen": seen, "mean unseen": unseen}
+        for name, forgeries in rows.items():
+            if forgeries and (interval := _interval_of_mean(seeds, forgeries)) is not None:
+                pooled[direction][method][name] = interval
     return {direction: dict(methods) for direction, methods in pooled.items()}
 
 
@@ -151,16 +147,32 @@ def _units(study: Study, rows: dict) -> dict[str, np.ndarray]:
     return {name: arrays[name][first] for name in ("group", "method", "label")} | {"score": mean, "video": videos}
 
 
-def _resampled_means(seeds: list[dict[str, np.ndarray]], method: str) -> np.ndarray | None:
-    """Mean AUC over seeds of `method` against all real units, for each resample of the clusters: [RESAMPLES]; None
-    where there are too few clusters for an interval.
+def _interval_of_mean(seeds: list[dict[str, np.ndarray]], forgeries: Sequence[str]) -> list[float] | None:
+    """95% interval of the mean AUC over seeds and forgeries, each against all real units; None with too few groups.
+
+    Seeds are tested on one set: leaving a group out leaves it out of all of them.
     """
-    keep = (seeds[0]["label"] == 0) | (seeds[0]["method"] == method)
-    groups, labels = seeds[0]["group"][keep], seeds[0]["label"][keep]
-    weights = group_weights(groups.tolist(), labels, RESAMPLES, seed=0)
-    if weights is None or len(set(groups)) < MIN_CLUSTERS:
-        return None
-    return np.mean([weighted_auc(labels, s["score"][keep], weights) for s in seeds], axis=0)
+    labels, groups, methods = (seeds[0][name] for name in ("label", "group", "method"))
+    names, place = np.unique(groups, return_inverse=True)
+    # The mean without each group: what a group that has no unit of a forgery leaves as it is keeps its value.
+    without = np.zeros(len(names))
+    aucs = []
+    fakes, reals = np.zeros(len(names), dtype=bool), np.zeros(len(names), dtype=bool)
+    reals[place[labels == 0]] = True
+    for forgery in forgeries:
+        keep = (labels == 0) | (methods == forgery)
+        fakes[place[keep & (labels == 1)]] = True
+        kept = np.unique(place[keep])
+        for seed in seeds:
+            values = leave_one_out(groups[keep], labels[keep], seed["score"][keep])
+            if values is None:
+                return None
+            aucs.append(values.auc)
+            without += values.auc
+            without[kept] += values.without - values.auc
+    mean = float(np.mean(aucs))
+    share = np.clip(without / len(aucs), 1e-6, 1 - 1e-6)
+    return logit_interval(mean, np.log(share / (1 - share)), np.where(~fakes, 0, np.where(~reals, 1, 2)))
 
 
 def _deviation(values: list[float]) -> float:

@@ -35,6 +35,7 @@ def one_line(message: str) -> str:
 
 
 def instantiate(parser: ArgumentParser, values: Any) -> Any:
+    """The parsed values with their dataclasses made; UserError for a value that a dataclass rejects."""
     try:
         return parser.instantiate(values)
     except UserError:

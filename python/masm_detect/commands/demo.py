@@ -15,11 +15,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action=ActionYesNo, default=False, help="a tiny version of under 40 s, to see it work"
     )
+    parser.add_argument(
+        "--data-only",
+        action=ActionYesNo,
+        default=False,
+        help="write the data set to --out as folders of images, and stop",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data and the training")
 
 
 def run(values: Any) -> None:
     """Run the demo, which prints its table."""
-    from .demo_run import demo
+    from .demo_run import demo, write_data
 
+    if values.data_only:
+        print(f"written: {write_data(values.out, quick=values.quick, seed=values.seed)}")
+        return
     demo(values.out, quick=values.quick, seed=values.seed)

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from masm_detect.config import AugmentConfig, DataConfig, MasmOptions, MethodConfig, OptimConfig, RuntimeConfig
+from masm_detect.config import (
+    AugmentConfig,
+    ConfigError,
+    DataConfig,
+    MasmOptions,
+    MethodConfig,
+    OptimConfig,
+    RuntimeConfig,
+)
 from masm_detect.data.demo_set import DemoSet, build_demo_set
 from masm_detect.data.frames import frame_dataset
 from masm_detect.evaluation.metrics import evaluate_scores
@@ -25,11 +33,13 @@ from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.models.backbone import load_backbone
 from masm_detect.models.detector import Detector
-from masm_detect.report.plots import plot_auc_bars, plot_drift, plot_history, plot_masks
-from masm_detect.report.tables import auc_cells, format_cell, show
+from masm_detect.report.plots import plot_auc_dots, plot_drift, plot_history, plot_masks
+from masm_detect.report.tables import auc_cells, auc_counts, format_cell, show
 from masm_detect.results import provenance, write_json
-from masm_detect.runtime import process_settings, resolve_precision
+from masm_detect.runtime import process_settings, resolve_device, resolve_precision
 from masm_detect.training.loop import fit
+
+from masm_ext.files import write_atomically
 
 SEEN = ("upsample", "poisson", "warp")
 UNSEEN = ("inpaint", "resample", "blend")
@@ -89,23 +99,15 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
         name: {family: auc_cells(result)[family] for family in (*SEEN, *UNSEEN)}
         for name, result in results["methods"].items()
     }
-    plot_auc_bars(cells, out / "auc.png", title="AUC on unseen photographs", unseen=UNSEEN)
+    counts = auc_counts(next(iter(results["methods"].values())))
+    plot_auc_dots(cells, out / "auc.png", title="AUC on unseen photographs", counts=counts, unseen=UNSEEN)
     show(demo_table(results))
     print(f"{results['seconds']:.0f} s in all; results.json and plots are in {out}")
     return results
 
 
 def _run_methods(size: DemoSize, runtime: RuntimeConfig, device: torch.device, out: Path) -> dict[str, Any]:
-    data = build_demo_set(
-        train_families=SEEN,
-        test_families=(*SEEN, *UNSEEN),
-        train_crops=size.train_crops,
-        val_crops=size.val_crops,
-        test_crops=size.test_crops,
-        size=max(64, size.image_size),
-        seed=runtime.seed,
-        progress=runtime.progress,
-    )
+    data = _demo_set(size, runtime.seed, runtime.progress)
     results: dict[str, Any] = {
         "provenance": provenance(),
         "backbone": BACKBONE,
@@ -118,6 +120,45 @@ def _run_methods(size: DemoSize, runtime: RuntimeConfig, device: torch.device, o
     for config in size.methods:
         results["methods"][config.name] = _run(config, data, size, runtime, out)
     return results
+
+
+def write_data(out: str | Path, *, quick: bool = False, seed: int = 0, progress: bool = True) -> Path:
+    """Write the demo's data set as folders of images, `out/<split>/<real | fake-family>/<photograph>/<number>.jpg`.
+
+    Args:
+        out: the folder; it must not exist yet, or be empty.
+        quick: the data of the tiny version.
+        seed: of the data.
+        progress: show a progress bar.
+
+    Returns:
+        The folder. `masm train --data.paths` and `masm eval --data` read it.
+
+    Raises:
+        ConfigError: the folder holds files.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: give another --out")
+    data = _demo_set(QUICK if quick else DemoSize(), seed, progress)
+    for sample in data.samples:
+        _, split, folder, name = sample.path.split("/")
+        photograph, _, number = name.rpartition("-")
+        write_atomically(out / split / folder / photograph / number, data.images[sample.path].tobytes())
+    return out
+
+
+def _demo_set(size: DemoSize, seed: int, progress: bool) -> DemoSet:
+    return build_demo_set(
+        train_families=SEEN,
+        test_families=(*SEEN, *UNSEEN),
+        train_crops=size.train_crops,
+        val_crops=size.val_crops,
+        test_crops=size.test_crops,
+        size=max(64, size.image_size),
+        seed=seed,
+        progress=progress,
+    )
 
 
 def demo_table(results: dict[str, Any]) -> Table:
@@ -161,7 +202,7 @@ def _run(config: MethodConfig, data: DemoSet, size: DemoSize, runtime: RuntimeCo
     scores = score_samples(
         detector,
         sets["test"],
-        precision=resolve_precision(runtime.precision, torch.device(runtime.device)),
+        precision=resolve_precision(runtime.precision, resolve_device(runtime.device)),
         progress=f"{config.name} test" if runtime.progress else None,
     )
     plot_history(result.history, out / f"history-{config.name}.png")
@@ -177,5 +218,5 @@ def _run(config: MethodConfig, data: DemoSet, size: DemoSize, runtime: RuntimeCo
         "chosen_epoch": result.best_epoch,
         "source_validation_auc": result.best_val_auc,
         "history": [{key: value for key, value in entry.items() if key != "drift"} for entry in result.history],
-        **evaluate_scores(data.split("test"), scores, seed=runtime.seed),
+        **evaluate_scores(data.split("test"), scores),
     }

@@ -1,13 +1,14 @@
 """The command `masm`: reads the arguments, runs one command, and reports a user's mistake in one line.
 
-A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. A function
-`complete(arguments)` may add to the arguments before they are read.
+A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. Its
+function `complete(arguments)`, if there is one, may add to the arguments before they are read.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -84,7 +85,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
     parser = ArgumentParser(
         prog="masm", description="Deepfake detection with multi-artifact subspace fine-tuning.", **options
     )
-    parser.add_argument("--version", action="store_true", help="print the versions of masm_ext and torch")
+    parser.add_argument("--version", action="store_true", default=SUPPRESS, help="print the versions and exit")
     subcommands = parser.add_subcommands(required=True, dest="subcommand")
     commands = {name: import_module(module) for name, module in COMMANDS.items()}
     for name, command in commands.items():

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from masm_detect.data.decode import UnreadableImage, png_bytes
 from masm_detect.data.deepfakebench import write_deepfakebench
-from masm_detect.data.faces import FaceDetector, MtcnnDetector, align_crop, largest_face
+from masm_detect.data.faces import FaceDetector, align_crop, largest_face
 from masm_detect.data.groups import with_name_groups
+from masm_detect.data.mtcnn import MtcnnDetector
 from masm_detect.data.prepare_report import Loss, PrepareReport
 from masm_detect.data.sample import PrepareError, Sample
 from masm_detect.data.splits import assign_splits
@@ -52,12 +53,13 @@ def prepare(
         source: folder with `real/` and `fake-<method>/`.
         frames_per_video: at most this many frames of a video, evenly spread over all of it.
         size, scale: side of a crop in pixels, and its margin (see `faces.align_crop`).
-        detector: None = MTCNN (`faces.MtcnnDetector`).
+        detector: None = MTCNN (`mtcnn.MtcnnDetector`).
         splits: None = no split; (train, val, test) shares, drawn by group with `split_seed`; or a table or JSON file
             {"train": [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has
             it. Videos named target_source, as in FaceForensics++, are split by pair, together with both originals.
 
-    Raises PrepareError. A file that is unreadable or has no face is reported, not raised, unless all are.
+    Raises PrepareError for wrong settings or layout, and if no face is found at all. Single unreadable files, and files
+    without a face, are in the report.
     """
     source, out = Path(source), Path(out)
     if frames_per_video < 1 or size < 16 or scale < 1:
@@ -68,9 +70,8 @@ def prepare(
         raise PrepareError(f"dataset must be a plain name, got {dataset!r}")
     check_output_folder(out)
     videos = find_videos(source)
-    split_of = assign_splits(
-        dataset, [v.key for v in videos], splits, split_seed
-    )  # before the long work: errors come early
+    # Before the long work, so that a mistake in the splits is reported early.
+    split_of = assign_splits(dataset, [v.key for v in videos], splits, split_seed)
     detector = detector if detector is not None else MtcnnDetector()
     settings = {
         "format": RECORD_FORMAT,

@@ -24,14 +24,17 @@ class VideoSource:
 
     @property
     def is_video(self) -> bool:
+        """Whether it is a video file, not images."""
         return self.files[0].suffix.lower() in VIDEO_SUFFIXES
 
     @property
     def kind(self) -> str:
+        """Either "images" (a single image) or "videos"."""
         return "images" if len(self.files) == 1 and not self.is_video else "videos"
 
     @property
     def key(self) -> str:
+        """Unique name: folder/name."""
         return f"{self.folder}/{self.name}"
 
 

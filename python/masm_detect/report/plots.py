@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from matplotlib.patches import Patch
 
 from masm_ext.files import write_atomically
 
-from .tables import auc_cells
+from .tables import Cell, auc_cells, auc_counts
 
 
 def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> tuple[Figure, np.ndarray]:
@@ -95,52 +94,82 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
     return save_figure(figure, path)
 
 
-def plot_auc_bars(
-    table: Mapping[str, Mapping[str, tuple[float | None, float | None, float | None]]],
+#: Colour of each method, the same in every figure; other series take the remaining colours in turn.
+METHOD_COLORS = {
+    "probe": "tab:gray",
+    "full": "tab:brown",
+    "lora": "tab:blue",
+    "osf": "tab:cyan",
+    "effort": "tab:orange",
+    "masm-nomask": "tab:olive",
+    "masm": "tab:green",
+}
+_OTHER_COLORS = ("tab:purple", "tab:red", "tab:pink", "black")
+
+
+def plot_auc_dots(
+    table: Mapping[str, Mapping[str, Cell]],
     path: Path | str,
     *,
     title: str = "",
+    interval: str = "95% interval",
+    counts: Mapping[str, int] | None = None,
     unseen: Sequence[str] = (),
 ) -> Path:
-    """Grouped bars: `table[series][category] = (auc, low, high)`, a bar a series in each category, whiskers its
-    interval.
+    """AUC as dots, one row for each category and one dot for each series in it; a line spans its interval.
 
-    Categories in `unseen` are marked as such. A value of None (not defined for these samples) has no bar.
-    The axis begins at 0.3, or below the lowest value or whisker. Names that would overlap are rotated.
+    The axis runs from the lowest value (chance, 0.5, is always in the figure and marked) to 1.
+
+    Args:
+        table: series -> category -> (AUC, low, high). An AUC of None has no dot, a low of None no line.
+        path: the PNG file to write.
+        title: heading of the figure.
+        interval: what the lines span, for the caption.
+        counts: category -> number of samples, shown beside its name.
+        unseen: categories that are marked as unseen.
+
+    Returns:
+        The path.
     """
-    series = list(table)
     categories = list(dict.fromkeys(category for values in table.values() for category in values))
-    figure, ((axes,),) = new_figure(size=(max(6.0, 1.5 + 0.28 * len(series) * len(categories)), 4.2))
-    width = 0.8 / max(1, len(series))
-    lowest = 1.0
-    for index, name in enumerate(series):
+    figure, ((axes,),) = new_figure(size=(7.0, 1.4 + len(categories) * (0.22 + 0.16 * len(table))))
+    others = iter(_OTHER_COLORS * len(table))
+    shown, spans, lowest = [], False, 0.5
+    for index, (name, values) in enumerate(table.items()):
+        color = METHOD_COLORS.get(name) or next(others)
         for place, category in enumerate(categories):
-            auc, low, high = table[name].get(category, (None, None, None))
+            auc, low, high = values.get(category, (None, None, None))
             if auc is None:
                 continue
-            x = place + (index - (len(series) - 1) / 2) * width
-            label = name if not any(text == name for text in axes.get_legend_handles_labels()[1]) else None
-            axes.bar(x, auc, width * 0.92, color=f"C{index}", label=label)
-            lowest = min(lowest, auc)
+            y = place + (index - (len(table) - 1) / 2) * 0.8 / max(1, len(table))
             if low is not None and high is not None:
-                axes.vlines(x, low, high, color="black", linewidth=1)
-                lowest = min(lowest, low)
-    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(ylabel="AUC", ylim=(max(0.0, min(0.3, lowest - 0.05)), 1.02), title=title)
-    axes.set_xticks(range(len(categories)), [f"{c}\n(unseen)" if c in unseen else c for c in categories])
-    # Beside the bars, not over them.
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
-    figure.canvas.draw()  # lays out the names, so that their extent is known
-    boxes = [name.get_window_extent() for name in axes.get_xticklabels()]
-    if any(left.x1 >= right.x0 for left, right in pairwise(boxes)):
-        names = [f"{c} (unseen)" if c in unseen else c for c in categories]
-        axes.set_xticks(range(len(categories)), names, rotation=45, ha="right", rotation_mode="anchor")
+                axes.plot([low, high], [y, y], color=color, linewidth=1.2, alpha=0.7)
+                lowest, spans = min(lowest, low), True
+            axes.plot(auc, y, "o", color=color, markersize=5, label=None if name in shown else name)
+            shown.append(name)
+            lowest = min(lowest, auc)
+    axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.annotate("chance", (0.5, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 2), textcoords="offset points",
+                  fontsize="small", color="grey")  # fmt: skip
+    names = [f"{c} (unseen)" if c in unseen else c for c in categories]
+    if counts:
+        names = [f"{name}\nn = {counts[c]}" if c in counts else name for name, c in zip(names, categories)]
+    axes.set_yticks(range(len(categories)), names)
+    axes.set(xlim=(max(0.0, lowest - 0.03), 1.01), ylim=(len(categories) - 0.4, -0.6), title=title)
+    axes.set_xlabel(f"AUC; lines: {interval}" if spans else "AUC; no intervals: too few independent samples")
+    axes.grid(axis="x", alpha=0.3)
+    if shown:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
     return save_figure(figure, path)
 
 
 def plot_auc(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
     """AUC with 95% intervals of each run per data set and forgery method, from `metrics.evaluate_scores` results."""
-    return plot_auc_bars({name: auc_cells(result) for name, result in runs.items()}, path)
+    counts: dict[str, int] = {}
+    for result in runs.values():
+        counts |= auc_counts(result)
+    table = {name: auc_cells(result) for name, result in runs.items()}
+    return plot_auc_dots(table, path, title="AUC per forgery", counts=counts)
 
 
 def _label_layers(axes: Axes, layers: Sequence[str]) -> None:

@@ -27,6 +27,16 @@ def auc_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
     return cells
 
 
+def auc_counts(result: Mapping[str, Any]) -> dict[str, int]:
+    """Samples, real and fake together, behind each of the `auc_cells`."""
+    counts: dict[str, int] = {}
+    for dataset, entry in result["datasets"].items():
+        prefix = f"{dataset}: " if len(result["datasets"]) > 1 else ""
+        for method, numbers in (*entry["methods"].items(), ("all", entry["all"])):
+            counts[f"{prefix}{method}"] = numbers["n_real"] + numbers["n_fake"]
+    return counts
+
+
 def interval_of(numbers: Mapping[str, Any], name: str) -> Cell:
     """(value, low, high) of a metric; low and high are None without an interval (too few groups)."""
     low, high = numbers.get(f"{name}_ci") or (None, None)

@@ -143,6 +143,7 @@ class _Run:
         write_history(self.folder, self.history)
 
     def save(self) -> None:
+        """Write a checkpoint."""
         state = self.position, self.chosen, self.history
         save_state(self.folder, self.detector, self.method, self.conditions, *state)
 
@@ -214,6 +215,7 @@ class _Run:
             write_history(self.folder, self.history)
 
     def result(self) -> FitResult:
+        """The numbers of the finished run."""
         history = self.history
         seconds, waited = (sum(entry[name] for entry in history) for name in ("seconds", "waited"))
         return FitResult(
@@ -241,5 +243,6 @@ class _Clock:
         self._started = time.perf_counter()
 
     def read(self) -> None:
+        """Update `seconds` and `waited` of the position."""
         self._position.seconds = self._seconds + time.perf_counter() - self._started
         self._position.waited = self._waited + self._batches.waited

@@ -1,6 +1,4 @@
-"""The adaptation methods: what they train, that they start as the pretrained model, and Effort's layer against dense
-algebra.
-"""
+"""The methods: what they train, that they start as the pretrained model, and their rates."""
 
 from __future__ import annotations
 
@@ -10,12 +8,9 @@ import pytest
 import torch
 from masm_detect.config import ConfigError, MasmOptions, MethodConfig
 from masm_detect.methods.build import build_method, resolve
-from masm_detect.methods.effort import EffortLinear
-from masm_detect.methods.layers import WeightDrift
 from masm_detect.methods.registry import METHODS
 from masm_detect.models.backbone import Backbone
 from masm_detect.models.detector import Detector
-from torch import nn
 
 MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_warmup=1, mask_interval=1)
 
@@ -97,35 +92,6 @@ def test_rank_beyond_the_layer_is_refused(name, tiny_detector):
 def test_unknown_method_is_refused(tiny_detector):
     with pytest.raises(ConfigError, match="adalora"):
         build_method("adalora", tiny_detector(), MethodConfig(), seed=0)
-
-
-@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
-def test_effort_layer_is_the_published_split(shape):
-    torch.manual_seed(0)
-    linear = nn.Linear(shape[1], shape[0]).double()
-    layer = EffortLinear.from_linear(linear)
-    q = min(shape)
-    sigma = torch.linalg.svdvals(linear.weight)
-    torch.testing.assert_close(torch.linalg.svdvals(layer.weight)[: q - 1], sigma[: q - 1])
-    torch.testing.assert_close(layer.s, sigma[-1:])
-    assert int(torch.linalg.matrix_rank(layer.weight)) == q - 1
-    x = torch.randn(4, shape[1], dtype=torch.float64)
-    torch.testing.assert_close(layer(x), linear(x))
-    assert {name for name, _ in layer.named_parameters()} == {"u", "s", "v"}
-
-
-def test_weight_drift_is_the_dense_norm():
-    torch.manual_seed(0)
-    layer = EffortLinear.from_linear(nn.Linear(9, 6), rank=2)
-    model = nn.Sequential(layer)
-    start = layer.current_weight().detach().double().clone()
-    drift = WeightDrift(model)
-    assert drift.ratios()["0"] < 1e-7
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    expected = float((layer.current_weight().double() - start).norm() / start.norm())
-    assert drift.ratios()["0"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["masm", "masm-nomask", "lora", "probe"])
