@@ -116,7 +116,7 @@ def _run(
         "samples": {"train": len(train), "val": len(split.val), "test": len(split.test)},
         "seconds": round(time.perf_counter() - started, 1),
         **extra,
-        "test": evaluate_scores(split.test, scores, seed=0)["datasets"],
+        "test": evaluate_scores(split.test, scores)["datasets"],
     }
 
 

@@ -66,7 +66,7 @@ def test_a_metric(monkeypatch, tiny_data):
     labels = np.array([s.label for s in samples])
     brier = Metric(lambda labels, scores: float(((scores - labels) ** 2).mean()), "Brier")
     monkeypatch.setitem(metrics.METRICS, "brier", brier)
-    result = evaluate_scores(samples, scores, n_bootstrap=0)
+    result = evaluate_scores(samples, scores)
     expected = float(((scores - labels) ** 2).mean())
     assert result["datasets"]["data"]["methods"]["stripes"]["brier"] == pytest.approx(expected)
     [column] = [c for c in results_table({"run": result}).columns if c.header == "Brier"]

@@ -38,7 +38,6 @@ from masm_detect.report.tables import auc_cells, auc_counts, format_cell, show
 from masm_detect.results import provenance, write_json
 from masm_detect.runtime import process_settings, resolve_device, resolve_precision
 from masm_detect.training.loop import fit
-
 from masm_ext.files import write_atomically
 
 SEEN = ("upsample", "poisson", "warp")

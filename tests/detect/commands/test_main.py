@@ -41,7 +41,7 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
         assert main([*arguments, f"--method.name={method}"]) == 0
     out = capsys.readouterr().out
     assert "stripes" in out and out.count("images/s") == out.count("% of the time spent waiting for data") == 2
-    options = ["--n_bootstrap=20", "--runtime.progress=false", "--out", f"{tmp_path}/eval"]
+    options = ["--runtime.progress=false", "--out", f"{tmp_path}/eval"]
     assert main(["eval", f"{tmp_path}/probe", f"{tmp_path}/masm", "--data", str(tiny_data), *options]) == 0
     out = capsys.readouterr().out
     assert "probe" in out and "masm" in out and "AUC" in out
@@ -153,7 +153,7 @@ def test_eval_of_a_missing_or_damaged_run(tiny_data, tiny_backbone, tmp_path, ca
     assert_one_line(capsys.readouterr().err, "runs")
     assert code_of(["eval", f"{tmp_path}/none"]) == USER_ERROR
     assert_one_line(capsys.readouterr().err, "no data given")
-    for option in ("--n_bootstrap=-1", "--frames_per_video=0"):
+    for option in "--frames_per_video=0":
         assert code_of(["eval", f"{tmp_path}/none", *data, option]) == USER_ERROR
         assert_one_line(capsys.readouterr().err, option[2:].split("=")[0])
     assert code_of(["eval", f"{tmp_path}/none", *data, f"--out={tiny_data}/real/00.png"]) == USER_ERROR

@@ -37,6 +37,6 @@ def test_a_run_that_noted_no_files(tmp_path, tiny_data):
 def test_a_renamed_copy_of_the_training_data_is_noticed(tiny_data, tiny_backbone, tmp_path):
     train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
     copy = shutil.copytree(tiny_data, tmp_path / "renamed")
-    config = EvalConfig([str(tmp_path / "run")], [str(copy)], str(tmp_path / "eval"), n_bootstrap=0,
+    config = EvalConfig([str(tmp_path / "run")], [str(copy)], str(tmp_path / "eval"),
                         runtime=RuntimeConfig(progress=False))  # fmt: skip
     assert evaluate(config)["runs"]["run"]["seen_in_training"]["files"] == 20

@@ -60,7 +60,6 @@ def test_two_runs_of_one_name_are_kept_apart(tiny_data, tiny_backbone, tmp_path)
         runs=[str(run) for run in runs],
         paths=[str(tiny_data)],
         out=str(tmp_path / "eval"),
-        n_bootstrap=10,
         runtime=RuntimeConfig(progress=False),
     )
     evaluate(config)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over groups."""
+"""Jackknife intervals over groups."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from masm_detect.data.sample import Sample
 from masm_detect.evaluation.compare import compare_scores
-from masm_detect.evaluation.intervals import MIN_CLUSTERS, group_weights, weighted_auc
-from masm_detect.evaluation.metrics import (
-    evaluate_scores,
-)
+from masm_detect.evaluation.intervals import MIN_CLUSTERS, auc_interval, leave_one_out
+from masm_detect.evaluation.metrics import evaluate_scores
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 
@@ -29,52 +28,77 @@ def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noi
     return samples, np.round(scores, 2)  # rounded: ties
 
 
-def test_weighted_auc_equals_an_explicit_resample():
+def test_each_group_is_left_out():
     samples, scores = make(n_videos=7, frames=3)
-    labels, groups = np.array([s.label for s in samples]), [s.group for s in samples]
-    counts, place = group_weights(groups, labels, 20, 0, min_clusters=2)
-    values = weighted_auc(labels, scores, (counts, place))
-    for row, value in zip(counts, values):
-        repeat = row[place].astype(int)
-        assert value == pytest.approx(roc_auc_score(np.repeat(labels, repeat), np.repeat(scores, repeat)), abs=1e-12)
+    labels, groups = np.array([s.label for s in samples]), np.array([s.group for s in samples], dtype="U40")
+    groups[:3] = "a group with real samples only"
+    values = leave_one_out(groups, labels, scores, min_clusters=2)
+    assert values.auc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    names = np.unique(groups)
+    assert len(names) == len(values.kind) == len(values.without) == 8
+    for name, kind, value in zip(names, values.kind, values.without):
+        keep = groups != name
+        assert value == pytest.approx(roc_auc_score(labels[keep], scores[keep]), abs=1e-12)
+        assert kind == {"a group with real samples only": 0, "D/0": 1}.get(name, 2)
 
 
-def test_interval_covers_and_is_wider_when_clustered():
+def draw(rng, auc, groups, frames, correlation, paired):
+    """Labels, scores and groups of normal scores whose AUC over independent groups is `auc`."""
+    shift = norm.ppf(auc) * np.sqrt(2)
+    names = np.arange(groups if paired else 2 * groups)
+    offset = rng.normal(0, np.sqrt(correlation), len(names))
+    rows = [(g, label) for g in names for label in ((0, 1) if paired else (int(g < groups),)) for _ in range(frames)]
+    place, labels = np.array(rows).T
+    scores = shift * labels + offset[place] + rng.normal(0, np.sqrt(1 - correlation), len(rows))
+    return labels, scores, place
+
+
+@pytest.mark.parametrize("paired", [False, True], ids=["one class a group", "both classes in a group"])
+@pytest.mark.parametrize(("frames", "correlation"), [(1, 0.0), (6, 0.6)])
+@pytest.mark.parametrize("groups", [8, 20, 50, 100])
+@pytest.mark.parametrize("auc", [0.6, 0.75, 0.89, 0.97])
+def test_intervals_hold_what_they_promise(auc, groups, frames, correlation, paired, seed):
+    """Of 400 data sets drawn alike, 93% to 97% of the intervals hold the true AUC, or none is printed.
+
+    The standard error of a coverage from 400 draws is .011: the bounds allow two and a half of it. Single samples with
+    few errors are covered up to 98.5% of the time: the jackknife is conservative there.
+    """
+    rng = np.random.default_rng(seed)
+    found = [auc_interval(g.astype(str), y, x) for y, x, g in
+             (draw(rng, auc, groups, frames, correlation, paired) for _ in range(400))]  # fmt: skip
+    found = [interval for interval in found if interval is not None]
+    if groups < MIN_CLUSTERS:
+        assert found == []
+        return
+    coverage = np.mean([low <= auc <= high for low, high in found])
+    highest = 0.97 if frames > 1 else 0.985
+    assert 0.93 - 0.027 <= coverage <= highest + 0.025, coverage
+
+
+def test_perfect_separation_has_no_interval():
+    groups = np.arange(60).astype(str)
+    labels = np.r_[np.zeros(30, int), np.ones(30, int)]
+    assert auc_interval(groups, labels, labels * 0.5) is None
+    assert auc_interval(groups, labels, np.arange(60) / 60) is None
+    assert auc_interval(groups, labels, np.full(60, 0.5)) == [0.5, 0.5]  # scores that never differ vary nowhere
+
+
+def test_interval_is_wider_when_clustered():
     samples, scores = make(n_videos=30, frames=10)
-    m = evaluate_scores(samples, scores, n_bootstrap=500)["datasets"]["D"]["all"]
+    m = evaluate_scores(samples, scores)["datasets"]["D"]["all"]
     assert m["auc_ci"][0] < m["auc"] < m["auc_ci"][1]
     # Frames taken for independent: an interval that is far too narrow.
     loose = [Sample(s.path, s.label, s.dataset, s.method, s.video, "test", s.path) for s in samples]
-    n = evaluate_scores(loose, scores, n_bootstrap=500)["datasets"]["D"]["all"]
+    n = evaluate_scores(loose, scores)["datasets"]["D"]["all"]
     width = lambda x: x["auc_ci"][1] - x["auc_ci"][0]  # noqa: E731
     assert width(m) > 1.5 * width(n)
 
 
-def test_interval_coverage():
-    """Of 60 data sets drawn alike, about 95% of the intervals hold the true AUC."""
-    truth = evaluate_scores(*make(n_videos=4000, frames=1, methods=("A",), seed=99), n_bootstrap=0)["datasets"]["D"][
-        "all"
-    ]["auc"]
-    hits = 0
-    for seed in range(60):
-        low, high = evaluate_scores(*make(40, 3, ("A",), seed=seed), n_bootstrap=200)["datasets"]["D"]["all"]["auc_ci"]
-        hits += low <= truth <= high
-    assert hits >= 50
-
-
-def test_same_seed_same_interval():
-    samples, scores = make()
-    a, b, c = (
-        evaluate_scores(samples, scores, n_bootstrap=100, seed=s)["datasets"]["D"]["all"]["auc_ci"] for s in (0, 0, 1)
-    )
-    assert a == b != c
-
-
 def test_classes_in_groups_of_their_own():
-    """Real and fake videos that share no group: every resample still has both classes."""
+    """Real and fake videos that share no group: each class varies on its own."""
     samples, scores = make(n_videos=MIN_CLUSTERS, frames=2, methods=("A",))
     apart = [Sample(s.path, s.label, s.dataset, s.method, s.video) for s in samples]
-    m = evaluate_scores(apart, scores, n_bootstrap=300)["datasets"]["D"]["all"]
+    m = evaluate_scores(apart, scores)["datasets"]["D"]["all"]
     assert m["n_groups"] == 2 * MIN_CLUSTERS and m["n_real_groups"] == m["n_fake_groups"] == MIN_CLUSTERS
     assert np.isfinite(m["auc_ci"]).all()
 
@@ -82,15 +106,15 @@ def test_classes_in_groups_of_their_own():
 @pytest.mark.parametrize("n_videos", [1, 2, MIN_CLUSTERS - 1])
 def test_few_groups_have_no_interval(n_videos):
     samples, scores = make(n_videos=n_videos)
-    m = evaluate_scores(samples, scores, n_bootstrap=100)["datasets"]["D"]["all"]
+    m = evaluate_scores(samples, scores)["datasets"]["D"]["all"]
     assert m["auc"] is not None and m["auc_ci"] is None and m["video_auc_ci"] is None
     assert m["n_groups"] == m["n_real_groups"] == n_videos
-    assert compare_scores(samples, scores, scores, n_bootstrap=50)["difference_ci"] is None
+    assert compare_scores(samples, scores, scores)["difference_ci"] is None
 
 
 def test_groups_are_counted_in_each_class():
     """Many groups of fakes do not make up for few groups of reals."""
-    samples, scores = make(n_videos=20, frames=1, methods=("A",))
+    samples, scores = make(n_videos=MIN_CLUSTERS, frames=1, methods=("A",))
     keep = [i for i, s in enumerate(samples) if s.label or int(s.video.rsplit("/", 1)[1]) < 3]
-    m = evaluate_scores([samples[i] for i in keep], scores[keep], n_bootstrap=50)["datasets"]["D"]["all"]
-    assert (m["n_real_groups"], m["n_fake_groups"]) == (3, 20) and m["auc_ci"] is None
+    m = evaluate_scores([samples[i] for i in keep], scores[keep])["datasets"]["D"]["all"]
+    assert (m["n_real_groups"], m["n_fake_groups"]) == (3, MIN_CLUSTERS) and m["auc_ci"] is None

@@ -16,7 +16,7 @@ from masm_detect.evaluation.metrics import (
     tpr_at_fpr,
     video_scores,
 )
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 
 def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noise=0.1, seed=0):
@@ -38,7 +38,7 @@ def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noi
 def test_numbers_equal_scikit_learn():
     samples, scores = make()
     labels = np.array([s.label for s in samples])
-    result = evaluate_scores(samples, scores, n_bootstrap=50)
+    result = evaluate_scores(samples, scores)
     whole = result["datasets"]["D"]["all"]
     assert whole["auc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert whole["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
@@ -58,24 +58,46 @@ def test_numbers_equal_scikit_learn():
 def test_datasets_are_kept_apart():
     a, b = make(dataset="A", seed=1), make(dataset="B", seed=2, shift=0.0)
     samples, scores = a[0] + b[0], np.concatenate([a[1], b[1]])
-    mixed = evaluate_scores(samples, scores, n_bootstrap=20)["datasets"]
-    assert mixed["A"] == evaluate_scores(*a, n_bootstrap=20)["datasets"]["A"]
+    mixed = evaluate_scores(samples, scores)["datasets"]
+    assert mixed["A"] == evaluate_scores(*a)["datasets"]["A"]
     assert mixed["A"]["all"]["auc"] > 0.7 > 0.6 > mixed["B"]["all"]["auc"]
 
 
 def test_fast_enough():
     samples, scores = make(n_videos=100, frames=10, methods=("A", "B"))  # 3000 frames
     start = time.perf_counter()
-    evaluate_scores(samples, scores, n_bootstrap=1000)
+    evaluate_scores(samples, scores)
     assert time.perf_counter() - start < 20  # about 1 s on one idle core
 
 
 def test_eer_tpr_and_calibration_by_hand():
     labels, scores = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0.1, 0.2, 0.3, 0.8, 0.4, 0.6, 0.7, 0.9])
     assert equal_error_rate(labels, scores) == 0.25
-    assert tpr_at_fpr(labels, scores) == 0.25
     assert calibration_error(np.array([0, 1]), np.array([0.0, 1.0])) == 0
     assert calibration_error(np.array([0, 0]), np.array([1.0, 1.0])) == 1
+
+
+def test_eer_lies_on_the_line_between_two_thresholds():
+    assert equal_error_rate(np.array([0, 1]), np.array([0.3, 0.3])) == 0.5  # constant scores are guesses
+    assert equal_error_rate(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])) == 0
+    assert equal_error_rate(np.array([1, 1, 0, 0]), np.array([0.1, 0.2, 0.8, 0.9])) == 1
+    # thresholds at (FPR, TPR) = (0, 1/3), (1, 1): FPR = 1 - TPR at 0.4
+    assert equal_error_rate(np.array([0, 1, 1, 1]), np.array([0.5, 0.5, 0.5, 0.9])) == pytest.approx(0.4)
+    rng = np.random.default_rng()
+    for _ in range(50):  # against a fine grid on the same lines
+        labels = np.r_[0, 1, rng.integers(0, 2, rng.integers(1, 30))]
+        scores = rng.integers(0, 8, len(labels)) / 8
+        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+        place = np.linspace(0, len(fpr) - 1, 200_001)
+        x, y = (np.interp(place, np.arange(len(fpr)), values) for values in (fpr, tpr))
+        assert equal_error_rate(labels, scores) == pytest.approx(x[np.argmin(np.abs(x + y - 1))], abs=1e-3)
+
+
+def test_tpr_at_one_percent_needs_a_hundred_reals():
+    labels = np.r_[np.zeros(100, int), np.ones(4, int)]
+    scores = np.r_[np.linspace(0, 0.5, 99), 0.8, 0.6, 0.7, 0.75, 0.9]
+    assert tpr_at_fpr(labels, scores) == 1.0  # one false alarm of 100 is allowed
+    assert tpr_at_fpr(labels[1:], scores[1:]) is None
 
 
 def test_dfb_compat_merges_equal_folder_names():
@@ -85,8 +107,8 @@ def test_dfb_compat_merges_equal_folder_names():
     fakes = [s for s in samples if s.label]
     keys, labels, _, _ = video_scores(fakes, scores[: len(fakes)], "dfb-compat")
     assert len(keys) == 10 and labels.all()
-    compat = evaluate_scores(samples, scores, 0, protocol="dfb-compat")["datasets"]["D"]["all"]
-    correct = evaluate_scores(samples, scores, 0)["datasets"]["D"]["all"]
+    compat = evaluate_scores(samples, scores, protocol="dfb-compat")["datasets"]["D"]["all"]
+    correct = evaluate_scores(samples, scores)["datasets"]["D"]["all"]
     assert compat["video_auc"] is None and correct["video_auc"] is not None
     assert compat["auc"] == correct["auc"]
     with pytest.raises(ValueError, match="protocol must be one of"):
@@ -113,6 +135,6 @@ def test_data_set_of_one_class_beside_a_complete_one():
     a, b = make(dataset="A"), make(dataset="B")
     reals = [i for i, s in enumerate(b[0]) if s.label == 0]
     samples, scores = a[0] + [b[0][i] for i in reals], np.concatenate([a[1], b[1][reals]])
-    result = evaluate_scores(samples, scores, n_bootstrap=10)["datasets"]
+    result = evaluate_scores(samples, scores)["datasets"]
     assert result["A"]["all"]["auc"] is not None
     assert result["B"]["all"]["auc"] is None and result["B"]["all"]["accuracy"] is not None

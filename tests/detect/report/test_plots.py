@@ -9,7 +9,7 @@ import pytest
 from masm_detect.data.sample import Sample
 from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.report import plots
-from masm_detect.report.plots import plot_auc, plot_auc_bars, plot_drift, plot_history, plot_masks
+from masm_detect.report.plots import plot_auc, plot_auc_dots, plot_drift, plot_history, plot_masks
 
 
 @pytest.fixture
@@ -20,35 +20,46 @@ def drawn(monkeypatch):
     return figures
 
 
-def bars(drawn, table, **options):
-    """The axes of `plot_auc_bars` and the extent of each name below them."""
-    plots.plot_auc_bars(table, "", **options)
+def dots(drawn, table, **options):
+    """The axes of `plot_auc_dots`."""
+    plots.plot_auc_dots(table, "", **options)
     drawn[-1].canvas.draw()
     [axes] = drawn[-1].axes
-    return axes, [name.get_window_extent() for name in axes.get_xticklabels()]
+    return axes
 
 
-def test_every_bar_and_whisker_is_in_sight(drawn):
+def test_every_dot_and_interval_is_in_sight_and_chance_is_marked(drawn):
     for cell, lowest in (((0.125, None, None), 0.125), ((0.4, 0.2, 0.6), 0.2), ((0.0, None, None), 0.0)):
-        axes, _ = bars(drawn, {"one": {"a": cell, "b": (0.9, 0.8, 1.0)}})
-        assert 0 <= axes.get_ylim()[0] <= lowest and (lowest == 0 or axes.get_ylim()[0] < lowest)
-    axes, _ = bars(drawn, {"one": {"a": (0.8, 0.7, 0.9), "b": (None, None, None)}})
-    assert axes.get_ylim()[0] == 0.3
+        axes = dots(drawn, {"one": {"a": cell, "b": (0.9, 0.8, 1.0)}})
+        assert 0 <= axes.get_xlim()[0] <= lowest and axes.get_xlim()[1] > 1
+    axes = dots(drawn, {"one": {"a": (0.8, 0.7, 0.9), "b": (None, None, None)}})
+    assert axes.get_xlim()[0] < 0.5 and any(line.get_xdata()[0] == 0.5 for line in axes.lines)
+    assert sum(line.get_marker() == "o" for line in axes.lines) == 1  # no dot where nothing is known
 
 
-def test_names_below_the_bars_do_not_overlap(drawn):
-    cell = (0.7, None, None)
-    axes, boxes = bars(drawn, {"one": dict.fromkeys("abc", cell)}, unseen="c")
-    assert [name.get_rotation() for name in axes.get_xticklabels()] == [0] * 3
-    assert axes.get_xticklabels()[2].get_text() == "c\n(unseen)"
+def test_the_figure_says_what_the_lines_and_the_numbers_are(drawn):
+    axes = dots(drawn, {"probe": {"a": (0.8, 0.7, 0.9)}}, counts={"a": 40}, unseen=["a"], title="t")
+    assert axes.get_xlabel() == "AUC; lines: 95% interval" and axes.get_title() == "t"
+    assert axes.get_yticklabels()[0].get_text() == "a (unseen)\nn = 40"
+    axes = dots(drawn, {"probe": {"a": (0.8, None, None)}})
+    assert "no intervals" in axes.get_xlabel()
+
+
+def test_a_method_has_one_colour_in_every_figure(drawn):
+    cell = {"a": (0.8, None, None)}
+    for table in ({"masm": cell, "probe": cell}, {"probe": cell, "other": cell, "masm": cell}):
+        axes = dots(drawn, table)
+        legend = axes.get_legend()
+        colours = {t.get_text(): line.get_color() for t, line in zip(legend.get_texts(), legend.get_lines())}
+        assert colours["masm"] == plots.METHOD_COLORS["masm"] and colours["probe"] == plots.METHOD_COLORS["probe"]
+        assert len(set(colours.values())) == len(table)
+
+
+def test_names_beside_the_dots_do_not_overlap(drawn):
     names = [f"data set {d}: {method}" for d in "12" for method in ("upsample", "poisson", "all")]
-    axes, boxes = bars(drawn, {"one": dict.fromkeys(names, cell)}, unseen=names[1:2])
-    labels = axes.get_xticklabels()
-    assert [name.get_rotation() for name in labels] == [45] * 6
-    assert labels[1].get_text() == "data set 1: poisson (unseen)"
-    # Lines at 45 degrees: their distance is that of where they end, over the square root of two.
-    assert all((b.x1 - a.x1) / 2**0.5 > labels[0].get_fontsize() * drawn[-1].dpi / 72 for a, b in pairwise(boxes))
-    assert all(box.y0 >= 0 for box in boxes)
+    axes = dots(drawn, {"one": dict.fromkeys(names, (0.7, None, None))}, counts=dict.fromkeys(names, 9))
+    boxes = [name.get_window_extent() for name in axes.get_yticklabels()]
+    assert all(lower.y1 <= upper.y0 for upper, lower in pairwise(boxes)) and all(box.x0 >= 0 for box in boxes)
 
 
 def test_epochs_count_as_the_history_does(drawn):
@@ -77,7 +88,7 @@ def result() -> dict:
         Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
     ]
     scores = np.random.default_rng(0).random(len(samples))
-    return {"method": "probe", **evaluate_scores(samples, scores, n_bootstrap=50)}
+    return {"method": "probe", **evaluate_scores(samples, scores)}
 
 
 def test_figures_are_png(result, tmp_path):
@@ -98,7 +109,7 @@ def test_figures_are_png(result, tmp_path):
         plot_drift(history, tmp_path / "d.png"),
         plot_masks(masks, ["b.0.q"], tmp_path / "m.png"),
         plot_auc({"one": result, "two": result}, tmp_path / "a.png"),
-        plot_auc_bars({"one": {"a": (None, None, None)}}, tmp_path / "n.png"),
+        plot_auc_dots({"one": {"a": (None, None, None)}}, tmp_path / "n.png"),
     ]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
     assert len(list(tmp_path.iterdir())) == len(files)

@@ -18,7 +18,7 @@ def result() -> dict:
         Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
     ]
     scores = np.random.default_rng(0).random(len(samples))
-    return {"method": "probe", **evaluate_scores(samples, scores, n_bootstrap=50)}
+    return {"method": "probe", **evaluate_scores(samples, scores)}
 
 
 def test_tables_and_cells(result):
@@ -47,20 +47,22 @@ def test_speed_in_words():
     assert speed_line({**metrics, "seconds": 0.0}) == "training: 12.3 images/s"
 
 
-def result_of(groups, n_bootstrap):
+def result_of(groups):
     samples = [
         Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i}") for m in ("real", "a") for i in range(groups)
     ]
-    return evaluate_scores(samples, np.random.default_rng(0).random(len(samples)), n_bootstrap=n_bootstrap)
+    return evaluate_scores(samples, np.random.default_rng(0).random(len(samples)))
 
 
-@pytest.mark.parametrize("groups, n_bootstrap, title", [
-    (8, 20, "95% intervals by bootstrap over groups"),
-    (7, 20, "no intervals (they need 8 groups of each class)"),
-    (8, 0, "no intervals (n_bootstrap: 0)"),
-])  # fmt: skip
-def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootstrap, title):
-    assert results_table({"run": result_of(groups, n_bootstrap)}).title == f"P(fake) against the label; {title}"
+@pytest.mark.parametrize(
+    ("groups", "title"),
+    [
+        (20, "95% intervals by jackknife over groups"),
+        (19, "no intervals (they need 20 groups of each class, and an AUC below 1)"),
+    ],
+)
+def test_the_title_promises_intervals_only_where_there_are_some(groups, title):
+    assert results_table({"run": result_of(groups)}).title == f"P(fake) against the label; {title}"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_the_title_promises_intervals_only_where_there_are_some(groups, n_bootst
 )
 def test_images_that_were_trained_on_are_reported(seen, message):
     seen = {"of_groups": 9, "samples": 4, "of_samples": 20} | seen
-    caption = results_table({"run": {**result_of(7, 0), "seen_in_training": seen}}).caption
+    caption = results_table({"run": {**result_of(7), "seen_in_training": seen}}).caption
     assert caption is None if message is None else message in caption
 
 
