@@ -8,11 +8,12 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-kernels gpu-check gpu-test gpu-sanitize lint format clean
+.PHONY: help demo test test-kernels docs gpu-check gpu-test gpu-sanitize lint format clean
 help:
 	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
 	@echo "make test   build, install and run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-kernels   every kernel compiled, interpreted, emulated, sanitized and mutated (about half an hour)"
+	@echo "make docs   the documentation site, in build/site"
 	@echo "make gpu-check   on an NVIDIA GPU, both of these (see docs/gpu.md):"
 	@echo "make gpu-test   the tests that need a GPU"
 	@echo "make gpu-sanitize   tests of the operators and the optimizer under compute-sanitizer; SANITIZERS=\"$(SANITIZERS)\""
@@ -47,6 +48,14 @@ gpu-sanitize:
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --launch-timeout 0 \
 			$(GPU_PYTHON) -m pytest -m gpu $(SANITIZED) || exit 1; \
 	done
+
+# The documentation site, in build/site. A broken link or an undocumented argument is an error.
+docs: $(BIN)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+$(BIN)/.docs: $(BIN)/.installed
+	$(PIP) mkdocs-material "mkdocstrings[python]"
+	@touch $@
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
