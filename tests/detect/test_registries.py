@@ -53,7 +53,7 @@ def test_a_method(toy, monkeypatch, tiny_data, tiny_backbone, tmp_path):
     assert result.fit.steps == 5 and result.metrics["method"] == "bitfit"
     trained = [name for name, p in result.detector.named_parameters() if p.requires_grad]
     assert len(trained) == 8 + 2 and all(name.endswith("bias") for name in trained if not name.startswith("head."))
-    assert {group["initial_lr"] for group in result.method.optimizer.param_groups} == {2e-3, 1e-3}
+    assert {group["initial_lr"] for group in result.method.optimizer.param_groups} == {2e-3, 3e-3}
     loaded = load_detector(config.model)
     load_method(loaded, MethodConfig(name="bitfit"), tmp_path / "run" / "adapter")
     for name in trained:

@@ -143,7 +143,9 @@ def write_data(out: str | Path, *, quick: bool = False, seed: int = 0, progress:
     for sample in data.samples:
         _, split, folder, name = sample.path.split("/")
         photograph, _, number = name.rpartition("-")
-        write_atomically(out / split / folder / photograph / number, data.images[sample.path].tobytes())
+        file = out / split / folder / photograph / number
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, data.images[sample.path].tobytes())
     return out
 
 

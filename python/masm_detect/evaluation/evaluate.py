@@ -53,7 +53,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         DatasetError: a data set that holds one class only.
     """
     if not config.runs:
-        raise ConfigError("no run given: name at least one run folder")
+        raise ConfigError("runs is empty: name at least one run folder written by `masm train`")
     check_output_folder(config.out)
     if (Path(config.out) / "results.json").exists() and not config.overwrite:
         raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")

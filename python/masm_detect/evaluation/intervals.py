@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
 #: Fewest groups of each class for an interval: with fewer the interval does not hold what 95% promises.
@@ -53,12 +52,8 @@ def leave_one_out(
     kind = np.where(fakes == 0, 0, np.where(reals == 0, 1, 2))
     if min((kind != 1).sum(), (kind != 0).sum()) < max(2, min_clusters):
         return None
-    # The share of a sample in the pairs that are ordered rightly, from ranks: among all, and among its own group.
-    wins = _wins(labels, scores)
-    within = np.zeros(G)
-    for group in np.flatnonzero(kind == 2):
-        own = place == group
-        within[group] = _wins(labels[own], scores[own])[labels[own] == 1].sum()
+    wins = _wins(labels, scores, np.zeros_like(place))
+    within = np.bincount(place[fake], weights=_wins(labels, scores, place)[fake], minlength=G)
     total = wins[fake].sum()
     lost = np.bincount(place, weights=wins, minlength=G) - within  # pairs with a sample of the group
     left, pairs = total - lost, (fakes.sum() - fakes) * (reals.sum() - reals)
@@ -96,11 +91,21 @@ def half_width(values: np.ndarray, kind: np.ndarray) -> float:
     return float(student_t.ppf(0.975, freedom) * np.sqrt(variance))
 
 
-def _wins(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Of each sample [n]: with how many samples of the other class it is ordered rightly; a tie is one half."""
-    fake = labels == 1
-    ranks = rankdata(scores)
+def _wins(labels: np.ndarray, scores: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Of each sample [n]: with how many samples of the other class, at the same place, it is ordered rightly; a tie is
+    one half.
+    """
+    order = np.lexsort((scores, place))
+    fake, score, where = labels[order] == 1, scores[order], place[order]
+    new_place = np.r_[True, where[1:] != where[:-1]]
+    new_score = new_place | np.r_[True, score[1:] != score[:-1]]  # where a run of equal scores starts
+    place_number, score_number = np.cumsum(new_place) - 1, np.cumsum(new_score) - 1
     wins = np.empty(len(scores))
-    wins[fake] = ranks[fake] - rankdata(scores[fake])  # reals below
-    wins[~fake] = fake.sum() - (ranks[~fake] - rankdata(scores[~fake]))  # fakes above
+    for own, other, direction in ((fake, ~fake, 1), (~fake, fake, -1)):
+        before = np.cumsum(other) - other  # of the other class, up to here
+        start = before[new_place][place_number]
+        equal = np.bincount(score_number, weights=other)[score_number]
+        below = before[new_score][score_number] - start + 0.5 * equal
+        count = np.bincount(place_number, weights=other)[place_number]
+        wins[order[own]] = (below if direction == 1 else count - below)[own]
     return wins

@@ -16,6 +16,7 @@ from masm_detect.commands import main as main_module
 from masm_detect.commands import train as train_command
 from masm_detect.commands.main import COMMANDS, USER_ERROR, main
 from masm_detect.methods.registry import METHODS, load
+from masm_detect.training import history
 
 import masm_ext
 
@@ -52,6 +53,42 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
     seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24, "files": 20}
     assert all(run["seen_in_training"] == seen for run in results["runs"].values())
     assert (tmp_path / "eval" / "auc.png").read_bytes().startswith(b"\x89PNG")
+    # the order of --data and the runs does not matter; results are not replaced unasked
+    again = ["eval", "--data", str(tiny_data), f"{tmp_path}/probe", *options]
+    assert main(again) == USER_ERROR
+    assert_one_line(capsys.readouterr().err, "already holds results: give another --out, or --overwrite")
+    assert set(json.loads((tmp_path / "eval" / "results.json").read_text())["runs"]) == {"probe", "masm"}
+    assert main([*again, "--overwrite=true"]) == 0
+    assert set(json.loads((tmp_path / "eval" / "results.json").read_text())["runs"]) == {"probe"}
+
+
+def test_resume_needs_the_folder_only(tiny_data, tiny_backbone, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main([*train_arguments(tiny_data, tiny_backbone, out), "--method.name=probe", "--optim.epochs=2"]) == 0
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())["source_validation"]
+    for arguments in (["--out", out, "--resume"], ["--resume", f"--out={out}", "--runtime.threads=1"][:2]):
+        assert main(["train", *arguments]) == 0
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["source_validation"] == first
+    assert main(["train", "--out", out, "--resume", "--optim.epochs=3"]) == USER_ERROR  # the default, not the run's
+    assert "optim.epochs was 2, is 3" in capsys.readouterr().err
+    assert main(["train", "--out", str(tmp_path / "none"), "--resume"]) == USER_ERROR
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_validation_is_shown_while_training(tiny_data, tiny_backbone, tmp_path, capsys, monkeypatch):
+    arguments = train_arguments(tiny_data, tiny_backbone, tmp_path / "run")
+    arguments[arguments.index("--runtime.progress=false")] = "--runtime.progress=true"
+    counted = []
+    monkeypatch.setattr(history, "predict", lambda *a, f=history.predict, **k: counted.append(1) or f(*a, **k))
+    assert main([*arguments, "--method.name=probe", "--optim.epochs=2"]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"epoch 1 of 2: validation AUC [01]\.\d{3}, the best so far; loss", err)
+    assert "validation: 100%" in err and len(counted) == 2  # not scored once more at the end
+    assert not any("\r" in line for line in err.splitlines(keepends=True) if line.startswith(("probe", "validation")))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    best = max(json.loads(line)["val_auc"] for line in lines)
+    assert metrics["source_validation"]["datasets"]["data"]["all"]["auc"] == pytest.approx(best)
 
 
 def test_config_file_with_override(tiny_data, tiny_backbone, tmp_path):

@@ -47,9 +47,9 @@ def draw(rng, auc, groups, frames, correlation, paired):
     shift = norm.ppf(auc) * np.sqrt(2)
     names = np.arange(groups if paired else 2 * groups)
     offset = rng.normal(0, np.sqrt(correlation), len(names))
-    rows = [(g, label) for g in names for label in ((0, 1) if paired else (int(g < groups),)) for _ in range(frames)]
-    place, labels = np.array(rows).T
-    scores = shift * labels + offset[place] + rng.normal(0, np.sqrt(1 - correlation), len(rows))
+    place = np.repeat(names, 2 * frames if paired else frames)
+    labels = np.tile(np.repeat([0, 1], frames), groups) if paired else (place < groups).astype(int)
+    scores = shift * labels + offset[place] + rng.normal(0, np.sqrt(1 - correlation), len(place))
     return labels, scores, place
 
 
