@@ -6,7 +6,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
   // x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N], mask bool [K] -> y [..., N], p = x v^T [..., R]
   // The mask changes no output but in rounding; it travels with the call so that backward can skip masked blocks. Where
   // every subspace is masked nobody reads p, and it may be zeros; without need_p it has no columns. strategy: how the
-  // product is computed, by name; empty: the table in masm_ext/ops/homes.py chooses.
+  // product is computed, by name; empty: the table in masm_ext/ops/strategies.py chooses.
   m.def(
       "subspace_linear(Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, Tensor? bias, Tensor? mask, "
       "int[] offsets, bool need_p=True, str strategy=\"\") -> (Tensor y, Tensor p)");

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from . import _library
-from .ops.homes import HOMES
+from .ops.dispatch import IMPLEMENTATIONS
 
 
 def build_info() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def build_info() -> dict[str, Any]:
     else:
         cuda = "not built (see README, Install)"
     ops: dict[str, dict[str, str]] = {}
-    for (op, device), (kind, file) in sorted(HOMES.items()):
+    for (op, device), (kind, file) in sorted(IMPLEMENTATIONS.items()):
         ops.setdefault(f"masm::{op}", {})[device] = f"{kind}: {file}"
     return {
         "masm_ext": __version__,

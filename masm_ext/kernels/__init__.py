@@ -1,2 +1,2 @@
-"""Triton kernels and what launches them, imported on demand by ``masm_ext.ops.homes``. docs/kernels.md explains
+"""Triton kernels and what launches them, imported on demand by ``masm_ext.ops.dispatch``. docs/kernels.md explains
 each."""

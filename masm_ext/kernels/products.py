@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..ops.homes import ADDMM, FOLDED, KEXT, MAX_LAYERS, SINGLE
+from ..ops.strategies import ADDMM, FOLDED, KEXT, MAX_LAYERS, SINGLE
 from ..ops.subspace_linear_group import lie_side_by_side
 from . import fold_weight, gemm, skinny, tuning
 from .launch import Target, Tile, cdiv, low_rank_precision, padded, precision, run

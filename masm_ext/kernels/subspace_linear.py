@@ -1,6 +1,6 @@
 """masm::subspace_linear, its group and their backward on CUDA: what is launched, in which order, for each strategy.
 
-Strategies (``masm_ext.ops.homes`` chooses among them; docs/kernels.md says what each costs):
+Strategies (``masm_ext.ops.strategies`` chooses among them; docs/kernels.md says what each costs):
 
 - ``kext``: a skinny pass for P, then one GEMM whose inner dimension is extended by R.
 - ``single``: one GEMM that computes P beside the dense product. R <= 64.
@@ -30,7 +30,7 @@ from ..contract import (
     check_subspace_linear_group,
     check_subspace_linear_group_backward,
 )
-from ..ops.homes import (
+from ..ops.strategies import (
     ADDMM,
     COMPUTED_RANK,
     KEXT,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..autocast import autocast_dtype
 from ..ops import subspace_linear_group
-from ..ops.homes import MAX_LAYERS, MAX_RANK
+from ..ops.strategies import MAX_LAYERS, MAX_RANK
 from ..ops.subspace_linear_group import lie_side_by_side
 
 if TYPE_CHECKING:

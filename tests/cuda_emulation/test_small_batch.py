@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="the home of the op on CUDA imports Triton,
 from masm_ext import reference
 from masm_ext.kernels import small_batch, subspace_linear, tape
 from masm_ext.kernels.launch import Target
-from masm_ext.ops import homes
+from masm_ext.ops import strategies
 
 GPU = Target(90, 3)
 #: Of the op that csrc/cuda/small_batch.cpp registers.
@@ -109,11 +109,11 @@ def test_the_table_chooses_it(ops, monkeypatch):
     check(x, weight, *others, strategy="")
     assert ops.launches == 1
     arguments = (x, 16, 2048, 17)
-    assert subspace_linear._choose(*arguments, weight, GPU, True) == homes.STREAM
-    assert subspace_linear._choose(*arguments, weight, GPU, True, dx=True) != homes.STREAM
-    assert subspace_linear._choose(*arguments, [weight[0].mT.contiguous().mT], GPU, True) != homes.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True) == strategies.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True, dx=True) != strategies.STREAM
+    assert subspace_linear._choose(*arguments, [weight[0].mT.contiguous().mT], GPU, True) != strategies.STREAM
     monkeypatch.setattr(small_batch, "available", lambda t: False)
-    assert subspace_linear._choose(*arguments, weight, GPU, True) != homes.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True) != strategies.STREAM
 
 
 def test_what_it_cannot_serve_is_refused(ops, monkeypatch):

@@ -18,7 +18,7 @@ def device():
     if not DRY:
         yield torch.device("cuda")
         return
-    from homes_on_cpu import triton_serves_the_cpu
+    from triton_on_cpu import triton_serves_the_cpu
 
     with triton_serves_the_cpu():
         yield torch.device("cpu")

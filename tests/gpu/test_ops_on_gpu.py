@@ -9,7 +9,7 @@ from tolerances import GRADIENT, RELATIVE, relative_error
 
 import masm_ext
 from masm_ext import _library, reference
-from masm_ext.ops import fold, homes, masked_adamw_, subspace_linear, subspace_linear_group, subspace_penalty
+from masm_ext.ops import fold, masked_adamw_, strategies, subspace_linear, subspace_linear_group, subspace_penalty
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +41,7 @@ def draw(M, N, D, ranks, dtype, device, layers=None):
 def served(strategy, ranks, layers=1, dtype=torch.bfloat16):
     if strategy == "stream" and dtype == torch.float32:
         return False
-    return not (strategy in ("single", "stream") and sum(ranks) > 64) and layers * sum(ranks) <= homes.MAX_RANK
+    return not (strategy in ("single", "stream") and sum(ranks) > 64) and layers * sum(ranks) <= strategies.MAX_RANK
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def fitting(strategy, shapes, device):
         return shapes
     if _library.CUDA_LIBRARY is None or device.type != "cuda":
         pytest.skip("stream is CUDA C++: it runs on a GPU only, where libmasm_cuda is loaded")
-    return [(min(M, homes.STREAM_ROWS), N, D, ranks) for M, N, D, ranks in shapes if D % 8 == 0]
+    return [(min(M, strategies.STREAM_ROWS), N, D, ranks) for M, N, D, ranks in shapes if D % 8 == 0]
 
 
 def run(x, dy, parts, offsets, mask=None, strategy=""):
@@ -142,8 +142,8 @@ def test_the_table_serves_what_it_names(device, gpu_only, shapes):
         x, _, parts, offsets = draw(M, N, D, ranks, torch.bfloat16, device)
         with torch.no_grad():
             y = subspace_linear(x, *parts, offsets=offsets)
-            stream = M <= homes.STREAM_ROWS and D % 8 == 0 and _library.CUDA_LIBRARY is not None
-            forced = [s for s in STRATEGIES[1:] if served(s, ranks) and (stream or s != homes.STREAM)]
+            stream = M <= strategies.STREAM_ROWS and D % 8 == 0 and _library.CUDA_LIBRARY is not None
+            forced = [s for s in STRATEGIES[1:] if served(s, ranks) and (stream or s != strategies.STREAM)]
             assert any(torch.equal(y, subspace_linear(x, *parts, offsets=offsets, strategy=s)) for s in forced)
 
 
