@@ -34,7 +34,8 @@ from masm_ext.kernels import tape, tuning
 from masm_ext.kernels.launch import Target
 from masm_ext.nn import MASMLinear
 from masm_ext.ops import subspace_linear as linear
-from masm_ext.ops.homes import HOMES, KEXT, SINGLE, TRITON
+from masm_ext.ops.dispatch import IMPLEMENTATIONS, TRITON
+from masm_ext.ops.strategies import KEXT, SINGLE
 
 H100 = Target(90, 132, "NVIDIA H100")
 CPU = torch.device("cpu")
@@ -87,12 +88,12 @@ class StandInDriver:
 
 @contextmanager
 def cuda_on_the_cpu() -> Iterator[StandInDriver]:
-    """CPU tensors are served by the CUDA homes in Triton, whose kernels do not start. For a process of its own: what
+    """CPU tensors are served by the CUDA ops in Triton, whose kernels do not start. For a process of its own: what
     Triton has seen of a driver it keeps."""
     stand_in = StandInDriver()
     driver.set_active(stand_in)
     library = torch.library.Library("masm", "IMPL")
-    for (op, device), (kind, file) in HOMES.items():
+    for (op, device), (kind, file) in IMPLEMENTATIONS.items():
         if device == "cuda" and kind == TRITON:
             module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
             with warnings.catch_warnings():

@@ -26,7 +26,7 @@ from math import ceil
 
 import torch
 
-from masm_ext.ops.homes import (
+from masm_ext.ops.strategies import (
     COMPUTED_RANK,
     FOLDED,
     MAX_LAYERS,
@@ -119,7 +119,7 @@ class Shape:
         return "half" if self.size == 2 else "tf32" if self.tf32 else "ieee"
 
     def calls(self, capability: int) -> tuple[Call, Call]:
-        """What the forward product and that of dX ask of `masm_ext.ops.homes.choose`."""
+        """What the forward product and that of dX ask of `masm_ext.ops.strategies.choose`."""
         rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
         dx = Call(self.M, self.D, self.N, *rest, backward=True)
         return Call(self.M, self.N, self.D, *rest, self.cuda_library), dx

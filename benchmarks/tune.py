@@ -6,7 +6,7 @@
     python benchmarks/tune.py --report benchmarks/results/tune-GPU.json      # the proposal again, without a GPU
     python benchmarks/tune.py --model h100             # the same from the cost model: modelled, not measured
 
-Printed are RULES for masm_ext/ops/homes.py with their evidence, and what today's choices lose to the best strategy.
+It prints RULES for masm_ext/ops/strategies.py with their evidence, and what today's choices lose to the best strategy.
 Every strategy is compared with float64 first; one that is wrong is not timed. Forward and backward are timed apart, for
 each asks the table on its own, with the host ahead of the GPU.
 """
@@ -35,7 +35,7 @@ from run import RESULTS, measure_all
 from store import load_results
 
 from masm_ext import _library, reference
-from masm_ext.ops.homes import STRATEGIES, STREAM, choose
+from masm_ext.ops.strategies import STRATEGIES, STREAM, choose
 
 #: One token, a few, images of 257; attention and MLP of ViT-L; R as it is padded: 16, 64 and more than `single` serves.
 TOKENS = (1, 16, 64, 257, 1028, 2056, 8224, 32896)
