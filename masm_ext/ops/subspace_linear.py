@@ -114,8 +114,8 @@ def subspace_linear(
         mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The
             output and dX depend on it in rounding only (where all are masked, a CPU may fold the weight). None: nothing
             is masked.
-        strategy: how a CUDA call is computed, one of ``masm_ext.ops.strategies.STRATEGIES``, for tests and benchmarks; by
-            default the table there chooses. It never changes the result beyond rounding.
+        strategy: how a CUDA call is computed, one of ``masm_ext.ops.strategies.STRATEGIES``; by default the RULES there
+            choose. For tests and benchmarks: it never changes the result beyond rounding.
 
     Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype and u, s, v are left as they are.
 

@@ -10,7 +10,7 @@ import masm_ext
 ORDER = [
     ["contract"],
     ["_library", "autocast", "reference", "files", "hashing", "wrappers", "recompute"],
-    ["ops", "kernels"],  # ops/homes.py imports kernels when they are called
+    ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
     ["config", "selection", "decomposition", "adapter_files"],
     ["nn"],
     ["masking", "losses"],

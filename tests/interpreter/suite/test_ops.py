@@ -1,15 +1,15 @@
-"""The Triton implementations behind the dispatcher: autograd, opcheck, the compiler, autocast and checkpoints around the kernels.
+"""The Triton implementations behind the dispatcher: autograd, opcheck, the compiler, autocast and checkpoints.
 
-In this process they serve CPU tensors in place of the C++ implementation, which is what PyTorch then sees of them on a GPU.
+In this process they serve CPU tensors in place of C++, so that PyTorch sees of them what it sees on a GPU.
 """
 
 import dataclasses
 
 import pytest
 import torch
-from triton_on_cpu import triton_serves_the_cpu
 from inputs import POINTERS, draw, error
 from torch import nn
+from triton_on_cpu import triton_serves_the_cpu
 
 import masm_ext
 from masm_ext import MASMConfig, convert, group_projections

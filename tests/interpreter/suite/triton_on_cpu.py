@@ -1,4 +1,4 @@
-"""Lets the Triton implementations serve CPU tensors in this process, so that PyTorch sees of them what it sees on a GPU."""
+"""Lets Triton serve CPU tensors in this process: PyTorch sees of the kernels what it sees on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
