@@ -24,22 +24,16 @@ from .adapter_files import (
     read_tensors,
     write_adapter,
 )
+from .base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entries, base_tensors, check_whole
 from .config import MASMConfig
 from .contract import accumulate_dtype
-from .convert import (
-    BASE_ATTRIBUTE,
-    CONFIG_ATTRIBUTE,
-    BaseEntry,
-    ConversionReport,
-    base_entries,
-    replace_layers,
-    trainable_parameters,
-)
+from .conversion_report import ConversionReport, trainable_parameters
+from .convert import replace_layers
 from .decomposition import Decomposition, principal
 from .hashing import tensor_hashes
-from .masking import LayerMasks
+from .masks import LayerMasks
 from .nn.masm_linear import ANY_STEP, MASMLinear
-from .selection import base_tensors, check_convertible, check_whole, is_under, saved_modules, saved_state
+from .selection import check_convertible, is_under, saved_modules, saved_state
 from .wrappers import modules_of, unwrap, unwrapped_modules
 
 _FACTORS = ("u", "s", "v", "u0", "s0", "v0")
@@ -197,7 +191,7 @@ def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEn
             "does not carry them, so the loaded model would be another one. Name their modules in modules_to_save "
             "before convert, or keep them as they are in training (batch norms: in eval mode; averages made by hand: "
             "of the trainable parameters only). Where other base "
-            "weights were loaded on purpose after convert(), call masm_ext.convert.record_base(model) then"
+            "weights were loaded on purpose after convert(), call masm_ext.base_model.record_base(model) then"
         )
     if cast:
         warnings.warn(

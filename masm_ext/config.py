@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PARTITIONS = ("interleaved", "contiguous")
-POLICIES = ("bias_variance", "static", "none")
+from .registry import MASK_POLICIES, PARTITIONS
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,13 @@ class MASMConfig:
             )
         self._require(min(self.ranks) >= 1, "subspace_rank", "at least 1 for every subspace")
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
-        self._require(self.partition in PARTITIONS, "partition", f"one of {PARTITIONS}")
+        self._require(self.partition in PARTITIONS, "partition", f"one of {tuple(PARTITIONS)}")
         self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
         self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")
         self._require(
-            self.mask_policy in POLICIES, "mask_policy", f"one of {POLICIES} (pass a callable to LayerMasks itself)"
+            self.mask_policy in MASK_POLICIES,
+            "mask_policy",
+            f"one of {tuple(MASK_POLICIES)} (pass a callable to LayerMasks itself)",
         )
         self._require(0 <= self.mask_decay < 1, "mask_decay", "in [0, 1)")
         self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")

@@ -17,6 +17,7 @@ from torch import Tensor
 from .files import write_atomically
 from .hashing import weight_hash as weight_hash  # part of what a decomposition is keyed by
 from .ops.fold import fold
+from .registry import PARTITIONS
 
 # Trailing directions kept in the cache, so that another R usually finds them there.
 CACHED_DIRECTIONS = 64
@@ -77,12 +78,10 @@ def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name
     return tuple(ranks)
 
 
-def partition_indices(ranks: Sequence[int], partition: str) -> list[list[int]]:
-    """Which of the R trailing directions (0 = largest sigma) each subspace gets."""
+@PARTITIONS.register("interleaved")
+def interleaved(ranks: Sequence[int]) -> list[list[int]]:
+    """Deals the R directions round robin: every subspace gets the same share of the spectrum."""
     R = sum(ranks)
-    if partition == "contiguous":
-        bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
-        return [list(range(a, b)) for a, b in pairwise(bounds)]
     groups: list[list[int]] = [[] for _ in ranks]
     k = 0
     for i in range(R):
@@ -91,6 +90,13 @@ def partition_indices(ranks: Sequence[int], partition: str) -> list[list[int]]:
         groups[k].append(i)
         k = (k + 1) % len(ranks)
     return groups
+
+
+@PARTITIONS.register("contiguous")
+def contiguous(ranks: Sequence[int]) -> list[list[int]]:
+    """Cuts the R directions in runs, from the largest sigma on."""
+    bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
+    return [list(range(a, b)) for a, b in pairwise(bounds)]
 
 
 def check_finite(weight: Tensor, name: str) -> None:
@@ -128,7 +134,7 @@ def split(
     parts is W to one rounding.
     """
     R = sum(ranks)
-    order = [i for group in partition_indices(ranks, partition) for i in group]
+    order = [i for group in PARTITIONS[partition](ranks) for i in group]
     T = spectrum.u.shape[0]
     rows = torch.tensor([T - R + i for i in order])
     sigma = spectrum.sigma[-R:][torch.tensor(order)]

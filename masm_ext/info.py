@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from . import _library
+from ._version import __version__
 from .ops.dispatch import IMPLEMENTATIONS
 
 
@@ -15,8 +16,6 @@ def build_info() -> dict[str, Any]:
     Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability,
     libraries (name -> "loaded" or why not), ops (op -> device -> "kind: file").
     """
-    from . import __version__
-
     if _library.CUDA_LIBRARY is not None:
         cuda = "loaded"
     elif _library.CUDA_BUILT:

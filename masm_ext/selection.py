@@ -192,38 +192,6 @@ def _dtypes() -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
 
 
-def base_tensors(
-    modules: Mapping[str, nn.Module], layers: Collection[str], saved: Collection[str], train_bias: bool
-) -> dict[str, Tensor]:
-    """What an adapter is bound to beside the weights of its ``layers``, by full name: every parameter and every
-    floating-point persistent buffer that does not travel with it. The same before and after conversion.
-
-    Raises ValueError for tensors on the meta device and for distributed ones, of which only a part is here.
-    """
-    travelling = {id(t) for t in saved_state(modules, saved).values()}
-    found: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        if is_under(name, saved):
-            continue
-        for key, value in own_state(name, module):
-            own = key.rpartition(".")[2]
-            if name in layers and (own != "bias" or train_bias):
-                continue
-            if id(value) in travelling or (own in module._buffers and not value.is_floating_point()):
-                continue
-            check_whole(key, value)
-            found[key] = value
-    return found
-
-
-def check_whole(name: str, value: Tensor) -> None:
-    """Raises ValueError for a tensor whose values are not all here."""
-    if value.is_meta:
-        raise ValueError(f"{name} is on the meta device; load the pretrained weights first")
-    if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
-        raise ValueError(f"{name} is a DTensor, each rank holds a part of it: gather the model first (full_tensor())")
-
-
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
     """Put each new module where the old one is, under every name it has.
 

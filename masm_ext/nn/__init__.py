@@ -1,4 +1,4 @@
-from .layer_group import group_projections
 from .masm_linear import MASMLinear
+from .projections import group_projections
 
 __all__ = ["MASMLinear", "group_projections"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,18 @@ from ..ops import subspace_linear_group
 from ..ops.strategies import MAX_LAYERS, MAX_RANK
 from ..ops.subspace_linear_group import lie_side_by_side
 
-if TYPE_CHECKING:
-    from .masm_linear import MASMLinear
 
-#: Sibling modules that are the projections of one attention, by the names that libraries give them.
-PROJECTIONS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("to_q", "to_k", "to_v"),
-    ("wq", "wk", "wv"),
-    ("q", "k", "v"),
-)
+class Member(Protocol):
+    """What a group reads of a layer, which is a :class:`masm_ext.MASMLinear`."""
+
+    principal: Tensor
+    u: Tensor
+    s: Tensor
+    v: Tensor
+    bias: Tensor | None
+    mask: Tensor
+    offsets: tuple[int, ...]
+    layer_group: LayerGroup | None
 
 
 class LayerGroup:
@@ -38,7 +39,7 @@ class LayerGroup:
     the object it was. Made by :meth:`masm_ext.MASMLinear.group`.
     """
 
-    def __init__(self, layers: Sequence[MASMLinear], owner: nn.Module) -> None:
+    def __init__(self, layers: Sequence[Member], owner: nn.Module) -> None:
         self.layers = tuple(layers)
         self._scopes = _Scopes()
         self._hooks = (
@@ -54,7 +55,7 @@ class LayerGroup:
         if not torch.compiler.is_compiling() and self._scopes.stack:
             self._scopes.stack.pop()
 
-    def output(self, layer: MASMLinear, x: Tensor) -> Tensor | None:
+    def output(self, layer: Member, x: Tensor) -> Tensor | None:
         """The output of a member, or None where it has to run on its own: outside the owner's forward; for a copy of a
         member, as ``copy.copy`` and nn.DataParallel make; where a change of x could not be seen."""
         if torch.compiler.is_compiling() or x.is_inference():
@@ -134,7 +135,7 @@ def _saving_hooks() -> object | None:
     return None if hooks is None else hooks[0]
 
 
-def _state(layer: MASMLinear, x: Tensor) -> tuple:
+def _state(layer: Member, x: Tensor) -> tuple:
     """What else an output depends on: x and the layer as they were, and the modes it was computed under."""
     tensors = (x, layer.principal, layer.u, layer.s, layer.v, layer.bias)
     # an inference tensor keeps no version
@@ -142,7 +143,7 @@ def _state(layer: MASMLinear, x: Tensor) -> tuple:
     return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_dtype(x)
 
 
-def check_group(layers: Sequence[MASMLinear]) -> None:
+def check_group(layers: Sequence[Member]) -> None:
     """Raises ValueError if the layers cannot run as one call."""
     if not 2 <= len(layers) <= MAX_LAYERS or len({id(layer) for layer in layers}) < len(layers):
         raise ValueError(f"MASMLinear.group: expected 2 to {MAX_LAYERS} different layers, got {len(layers)}")
@@ -163,28 +164,3 @@ def check_group(layers: Sequence[MASMLinear]) -> None:
         )
     if any(layer.layer_group is not None for layer in layers):
         raise ValueError("MASMLinear.group: a layer is in a group already; MASMLinear.ungroup(layers) first")
-
-
-def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
-    """Group the query, key and value projections of every self-attention of a converted model.
-
-    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape and with at most
-    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`) that their parent owns. For attentions
-    that read one x only: where key and value read another input (cross-attention), each call would compute projections
-    that are not used.
-
-    Returns the number of groups. Layers that are grouped already are left as they are.
-    """
-    from .masm_linear import MASMLinear
-
-    count = 0
-    for parent in model.modules():
-        for siblings in names:
-            layers = [getattr(parent, name, None) for name in siblings]
-            if not all(isinstance(m, MASMLinear) and m.layer_group is None for m in layers):
-                continue
-            same = len({(m.principal.shape, m.offsets) for m in layers}) == 1
-            if same and len(layers) * layers[0].offsets[-1] <= MAX_RANK:
-                MASMLinear.group(layers, parent)
-                count += 1
-    return count

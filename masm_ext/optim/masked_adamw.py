@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..config import MASMConfig
 from ..contract import accumulate_dtype
+from ..cuda_graphs import is_captured
 from ..losses import penalty_gradients, penalty_parameters
-from ..masking import LayerMasks, is_captured
+from ..masks import LayerMasks
 from ..nn.masm_linear import LAYERS, MASMLinear
 from ..ops import masked_adamw_
 

@@ -5,16 +5,16 @@ from masm_ext.decomposition import (
     SpectrumCache,
     choose_ranks,
     compute_spectra,
-    partition_indices,
     spectra_of,
     weight_hash,
 )
+from masm_ext.registry import PARTITIONS
 
 
 def test_interleaved_deals_round_robin_and_skips_full_subspaces():
-    assert partition_indices((2, 2, 2), "interleaved") == [[0, 3], [1, 4], [2, 5]]
-    assert partition_indices((1, 3, 2), "interleaved") == [[0], [1, 3, 5], [2, 4]]
-    assert partition_indices((1, 3, 2), "contiguous") == [[0], [1, 2, 3], [4, 5]]
+    assert PARTITIONS["interleaved"]((2, 2, 2)) == [[0, 3], [1, 4], [2, 5]]
+    assert PARTITIONS["interleaved"]((1, 3, 2)) == [[0], [1, 3, 5], [2, 4]]
+    assert PARTITIONS["contiguous"]((1, 3, 2)) == [[0], [1, 2, 3], [4, 5]]
 
 
 def test_energy_chooses_the_smallest_rank_that_holds_the_share():

@@ -8,7 +8,8 @@ from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
 from masm_ext.convert import with_targets
-from masm_ext.masking import HISTORY_ROWS, bias_variance
+from masm_ext.masks import bias_variance
+from masm_ext.masks.history import HISTORY_ROWS
 from masm_ext.selection import SelectedLayers
 
 
@@ -306,9 +307,9 @@ def test_a_policy_that_raises_leaves_the_state_as_it_was():
 
 
 def test_the_history_is_bounded(monkeypatch):
-    from masm_ext import masking
+    from masm_ext.masks import history
 
-    monkeypatch.setattr(masking, "HISTORY_KEPT", 5)
+    monkeypatch.setattr(history, "HISTORY_KEPT", 5)
     _, masks = build(mask_warmup=1, mask_interval=1)
     for _ in range(12):
         observe(masks, torch.rand(4, 2), torch.ones(4, 2))
