@@ -4,7 +4,7 @@ An interpretation of arXiv 2601.01041; see docs/method.md, "The method, and what
 """
 
 from ._version import __version__ as __version__
-from .checkpoint import load_adapter, save_adapter
+from .adapter import load_adapter, save_adapter
 from .config import MASMConfig
 from .conversion_report import ConversionReport
 from .convert import convert

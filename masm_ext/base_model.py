@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .contract import dtype_name
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
 from .selection import is_under, saved_modules, saved_state
@@ -58,7 +59,7 @@ def check_whole(name: str, value: Tensor) -> None:
 def base_entries(tensors: Mapping[str, Tensor], hashes: Mapping[str, str]) -> dict[str, BaseEntry]:
     """The identity of frozen tensors, as adapter.json holds it."""
     return {
-        name: {"sha256": hashes[name], "dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
+        name: {"sha256": hashes[name], "dtype": dtype_name(t.dtype), "shape": list(t.shape)}
         for name, t in tensors.items()
     }
 

@@ -31,7 +31,8 @@ def fail(op: str, text: str) -> None:
     raise RuntimeError(f"masm::{op}: {text}")
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -54,7 +55,7 @@ def check_last(op: str, name: str, t: Tensor, last: int) -> None:
 
 def check_dtype(op: str, name: str, t: Tensor, *allowed: torch.dtype) -> None:
     if t.dtype not in allowed:
-        fail(op, f"expected {name} of dtype {' or '.join(map(_dtype_name, allowed))}, got {_dtype_name(t.dtype)}")
+        fail(op, f"expected {name} of dtype {' or '.join(map(dtype_name, allowed))}, got {dtype_name(t.dtype)}")
 
 
 def check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:

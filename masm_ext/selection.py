@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .contract import dtype_name
 from .wrappers import inner, own_state, unwrapped_modules
 
 Patterns = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -175,7 +176,8 @@ def _check_parameter(name: str, key: str, linear: nn.Linear, owners: Mapping[int
         )
     if p.dtype not in WEIGHT_DTYPES:
         raise TypeError(
-            f"{name}.{key} has dtype {_dtype(p)}; supported are {_dtypes()}: cast the model, or exclude the layer"
+            f"{name}.{key} has dtype {dtype_name(p.dtype)}; supported are {_dtypes()}: cast the model, or exclude the "
+            "layer"
         )
     if p.is_meta:
         raise ValueError(f"{name}: the {key} is on the meta device; load the pretrained weights first")
@@ -184,12 +186,8 @@ def _check_parameter(name: str, key: str, linear: nn.Linear, owners: Mapping[int
         raise ValueError(f"{name!r} shares its {key} with {others[0]!r}; converting one would part them: exclude it")
 
 
-def _dtype(t: Tensor) -> str:
-    return str(t.dtype).removeprefix("torch.")
-
-
 def _dtypes() -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+    return ", ".join(dtype_name(dtype) for dtype in WEIGHT_DTYPES)
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

@@ -261,7 +261,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     """Errors whose message already says what to do: settings, data, files, checkpoints. Anything else is a bug:
     traceback.
     """
-    from masm_ext.checkpoint import AdapterError
+    from masm_ext.adapter import AdapterError
 
     files = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
     return (UserError, AdapterError, *files)

@@ -45,7 +45,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from masm_ext import MaskedAdamW, MASMLinear
-from masm_ext.checkpoint import AdapterError
+from masm_ext.adapter import AdapterError
 from masm_ext.decomposition import Decomposition
 
 

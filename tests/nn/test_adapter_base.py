@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from masm_ext import MASMConfig, convert, load_adapter, save_adapter
-from masm_ext.adapter_files import AdapterError, digest_of, read_record
+from masm_ext.adapter.files import AdapterError, digest_of, read_record
 from masm_ext.base_model import record_base
 from masm_ext.hashing import tensor_hashes, weight_hash
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from masm_ext import MASMConfig, MASMLinear, convert, load_adapter, merge, save_adapter, unmerge
-from masm_ext.adapter_files import AdapterError, read_record
+from masm_ext.adapter.files import AdapterError, read_record
 from masm_ext.wrappers import modules_of, unwrap, unwrapped_modules
 
 CONFIG = MASMConfig(target_modules=["backbone.q", "k"], modules_to_save="head", num_subspaces=2, subspace_rank=2)

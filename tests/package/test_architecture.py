@@ -8,15 +8,16 @@ import masm_ext
 
 #: a file may import only from groups before its own
 ORDER = [
-    ["contract"],
-    ["_library", "autocast", "reference", "files", "hashing", "wrappers", "recompute"],
+    ["contract", "registry", "_version"],
+    ["_library", "autocast", "cuda_graphs", "reference", "files", "hashing", "wrappers", "recompute"],
     ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
-    ["config", "selection", "decomposition", "adapter_files"],
+    ["config", "selection", "decomposition"],
     ["nn"],
-    ["masking", "losses"],
-    ["optim"],
+    ["masks", "losses"],
+    ["masking", "optim"],
+    ["base_model", "conversion_report", "merge"],
     ["convert"],
-    ["checkpoint"],
+    ["adapter"],
     ["info"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import MASMConfig
-from .files import locked, staged
+from ..config import MASMConfig
+from ..files import locked, staged
 
 FORMAT = "masm_ext adapter"
 FORMAT_VERSION = 2
@@ -172,3 +172,9 @@ def read_tensors(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise AdapterError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def some(names: Collection[str], most: int = 3) -> str:
+    """The first of some names, for a message."""
+    shown = ", ".join(list(names)[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
