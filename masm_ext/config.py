@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .registry import MASK_POLICIES, PARTITIONS
+from .registry import DIRECTIONS, MASK_POLICIES, PARTITIONS
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class MASMConfig:
         modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
         num_subspaces: K, the number of artifact subspaces.
         subspace_rank: rank of each subspace: one int, or K ints. Ignored when ``energy`` is given.
-        energy: in (0, 1): per layer, the smallest R whose trailing directions hold this share of ``||W||_F^2``,
+        energy: in (0, 1): per layer, the smallest R whose artifact directions hold this share of ``||W||_F^2``,
             rounded up to a multiple of K.
-        partition: "interleaved" deals the trailing directions round robin, so that each subspace spans the same share
+        directions: which R singular directions are the artifact directions: "trailing" the last (smallest sigma),
+            "leading" the first, "random" a draw seeded by the hash of the weight.
+        partition: "interleaved" deals the artifact directions round robin, so that each subspace spans the same share
             of the spectrum; "contiguous" cuts them in runs.
         train_bias: let the biases of converted layers learn (frozen by default).
 
@@ -54,6 +56,7 @@ class MASMConfig:
     num_subspaces: int = 3
     subspace_rank: int | Sequence[int] = 4
     energy: float | None = None
+    directions: str = "trailing"
     partition: str = "interleaved"
     train_bias: bool = False
     orthogonality: float = 1e-2
@@ -93,6 +96,7 @@ class MASMConfig:
             )
         self._require(min(self.ranks) >= 1, "subspace_rank", "at least 1 for every subspace")
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
+        self._require(self.directions in DIRECTIONS, "directions", f"one of {tuple(DIRECTIONS)}")
         self._require(self.partition in PARTITIONS, "partition", f"one of {tuple(PARTITIONS)}")
         self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
         self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")

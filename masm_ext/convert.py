@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from .base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entrie
 from .config import MASMConfig
 from .contract import accumulate_dtype
 from .conversion_report import ConversionReport, report_of
-from .decomposition import SpectrumCache, choose_ranks, spectra_of, split
+from .decomposition import choose_ranks, order_of, split
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
 from .selection import (
@@ -28,6 +29,7 @@ from .selection import (
     saved_modules,
     saved_state,
 )
+from .spectra import SpectrumCache, spectra_of
 from .wrappers import modules_of, unwrap, unwrapped_modules
 
 
@@ -55,7 +57,7 @@ def convert(
         target_modules: instead of the config's: patterns, a callable ``(name, module) -> bool``, or what
             :func:`masm_ext.select_layers` returned, which ``mask_policy="static"`` needs.
         cache_dir, use_cache: where SVDs are kept between runs (default: ``~/.cache/masm_ext/svd``), keyed by the hash
-            of the weight.
+            of the weight and ``config.directions``.
         progress: show a progress bar.
 
     Raises ValueError if nothing matches, if the model is converted already, if a rank does not fit a layer, a weight
@@ -94,12 +96,13 @@ def convert(
     everything = tensor_hashes(frozen | {f"{name}.weight": weight for name, weight in weights.items()})
     hashes = {name: everything[f"{name}.weight"] for name in weights}
     cache = SpectrumCache(cache_dir) if use_cache else None
-    directions = max(min(w.shape) for w in weights.values()) if config.energy is not None else sum(config.ranks)
+    count = max(min(w.shape) for w in weights.values()) if config.energy is not None else sum(config.ranks)
     with tqdm(total=len(linears), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
-        spectra = spectra_of(weights, hashes, directions, cache, lambda _: bar.update())
+        order = partial(order_of, config.directions)
+        spectra = spectra_of(weights, hashes, count, cache, order, config.directions, lambda _: bar.update())
 
     def build(name: str, linear: nn.Linear) -> MASMLinear:
-        ranks = choose_ranks(spectra[name].sigma, config.ranks, config.energy, name)
+        ranks = choose_ranks(spectra[name].sigma, config.ranks, config.energy, name, spectra[name].order)
         dtype = accumulate_dtype(linear.weight.dtype)
         parts = split(weights[name], spectra[name], ranks, config.partition, dtype)
         return MASMLinear(parts, linear.bias, base_hash=hashes[name], train_bias=config.train_bias)

@@ -34,7 +34,9 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that enters a function under ``name``. Raises ValueError if the name is taken."""
+        """A decorator that enters a function under ``name``, an identifier. Raises ValueError if it is taken."""
+        if not name.isidentifier():
+            raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
 
         def enter(entry: T) -> T:
             if name in self._entries:

@@ -120,6 +120,9 @@ def _check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"layer {name!r} has wrong offsets {offsets}: expected K + 1 = {K + 1} ints from 0")
         if any(a >= b for a, b in pairwise(offsets)):
             raise ValueError(f"layer {name!r} has wrong offsets {offsets}: every subspace needs a rank of 1 or more")
+        directions = entry.get("directions")
+        if directions is not None and not all(type(i) is int for i in directions):
+            raise ValueError(f"layer {name!r} has directions {directions!r}: expected ints")
         if not isinstance(entry["energy"], int | float):
             raise ValueError(f"layer {name!r} has energy {entry['energy']!r}")
         _check_identity(name, {**entry, "sha256": entry["base_sha256"]})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import MASMConfig
 from ..contract import accumulate_dtype, dtype_name
-from ..decomposition import Decomposition, principal
+from ..decomposition import Decomposition, order_of, principal
 from ..nn.masm_linear import ANY_STEP, MASMLinear
 from ..selection import is_under
 from .files import AdapterError
@@ -26,6 +26,7 @@ class LayerPlan:
     factors: dict[str, Tensor]
     offsets: tuple[int, ...]
     energy: float
+    directions: tuple[int, ...]
     base_hash: str
     bias: Tensor | None
     mask: Tensor | None
@@ -34,7 +35,8 @@ class LayerPlan:
         device = linear.weight.device
         dtype = accumulate_dtype(linear.weight.dtype)
         u0, s0, v0 = (self.factors[f].to(device, dtype) for f in ("u0", "s0", "v0"))
-        parts = Decomposition(principal(linear.weight.detach(), u0, s0, v0), u0, s0, v0, self.offsets, self.energy)
+        factors = u0, s0, v0, self.offsets, self.energy, self.directions
+        parts = Decomposition(principal(linear.weight.detach(), u0, s0, v0), *factors)
         layer = MASMLinear(parts, linear.bias, base_hash=self.base_hash, train_bias=config.train_bias)
         with torch.no_grad():
             for factor in ("u", "s", "v"):
@@ -73,6 +75,10 @@ def plan_layers(
             expected |= {f"layers.{name}.{factor}": shape for factor, shape in shapes.items()}
         if config.train_bias and linear.bias is not None:
             expected[f"layers.{name}.bias"] = [N]
+    directions = {
+        name: _directions(name, record["layers"][name], min(linear.weight.shape), config)
+        for name, linear in linears.items()
+    }
     _check_keys(set(expected), set(tensors))
     for name, shape in expected.items():
         value = tensors[name]
@@ -89,12 +95,29 @@ def plan_layers(
             {factor: tensors[f"layers.{name}.{factor}"] for factor in FACTORS},
             tuple(record["layers"][name]["offsets"]),
             record["layers"][name]["energy"],
+            directions[name],
             record["layers"][name]["base_sha256"],
             tensors.get(f"layers.{name}.bias"),
             None if rows[name] is None else torch.tensor(rows[name]) != 0,
         )
         for name in linears
     }
+
+
+def _directions(name: str, entry: dict[str, Any], q: int, config: MASMConfig) -> tuple[int, ...]:
+    """The singular directions that a layer of an adapter was cut along, checked against its config."""
+    recorded = entry.get("directions")
+    if recorded is None:  # written before there was a choice
+        if config.directions != "trailing":
+            raise AdapterError(f"{name}: its config says directions={config.directions!r}, but the layer names none")
+        return ()
+    order = order_of(config.directions, q, entry["base_sha256"])
+    if sorted(recorded) != sorted(order[: entry["offsets"][-1]]):
+        raise AdapterError(
+            f"{name}: its config says directions={config.directions!r}, but the layer was cut along others "
+            f"({recorded[:4]} ...)"
+        )
+    return tuple(recorded)
 
 
 def _check_keys(expected: set[str], got: set[str]) -> None:

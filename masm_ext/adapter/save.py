@@ -157,6 +157,7 @@ def _layer_entry(name: str, layer: MASMLinear) -> dict[str, Any]:
     return {
         "offsets": list(layer.offsets),
         "energy": layer.energy,
+        "directions": list(layer.directions) or None,
         "base_sha256": layer.base_hash,
         "dtype": dtype_name(layer.base_dtype),
         "shape": [layer.out_features, layer.in_features],

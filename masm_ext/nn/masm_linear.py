@@ -11,13 +11,13 @@ from ..config import MASMConfig
 from ..contract import HALF, accumulate_dtype
 from ..decomposition import (
     Decomposition,
-    check_finite,
     choose_ranks,
-    compute_spectra,
+    order_of,
     split,
-    weight_hash,
 )
+from ..hashing import weight_hash
 from ..ops import fold, subspace_linear
+from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
 
@@ -46,6 +46,7 @@ class MASMLinear(nn.Module):
         u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
         base_hash, base_dtype: identity of the weight the layer was made from (SHA-256, hexadecimal) and its dtype. In
             the state_dict it is extra state, not a buffer: nothing that averages or casts numbers reaches it.
+        directions: which singular directions of W (0 = largest sigma) the rows of u, s and v were at init.
         layer_group: the layers it runs together with, or None; see :meth:`group`.
 
     Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
@@ -57,6 +58,7 @@ class MASMLinear(nn.Module):
     s0: Tensor
     v0: Tensor
     weight_norm2: Tensor
+    directions: tuple[int, ...] = ()
 
     def __init__(
         self, parts: Decomposition, bias: Tensor | None = None, *, base_hash: str = "", train_bias: bool = False
@@ -67,6 +69,7 @@ class MASMLinear(nn.Module):
         self.base_dtype = parts.weight.dtype
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
+        self.directions = tuple(parts.directions)
         self.base_hash = base_hash
         #: Set by LayerMasks: steps of the optimizer that the values have seen, and probe steps left per subspace.
         self._steps: Tensor | None = None
@@ -106,10 +109,12 @@ class MASMLinear(nn.Module):
             raise ValueError(f"{name}: the weight is on the meta device; load the pretrained weights first")
         check_finite(weight, name)
         q = min(weight.shape)
-        [spectrum] = compute_spectra([weight], q if config.energy is not None else max(1, min(q, sum(config.ranks))))
-        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name)
+        digest = weight_hash(weight)
+        count = q if config.energy is not None else max(1, min(q, sum(config.ranks)))
+        [spectrum] = compute_spectra([weight], count, [order_of(config.directions, q, digest)])
+        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name, spectrum.order)
         parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype))
-        layer = cls(parts, linear.bias, base_hash=weight_hash(weight), train_bias=config.train_bias)
+        layer = cls(parts, linear.bias, base_hash=digest, train_bias=config.train_bias)
         return layer.train(linear.training)
 
     @property

@@ -11,7 +11,8 @@ ORDER = [
     ["contract", "registry", "_version"],
     ["_library", "autocast", "cuda_graphs", "reference", "files", "hashing", "wrappers", "recompute"],
     ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
-    ["config", "selection", "decomposition"],
+    ["config", "selection", "spectra"],
+    ["decomposition"],
     ["nn"],
     ["masks", "losses"],
     ["masking", "optim"],
