@@ -38,7 +38,7 @@ from masm_ext.ops.strategies import (
     STREAM_ROWS,
     Call,
 )
-from masm_ext.optim.masked_adamw import PIECE
+from masm_ext.optim.blocks import PIECE
 
 try:
     from masm_ext.kernels import tiles

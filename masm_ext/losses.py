@@ -5,7 +5,7 @@ Terms after the words of arXiv 2601.01041 (orthogonality and spectral consistenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from .autocast import autocast_off
 from .config import MASMConfig
+from .contract import accumulate_dtype
 from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import subspace_penalty
+from .registry import PENALTIES
 
 Layers = nn.Module | Sequence[MASMLinear]
 
@@ -44,14 +46,64 @@ def spectral_consistency_loss(model: Layers) -> Tensor:
     return _penalties(model)[1]
 
 
-def regularization_loss(model: Layers, config: MASMConfig) -> Tensor:
-    """Both losses, weighted by the coefficients of the config, from one pass over the layers.
+def regularization_loss(model: Layers, config: MASMConfig, terms: Mapping[str, float] | None = None) -> Tensor:
+    """The penalties of a config, and any others by name, as one loss to add to that of the task.
 
-    For those who want them in the loss, with a part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` has
-    them decoupled instead; use one or the other.
+    In the loss, penalties take part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` decouples them
+    instead; use one or the other.
+
+    Args:
+        model: a converted model, or its MASMLinears.
+        config: ``orthogonality`` and ``spectral_consistency`` are the coefficients of those two penalties, which come
+            from one pass over the layers.
+        terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`; each is a plain
+            PyTorch formula, averaged over the layers. To add one::
+
+                @PENALTIES.register("nuclear")
+                def nuclear(layer: MASMLinear) -> Tensor:
+                    return layer.s.abs().sum()
+
+    Returns:
+        A scalar that flows gradients into u, s and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear, or a name is unknown.
     """
     orthogonality, spectral = _penalties(model)
-    return config.orthogonality * orthogonality + config.spectral_consistency * spectral
+    total = config.orthogonality * orthogonality + config.spectral_consistency * spectral
+    if terms:
+        layers = list(masm_layers(model).values())
+        with autocast_off(layers[0].u):
+            total = total + _sum_of_terms(layers, terms).to(total) / len(layers)
+    return total
+
+
+def term_gradients(layers: Sequence[MASMLinear], terms: Mapping[str, float]) -> tuple[Tensor, list[Tensor]]:
+    """The weighted penalties of ``terms`` summed over the layers, and their gradients by autograd.
+
+    Returns:
+        The sum, a scalar, and per dtype of the factors [P], flat, in the order of :func:`penalty_parameters`.
+    """
+    lists = penalty_parameters(layers)
+    learning = [p for parameters in lists for p in parameters if p.requires_grad]
+    with torch.enable_grad(), autocast_off(layers[0].u):
+        total = _sum_of_terms(layers, terms)
+        grads: dict[Tensor, Tensor] = {}
+        if total.requires_grad:
+            found = torch.autograd.grad(total, learning, allow_unused=True, materialize_grads=True)
+            grads = dict(zip(learning, found))
+    flat = [
+        torch.cat([grads.get(p, torch.zeros_like(p)).reshape(-1) for p in parameters]).to(
+            accumulate_dtype(parameters[0].dtype)
+        )
+        for parameters in lists
+    ]
+    return total.detach(), flat
+
+
+def _sum_of_terms(layers: Sequence[MASMLinear], terms: Mapping[str, float]) -> Tensor:
+    values = [PENALTIES[name](layer) * coefficient for name, coefficient in terms.items() for layer in layers]
+    return torch.stack([value.to(accumulate_dtype(value.dtype)) for value in values]).sum()
 
 
 def penalty_parameters(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:

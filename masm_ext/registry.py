@@ -37,10 +37,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """A decorator that enters a function under ``name``, an identifier. Raises ValueError if it is taken."""
         if not name.isidentifier():
             raise ValueError(f"the name of a {self.kind} must be an identifier, got {name!r}")
+        if name in self._entries:
+            raise ValueError(f"a {self.kind} {name!r} is registered already")
 
         def enter(entry: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"a {self.kind} {name!r} is registered already")
             self._entries[name] = entry
             return entry
 

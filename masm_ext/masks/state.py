@@ -67,12 +67,13 @@ class LayerMasks:
         self.config = config
         self.policy = policy
         self.layer_names = tuple(self.layers)
-        #: Selections on the device, or on the host by a function.
-        self._selects = policy is None and config.mask_policy == FUSED_POLICY
-        self._calls_policy = policy is not None or not (self._selects or MASK_POLICIES[config.mask_policy] is None)
+        named = MASK_POLICIES[config.mask_policy]
+        self._selects = policy is None and config.mask_policy == FUSED_POLICY  # by the op, on the device
+        self._calls_named = policy is None and not self._selects and named is not None  # on the host
         L, K = len(self.layers), counts.pop()
+        self._chooses = self._selects or self._calls_named or policy is not None
         # without a policy that may mask it again, a masked block is not probed: it stays as it is
-        probe_interval = config.mask_probe_interval if self._selects or self._calls_policy else 0
+        probe_interval = config.mask_probe_interval if self._chooses else 0
         self._rules = (
             *(config.mask_decay, config.mask_warmup, config.mask_interval, *ranking(config, L)),
             *(probe_interval, config.mask_probe_steps, self._selects),
@@ -145,9 +146,9 @@ class LayerMasks:
         self.in_force()
         if self._selects:
             self._history.make_room(self.config.mask_interval, *self._state[4:])
-        may_change = self._selects or self._calls_policy
-        before = self._state[3].clone() if may_change and self._state[3].is_cpu else None
-        if self._calls_policy and found.item() == 0 and self._selection_is_due():
+        before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
+        on_host = self._calls_named or self.policy is not None
+        if on_host and found.item() == 0 and self._selection_is_due():
             self._select_on_host(stats, owned)
         else:
             update_masks_(*self._state, stats, found, owned, *self._rules)

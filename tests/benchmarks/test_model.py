@@ -17,7 +17,7 @@ from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, MASMLinear
 from masm_ext.decomposition import Decomposition
 from masm_ext.kernels import products, small_batch, subspace_linear, tiles
 from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM
-from masm_ext.optim.masked_adamw import PIECE
+from masm_ext.optim.blocks import PIECE
 
 KINDS = {"bf16": (torch.bfloat16, False), "float32": (torch.float32, False), "tf32": (torch.float32, True)}
 GOAL_SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups
-from masm_ext.optim import masked_adamw
+from masm_ext.optim import blocks, masked_adamw
 
 #: "equal to torch.optim.AdamW to a few units in the last place": the bound after 100 steps, relative to the largest
 #: element. The single-step bound is in test_one_step_is_within_two_ulp.
@@ -327,8 +327,8 @@ def test_pieces_cover_their_segments():
             assert [last[0], last[2], last[3]] == [tensor, begin, block] and (begin - last[1]) % 8 == 0
             last[2] = end
     assert joined == sorted(whole.tolist(), key=lambda row: row[3])
-    assert masked_adamw._pieces(8, 24, 100) == [(8, 24)] and masked_adamw._pieces(5, 5, 8) == [(5, 5)]
-    assert masked_adamw._pieces(16, 16 + 2500, 2048) == [(16, 1272), (1272, 2516)]
+    assert blocks.pieces_of(8, 24, 100) == [(8, 24)] and blocks.pieces_of(5, 5, 8) == [(5, 5)]
+    assert blocks.pieces_of(16, 16 + 2500, 2048) == [(16, 1272), (1272, 2516)]
 
 
 def test_masks_and_optimizer_travel_by_pickle():
