@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from masm_ext.kernels import tape, tuning
+from masm_ext.kernels import launch_plan, tuning
 from masm_ext.kernels.launch import Target
 from masm_ext.nn import MASMLinear
 from masm_ext.ops import subspace_linear as linear
@@ -44,7 +44,7 @@ OVERRIDING = r"Warning only once for all operators,\s+other operators .*\s+Overr
 #: Rows of x (more than `single`'s and `stream`'s small forms serve), width, directions.
 M, WIDTH, R = 80, 64, 16
 PEERS = ("effort", "peft-lora")
-#: Ends the name of a call that is never played from a tape.
+#: Ends the name of a call that is never replayed.
 PLANNED = ", planned anew"
 
 
@@ -166,16 +166,16 @@ def measure(seconds: float, progress: bool) -> dict[str, dict[str, Any]]:
     for what, backward in (("forward", False), ("forward+backward", True)):
 
         def run(name: str, backward: bool = backward) -> None:
-            tapes = tape._tapes
+            plans = launch_plan._plans
             if name.endswith(PLANNED):
-                tape._tapes = {}
+                launch_plan._plans = {}
             try:
                 y = modules[name](x)
                 if backward:
                     ys = y if isinstance(y, list) else [y]
                     torch.autograd.backward(ys, [t.detach() for t in ys])
             finally:
-                tape._tapes = tapes
+                launch_plan._plans = plans
 
         calls = {name: Call(lambda name=name: run(name)) for name in modules}
         samples = interleave(calls, CPU, seconds / 2, warm_up=4, progress=what if progress else "")

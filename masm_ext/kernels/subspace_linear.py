@@ -47,6 +47,7 @@ from ..ops.strategies import (
 )
 from . import small_batch
 from .launch import Target, Tile, on_device, precision, target_of
+from .launch_plan import repeated
 from .products import (
     Factor,
     Live,
@@ -60,7 +61,6 @@ from .products import (
     side_by_side,
     skinny_product,
 )
-from .tape import repeated
 from .tiles import SMALL_ROWS, both_max_rank
 
 

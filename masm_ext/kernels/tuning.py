@@ -22,7 +22,7 @@ import triton
 
 from ..files import write_atomically
 from .launch import Target, Tile, next_power_of_2, recording
-from .tape import forget
+from .launch_plan import forget
 
 _enabled = True
 _chosen: dict[Path, dict[str, Tile]] = {}
@@ -68,9 +68,9 @@ def choose(
         return candidates[0]
     if torch._C._current_graph_task_id() != -1:  # a backward pass: no later call of it would be timed either
         return candidates[0]
-    tape = recording()
-    if tape is not None:
-        tape.spoil("its tiles are not chosen yet", again=True)
+    plan = recording()
+    if plan is not None:
+        plan.reject("its tiles are not chosen yet", again=True)
     if torch.cuda.is_current_stream_capturing():
         return candidates[0]
     best = measure(key, candidates, launch)

@@ -14,7 +14,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from masm_ext.kernels import tape, tuning
+from masm_ext.kernels import launch_plan, tuning
 from masm_ext.kernels.launch import Tile
 
 
@@ -57,7 +57,7 @@ def compile_only(
             record_tile(key.split()[0], tile)
         return candidates[0]  # which the caller launches: compiled already
 
-    tape.forget()  # nothing is played, all is compiled
+    launch_plan.forget()  # nothing is replayed, all is compiled
     driver.set_active(StandInDriver(capability))
     JITFunction.run, tuning.choose = compile_and_record, launch_all
     try:

@@ -11,7 +11,7 @@ from tolerances import RELATIVE, relative_error
 pytest.importorskip("triton", reason="the home of the op on CUDA imports Triton, which is not installed here")
 
 from masm_ext import reference
-from masm_ext.kernels import small_batch, subspace_linear, tape
+from masm_ext.kernels import launch_plan, small_batch, subspace_linear
 from masm_ext.kernels.launch import Target
 from masm_ext.ops import strategies
 
@@ -23,7 +23,7 @@ SCHEMA = "".join(re.findall(r'"(.*?)"', DEFINITION))
 
 class Emulated:
     """The op of csrc/cuda/small_batch.cpp: what it checks of strides and sizes, and the kernel. ``ops``: as a torch op,
-    which is how it is called, and what a tape sees of it."""
+    which is how it is called, and what a launch plan records of it."""
 
     def __init__(self, emulated, seed):
         self.emulated, self.seed, self.launches = emulated, seed % 2**31, 0
@@ -46,9 +46,9 @@ def ops(emulated, seed, monkeypatch):
     ops = Emulated(emulated, seed)
     monkeypatch.setattr(small_batch, "OPS", ops.ops)
     monkeypatch.setattr(small_batch, "available", lambda t: True)
-    tape.forget()  # what earlier tests recorded calls an op that is gone
+    launch_plan.forget()  # what earlier tests recorded calls an op that is gone
     yield ops
-    tape.forget()
+    launch_plan.forget()
     ops.library._destroy()
 
 
@@ -80,12 +80,14 @@ def test_forward(J, dtype, ops):
 
 def test_repeated_calls_are_played(ops, monkeypatch):
     """The third call and every later one, each with inputs of its own: other values at other addresses."""
-    played = []
-    play = tape.Tape.play
-    monkeypatch.setattr(tape.Tape, "play", lambda self, inputs: played.append(1) or play(self, inputs))
+    replayed = []
+    replay = launch_plan.LaunchPlan.replay
+    monkeypatch.setattr(
+        launch_plan.LaunchPlan, "replay", lambda self, inputs: replayed.append(1) or replay(self, inputs)
+    )
     for i in range(4):
         check(*draw((18,), 24, 40, 6))
-        assert ops.launches == i + 1 and len(played) == max(0, i - 1)
+        assert ops.launches == i + 1 and len(replayed) == max(0, i - 1)
 
 
 def test_matrices_that_lie_otherwise(ops):

@@ -10,7 +10,7 @@ DRY = not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "1
 if DRY:
     interpreter = Path(__file__).parents[1] / "interpreter"
     sys.path[:0] = [str(interpreter / "suite"), str(interpreter)]
-    import mend  # noqa: F401  (mends the interpreter)
+    import bf16_patch  # noqa: F401  (patches the interpreter)
 
 
 @pytest.fixture(scope="session")

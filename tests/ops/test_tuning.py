@@ -115,10 +115,10 @@ def test_nothing_is_timed_in_a_backward_pass(timed, tmp_path):
 
 def test_a_plan_is_recorded_in_a_backward_pass(timed, tmp_path, monkeypatch):
     """Though its tiles were never timed: they never will be there."""
-    spoiled = []
-    monkeypatch.setattr(tuning, "recording", lambda: SimpleNamespace(spoil=lambda *_, **__: spoiled.append(1)))
+    rejected = []
+    monkeypatch.setattr(tuning, "recording", lambda: SimpleNamespace(reject=lambda *_, **__: rejected.append(1)))
     Backward.apply(torch.ones(1, requires_grad=True), lambda: float(choose(tmp_path).BM)).backward()
-    assert spoiled == [] and choose(tmp_path) == TILES[1] and spoiled == [1]
+    assert rejected == [] and choose(tmp_path) == TILES[1] and rejected == [1]
 
 
 def test_deterministic_mode_takes_the_first_tile(timed, tmp_path):
@@ -134,10 +134,10 @@ def test_deterministic_mode_takes_the_first_tile(timed, tmp_path):
 
 def test_a_plan_belongs_to_a_mode():
     """What is recorded in deterministic mode is not replayed outside, nor the other way round."""
-    from masm_ext.kernels import tape
+    from masm_ext.kernels import launch_plan
 
     def key():
-        return tape._key(choose, (torch.ones(2),), {})[0]
+        return launch_plan._key(choose, (torch.ones(2),), {})[0]
 
     before = key()
     torch.use_deterministic_algorithms(True)

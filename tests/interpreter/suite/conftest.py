@@ -10,7 +10,7 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 if not collect_ignore_glob:
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    import mend  # noqa: F401  (mends the interpreter)
+    import bf16_patch  # noqa: F401  (patches the interpreter)
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,10 @@ def poison():
 
 
 @pytest.fixture(autouse=True)
-def no_tapes():
+def no_plans():
     """A test may patch what plans depend on: what it records is its own."""
-    from masm_ext.kernels import tape
+    from masm_ext.kernels import launch_plan
 
-    tape.forget()
+    launch_plan.forget()
     yield
-    tape.forget()
+    launch_plan.forget()
