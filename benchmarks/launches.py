@@ -43,7 +43,8 @@ from masm_ext.optim.blocks import PIECE
 try:
     from masm_ext.kernels import tiles
     from masm_ext.kernels.launch import Target, Tile, padded
-    from masm_ext.kernels.products import chunk_rows_of, shared_operands
+    from masm_ext.kernels.products import shared_operands
+    from masm_ext.kernels.skinny_products import chunk_rows_of
 except ImportError as error:
     raise ImportError(
         f"benchmarks/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .products import aligned
+from .operands import aligned
 
 OPS = torch.ops.masm
 

@@ -48,19 +48,9 @@ from ..ops.strategies import (
 from . import small_batch
 from .launch import Target, Tile, on_device, precision, target_of
 from .launch_plan import repeated
-from .products import (
-    Factor,
-    Live,
-    aligned,
-    as_rows,
-    both_products,
-    finish,
-    forward_product,
-    input_gradient,
-    reduce_rows,
-    side_by_side,
-    skinny_product,
-)
+from .operands import Factor, Live, aligned, as_rows, side_by_side
+from .products import forward_product, input_gradient
+from .skinny_products import both_products, finish, reduce_rows, skinny_product
 from .tiles import SMALL_ROWS, both_max_rank
 
 

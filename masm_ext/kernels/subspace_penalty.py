@@ -17,7 +17,7 @@ from .. import reference
 from ..reference.subspace_penalty import weight_products as plain_products
 from . import skinny
 from .launch import Target, Tile, cdiv, on_device, padded, run, target_of
-from .products import chunk_rows_of
+from .skinny_products import chunk_rows_of
 from .tiles import PENALTY, tiles
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

@@ -21,8 +21,9 @@ import torch
 import triton
 
 from ..files import write_atomically
-from .launch import Target, Tile, next_power_of_2, recording
+from .launch import Target, Tile, next_power_of_2, precision, recording
 from .launch_plan import forget
+from .tiles import tiles
 
 _enabled = True
 _chosen: dict[Path, dict[str, Tile]] = {}
@@ -77,6 +78,22 @@ def choose(
     _chosen[path][key] = best
     _write(path, key, best)
     return best
+
+
+def run_tuned(
+    launch: Callable[[Tile], None],
+    kernel: str,
+    target: Target,
+    dtype: torch.dtype,
+    tile: Tile | None,
+    M: int,
+    *key: object,
+) -> None:
+    """Launch with the given tile, or with the one chosen for (kernel, M, key)."""
+    if tile is None:
+        candidates = tiles(kernel, target, dtype, precision(dtype))
+        tile = choose(target, key_of(kernel, M, dtype, precision(dtype), *key), candidates, launch)
+    launch(tile)
 
 
 def measure(key: str, candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:

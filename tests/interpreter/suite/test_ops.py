@@ -13,7 +13,7 @@ from triton_on_cpu import triton_serves_the_cpu
 
 import masm_ext
 from masm_ext import MASMConfig, convert, group_projections
-from masm_ext.kernels import products, small_batch
+from masm_ext.kernels import products, skinny_products, small_batch
 from masm_ext.kernels import subspace_linear as linear_on_cuda
 from masm_ext.ops import fold, strategies, subspace_linear
 
@@ -159,7 +159,8 @@ def test_no_call_reads_a_tensor_on_the_host(monkeypatch):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda t, *a, n=name, f=original: waits.append(n) or f(t, *a))
     # the launch code alone: what the interpreter does with tensors is not its own
-    monkeypatch.setattr(products, "run", lambda *a, **k: None)
+    for module in (products, skinny_products):
+        monkeypatch.setattr(module, "run", lambda *a, **k: None)
     for strategy in ("kext", "single", "addmm", "folded"):
         _, p = call.forward(strategy, POINTERS)
         call.backward(p, strategy, POINTERS)
