@@ -65,10 +65,16 @@ def base_entries(tensors: Mapping[str, Tensor], hashes: Mapping[str, str]) -> di
 
 
 def record_base(model: nn.Module) -> None:
-    """Take the frozen tensors of a converted model as those of its base from now on.
+    """Take the frozen tensors of a converted model as its base from now on.
 
-    For a model whose base weights were loaded after :func:`convert` (a checkpoint of another base, by
-    ``load_state_dict``): :func:`masm_ext.save_adapter` refuses frozen tensors that are not those of the conversion.
+    For a model whose base weights were loaded after :func:`masm_ext.convert`, by ``load_state_dict``:
+    :func:`masm_ext.save_adapter` refuses frozen tensors that differ from those at conversion.
+
+    Args:
+        model: the module that was given to :func:`masm_ext.convert`.
+
+    Raises:
+        ValueError: another module.
     """
     root, modules = unwrap(model), dict(unwrapped_modules(model))
     config = root.__dict__.get(CONFIG_ATTRIBUTE)

@@ -10,18 +10,21 @@ from .registry import DIRECTIONS, MASK_POLICIES, PARTITIONS
 
 @dataclass(frozen=True)
 class MASMConfig:
-    """Every choice of the method, checked on construction. The formulas behind the fields are an interpretation of the
-    paper (arXiv 2601.01041), whose own values are not public; see docs/method.md, "The method, and what is ours".
+    """Every choice of the method, checked on construction.
 
-    Decomposition
+    The formulas behind the fields are an interpretation of the paper (arXiv 2601.01041), whose own values are not
+    public; see docs/method.md, "The method, and what is ours". Names in ``directions``, ``partition`` and
+    ``mask_policy`` come from :mod:`masm_ext.registry`.
+
+    Args:
         target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted
             suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or
-            ``"re:<regex>"`` that matches the whole name. Where a module of exactly that name exists, a plain name means
-            that module alone: ``"head"`` is the head of the model, and not also the one inside its vision tower.
-        exclude_modules: the same forms; wins over ``target_modules``.
-        modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
+            ``"re:<regex>"`` that matches the whole name. If a module of exactly that name exists, a plain name means
+            that module alone: ``"head"`` is the head of the model, not also the one inside its vision tower.
+        exclude_modules: the same forms; has precedence over ``target_modules``.
+        modules_to_save: the same forms; modules that stay trainable and are saved with the adapter (the head).
         num_subspaces: K, the number of artifact subspaces.
-        subspace_rank: rank of each subspace: one int, or K ints. Ignored when ``energy`` is given.
+        subspace_rank: rank of each subspace: one int, or K ints. Ignored if ``energy`` is given.
         energy: in (0, 1): per layer, the smallest R whose artifact directions hold this share of ``||W||_F^2``,
             rounded up to a multiple of K.
         directions: which R singular directions are the artifact directions: "trailing" the last (smallest sigma),
@@ -29,25 +32,25 @@ class MASMConfig:
         partition: "interleaved" deals the artifact directions round robin, so that each subspace spans the same share
             of the spectrum; "contiguous" cuts them in runs.
         train_bias: let the biases of converted layers learn (frozen by default).
-
-    Penalties (coefficients; 0 turns a term off)
-        orthogonality, spectral_consistency: read by :func:`masm_ext.regularization_loss` and the command ``masm``. To
-            have them decoupled, pass them to :class:`masm_ext.MaskedAdamW`, which reads no config.
-
-    Masks
-        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`,
-            whose result :func:`masm_ext.convert` takes as ``target_modules=``), "none".
-        mask_warmup: steps before the first selection, all blocks active.
+        orthogonality: coefficient of that penalty in :func:`masm_ext.regularization_loss`; 0 turns it off.
+            :class:`masm_ext.MaskedAdamW`, which decouples the penalties, takes its coefficients as arguments.
+        spectral_consistency: the same for the other penalty.
+        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`, whose
+            result :func:`masm_ext.convert` takes as ``target_modules=``) or "none".
+        mask_warmup: steps before the first selection, with all blocks active.
         mask_interval: steps between selections.
-        mask_decay: of the averages of signal and power.
-        mask_active_fraction: share of layers each subspace may update.
-        mask_threshold: if given, a block is active where its snr is above it, instead of the best fraction.
-        mask_hysteresis: advantage of a block that is active already, as a share of its snr (0.1 = 10%), so that masks
-            do not flicker.
-        mask_min_active: at least so many layers stay active for each subspace.
-        mask_probe_interval: a masked block is unmasked again after so many steps (0: never) ...
-        mask_probe_steps: ... for so many steps, so that its statistics move.
+        mask_decay: of the averages of signal and power, per step.
+        mask_active_fraction: share of the layers that each subspace may update.
+        mask_threshold: if given, a block is active if its snr is above it, instead of the best fraction.
+        mask_hysteresis: advantage of an active block as a share of its snr (0.1 = 10%), so that masks do not flicker.
+        mask_min_active: layers that stay active for each subspace at least.
+        mask_probe_interval: steps after which a masked block is unmasked again; 0: never.
+        mask_probe_steps: steps of such a probe, in which its statistics move.
         mask_calibration_batches: batches of the calibration pass of the static policy.
+
+    Raises:
+        ValueError: a value out of range, or an unknown name.
+        TypeError: module patterns that are no strings, or ranks that are no ints.
     """
 
     target_modules: str | Sequence[str] = ()
@@ -122,7 +125,7 @@ class MASMConfig:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """``r_1 .. r_K``, as asked for (``energy`` may choose others per layer)."""
+        """``r_1 .. r_K`` as configured; ``energy`` may choose others per layer."""
         if isinstance(self.subspace_rank, int):
             return (self.subspace_rank,) * self.num_subspaces
         return tuple(self.subspace_rank)

@@ -14,23 +14,38 @@ from .wrappers import own_state, unwrapped_modules
 
 @dataclass(frozen=True)
 class ConvertedLayer:
+    """One row of a :class:`ConversionReport`.
+
+    Attributes:
+        name: of the module.
+        shape: (N, D).
+        ranks: r_1 .. r_K.
+        trainable_share: trainable parameters over those of the ``nn.Linear`` that was replaced.
+        energy: share of ``||W||_F^2`` that the artifact part holds.
+    """
+
     name: str
-    shape: tuple[int, int]  # (N, D)
+    shape: tuple[int, int]
     ranks: tuple[int, ...]
-    trainable_share: float  # trainable parameters of the layer over those of the nn.Linear it replaced
-    energy: float  # share of ||W||_F^2 that the artifact part holds
+    trainable_share: float
+    energy: float
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`convert` did. ``print(report)`` shows a table, one line per layer, and below it every trainable
-    parameter outside these layers (those under ``modules_to_save``).
+    """What :func:`masm_ext.convert` did. ``print(report)`` shows a table.
+
+    Attributes:
+        layers: the converted layers, in module order.
+        trainable_parameters: elements of all trainable parameters.
+        total_parameters: elements of all parameters before conversion.
+        other_trainable: name and shape of every trainable parameter outside the converted layers.
     """
 
     layers: tuple[ConvertedLayer, ...]
     trainable_parameters: int
-    total_parameters: int  # of the model before conversion
-    other_trainable: tuple[tuple[str, tuple[int, ...]], ...] = ()  # name and shape outside the converted layers
+    total_parameters: int
+    other_trainable: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(r.name) for r in self.layers))

@@ -48,22 +48,28 @@ def convert(
     ``config.train_bias``) and everything under ``config.modules_to_save``, which is never converted. The output of the
     model does not change.
 
-    Names are those of the unwrapped model (see :mod:`masm_ext.wrappers`). The model remembers the SHA-256 of every
-    frozen tensor, so that :func:`masm_ext.save_adapter` notices one that changed.
+    Names are those of the unwrapped model (see :mod:`masm_ext.wrappers`). The model keeps the SHA-256 of every frozen
+    tensor, so that :func:`masm_ext.save_adapter` detects one that changed.
 
     Args:
         model: a model that holds its pretrained weights.
-        config: see :class:`MASMConfig`; ``config.target_modules`` names the layers.
-        target_modules: instead of the config's: patterns, a callable ``(name, module) -> bool``, or what
-            :func:`masm_ext.select_layers` returned, which ``mask_policy="static"`` needs.
-        cache_dir, use_cache: where SVDs are kept between runs (default: ``~/.cache/masm_ext/svd``), keyed by the hash
-            of the weight and ``config.directions``.
+        config: ``config.target_modules`` names the layers.
+        target_modules: instead of the config's: patterns, a callable ``(name, module) -> bool``, or the result of
+            :func:`masm_ext.select_layers`, which ``mask_policy="static"`` requires.
+        cache_dir: folder of the SVDs kept between runs, ``~/.cache/masm_ext/svd`` by default, keyed by the hash of the
+            weight and ``config.directions``.
+        use_cache: whether that folder is read and written.
         progress: show a progress bar.
 
-    Raises ValueError if nothing matches, if the model is converted already, if a rank does not fit a layer, a weight
-    has NaN or infinite elements, or the policy is static and no layers were selected; ValueError or TypeError for
-    layers that cannot be replaced without changing the output (:func:`masm_ext.selection.check_convertible` lists
-    them). The model is changed only after every layer has been decomposed.
+    Returns:
+        One row per layer, and every other trainable parameter.
+
+    Raises:
+        ValueError: no layer matches, the model is converted already, a rank does not fit a layer, a weight has NaN or
+            infinite elements, the policy is static and no layers were selected, or a layer cannot be replaced without
+            changing the output (:func:`masm_ext.selection.check_convertible`). The model is changed only after every
+            layer has been decomposed.
+        TypeError: as ValueError, for layers of a type that cannot be replaced.
     """
     converted = modules_of(model, MASMLinear)
     if converted:

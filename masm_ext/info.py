@@ -11,10 +11,11 @@ from .ops.dispatch import IMPLEMENTATIONS
 
 
 def build_info() -> dict[str, Any]:
-    """What is installed and what serves what, as plain JSON types; asks no device and initialises no CUDA.
+    """What is installed and which file implements which op. Initialises no CUDA.
 
-    Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability,
-    libraries (name -> "loaded" or why not), ops (op -> device -> "kind: file").
+    Returns:
+        Plain JSON types under masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None),
+        cpu_capability, libraries (name -> "loaded" or the reason why not) and ops (op -> device -> "kind: file").
     """
     if _library.CUDA_LIBRARY is not None:
         cuda = "loaded"

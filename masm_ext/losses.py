@@ -22,26 +22,39 @@ Layers = nn.Module | Sequence[MASMLinear]
 
 
 def orthogonality_loss(model: Layers) -> Tensor:
-    """Mean over layers of: overlap between subspaces, departure from orthonormality inside each, and interference with
-    the semantic principal subspace. Zero at init.
+    """Overlap between subspaces, departure from orthonormality inside each, and interference with the principal part.
 
-    ``sum_{j<k} (||u_j u_k^T||^2 + ||v_j v_k^T||^2) + sum_k (||u_k u_k^T - I||^2 + ||v_k v_k^T - I||^2)
-    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` (Frobenius norms).
+    Per layer ``sum_{j<k} (||u_j u_k^T||^2 + ||v_j v_k^T||^2) + sum_k (||u_k u_k^T - I||^2 + ||v_k v_k^T - I||^2)
+    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` (Frobenius norms). Zero at init.
 
-    model: a converted model, or its MASMLinears. Returns a scalar that flows gradients into u and v.
-    Raises ValueError if there is no MASMLinear.
+    Args:
+        model: a converted model, or its MASMLinears.
+
+    Returns:
+        The mean over the layers, a scalar that flows gradients into u and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear.
     """
     return _penalties(model)[0]
 
 
 def spectral_consistency_loss(model: Layers) -> Tensor:
-    """Mean over layers of the squared relative change of ``||W||_F^2`` and of each subspace's singular values.
+    """Squared relative change of ``||W||_F^2`` and of each subspace's singular values.
 
-    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current weight and
-    sigma_rms the root mean square of W's singular values. (Relative to the trailing ||s_k0||^2, of 1e-4 to 1e-12, the
-    second term would outweigh the task after one useful step.) Zero at init. The change of the norm is computed as a
-    difference of artifact terms (the principal part cancels), so that float32 does not drown it. Returns a scalar that
-    flows gradients into u, s and v.
+    Per layer ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current
+    weight and sigma_rms the root mean square of W's singular values. Zero at init. Relative to the trailing
+    ``||s_k0||^2``, of 1e-4 to 1e-12, the second term would outweigh the task after one useful step. The change of the
+    norm is a difference of artifact terms, because float32 would lose it in the principal part, which cancels.
+
+    Args:
+        model: a converted model, or its MASMLinears.
+
+    Returns:
+        The mean over the layers, a scalar that flows gradients into u, s and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear.
     """
     return _penalties(model)[1]
 

@@ -12,7 +12,7 @@ from .wrappers import modules_of
 class MergedLinear(nn.Linear):
     """An ``nn.Linear`` with a folded weight that keeps the MASMLinear it came from, so that :func:`unmerge` is exact.
 
-    The parked layer is no submodule: it is in no state_dict and follows ``.to`` only at unmerge.
+    The parked layer is no submodule: it is in no state_dict, and ``.to`` reaches it only at unmerge.
     """
 
     def __init__(self, layer: MASMLinear) -> None:
@@ -34,11 +34,19 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
     """Fold every artifact part into its weight, in place: MASMLinears become ``nn.Linear`` layers for deployment.
 
     The merged output equals the converted one to the rounding of the weight's dtype (1e-5 relative in float32). In
-    bfloat16 and float16 folding can bury small updates in the rounding of W: measure before you ship (METHOD, Numerics
-    in docs/method.md). With ``keep`` the layers are parked for :func:`unmerge`, at the price of their memory; with
-    ``keep=False`` they become plain ``nn.Linear`` objects and the fold is final.
+    bfloat16 and float16 folding can bury small updates in the rounding of W: measure before you ship (docs/method.md,
+    Numerics).
 
-    Returns the number of layers merged. Raises ValueError if there is none.
+    Args:
+        model: a converted model.
+        keep: park the layers for :func:`unmerge`, at the price of their memory. Without it they become plain
+            ``nn.Linear`` objects and the fold is final.
+
+    Returns:
+        The number of merged layers.
+
+    Raises:
+        ValueError: the model has no MASMLinear.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
@@ -48,9 +56,16 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
 
 
 def unmerge(model: nn.Module) -> int:
-    """Undo :func:`merge`: the parked MASMLinears come back, bit for bit.
+    """Undo :func:`merge`: restore the parked MASMLinears bit for bit.
 
-    Returns the number of layers. Raises ValueError if nothing was merged with ``keep=True``.
+    Args:
+        model: a model merged with ``keep=True``.
+
+    Returns:
+        The number of restored layers.
+
+    Raises:
+        ValueError: no merged layer is parked.
     """
     merged = _merged(model)
     if not merged:

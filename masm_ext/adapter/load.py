@@ -26,14 +26,22 @@ from .plan import plan_layers
 def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionReport:
     """Convert a pretrained, not yet converted model with a saved adapter, in place. No SVD is computed.
 
-    The model may be wrapped (``torch.compile``, DataParallel); layers are found by their names in the unwrapped model.
+    The model changes only after everything has been checked. Adapters of format version 1 are bound to the weights of
+    the converted layers only; a warning reports it.
 
-    Raises AdapterError if the file is damaged or of a newer format, if a layer is missing or cannot be converted
-    (what :func:`masm_ext.convert` refuses), if a frozen parameter or buffer of the model is not that of the base the
-    adapter was trained on (by hash), or if keys are missing or left over; FileNotFoundError if there is no adapter.
-    The model is changed only after everything has been checked.
+    Args:
+        model: the pretrained model, possibly wrapped (``torch.compile``, DataParallel); layers are found by their names
+            in the unwrapped model.
+        folder: as :func:`save_adapter` wrote it.
 
-    Adapters of format version 1 are bound to the weights of the converted layers only; a warning says so.
+    Returns:
+        What was converted.
+
+    Raises:
+        AdapterError: the files are damaged or of a newer format; a layer is missing or cannot be converted (what
+            :func:`masm_ext.convert` refuses); a frozen parameter or buffer differs from the adapter's base, by hash; or
+            tensors are missing or left over.
+        FileNotFoundError: there is no adapter in ``folder``.
     """
     folder = Path(folder)
     record = read_record(folder)

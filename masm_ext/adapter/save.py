@@ -19,6 +19,7 @@ from ..base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entri
 from ..config import MASMConfig
 from ..contract import dtype_name
 from ..conversion_report import trainable_parameters
+from ..decomposition import order_of
 from ..hashing import tensor_hashes
 from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
@@ -35,24 +36,29 @@ def save_adapter(
     masks: LayerMasks | None = None,
     config: MASMConfig | None = None,
 ) -> Path:
-    """Write the learned part of a converted model to ``folder``; returns the path of its ``adapter.json``.
+    """Write the learned part of a converted model to a folder.
 
     Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, all parameters and
     buffers under ``config.modules_to_save``, the masks of the layers, and the SHA-256 of every frozen parameter and
     floating-point buffer of the base. Not saved: the frozen weights. Names are those of the unwrapped model
     (``torch.compile``, DataParallel and others add parts to names, which an adapter does not have).
 
-    What was written is read back and checked as :func:`load_adapter` would, against the base that the model was
-    converted from, before it replaces an adapter in ``folder``. If anything fails, ``folder`` is left as it was.
+    The adapter is read back and checked as :func:`load_adapter` would, against the base that the model was converted
+    from, before it replaces an adapter in ``folder``. If anything fails, ``folder`` stays as it was.
 
     Args:
         model: a converted model, or a wrapper around it.
-        folder: made if it does not exist.
-        masks: not needed, the layers hold their masks; if given, it must be made for the layers of this model.
-        config: the one the model was converted with, by default.
+        folder: created if it does not exist.
+        masks: optional, since the layers hold their masks; if given, it must belong to the layers of this model.
+        config: the one that the model was converted with, by default.
 
-    Raises ValueError, before anything is written, if the model has no MASMLinear, ``masks`` or ``config`` are not those
-    of its layers, a trainable parameter would not be saved, or a frozen tensor is not what it was at conversion.
+    Returns:
+        The path of ``adapter.json``.
+
+    Raises:
+        ValueError: before anything is written, if the model has no MASMLinear, ``config`` or ``masks`` do not match its
+            layers, a trainable parameter would not be saved, or a frozen tensor changed since conversion.
+        TypeError: ``masks`` is no LayerMasks.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
@@ -77,7 +83,7 @@ def save_adapter(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": config.to_dict(),
-        "layers": {name: _layer_entry(name, layer) for name, layer in layers.items()},
+        "layers": {name: _layer_entry(name, layer, config) for name, layer in layers.items()},
         "saved_modules": saved,
         "base": _base_of(model, base_tensors(modules, layers, saved, config.train_bias)),
         "masks": [layer.selected_mask.int().tolist() for layer in layers.values()],
@@ -148,16 +154,17 @@ def _check_all_trained_are_saved(model: nn.Module, tensors: Mapping[str, Tensor]
         )
 
 
-def _layer_entry(name: str, layer: MASMLinear) -> dict[str, Any]:
+def _layer_entry(name: str, layer: MASMLinear, config: MASMConfig) -> dict[str, Any]:
     if not layer.base_hash.strip("0"):
         raise ValueError(
             f"save_adapter: {name!r} does not know the weight it was made from (no base_hash), so no base could be "
             "checked on load; make it by convert() or MASMLinear.from_linear"
         )
+    q = min(layer.out_features, layer.in_features)
     return {
         "offsets": list(layer.offsets),
         "energy": layer.energy,
-        "directions": list(layer.directions) or None,
+        "directions": list(layer.directions or order_of(config.directions, q, layer.base_hash)[: layer.offsets[-1]]),
         "base_sha256": layer.base_hash,
         "dtype": dtype_name(layer.base_dtype),
         "shape": [layer.out_features, layer.in_features],

@@ -22,12 +22,16 @@ PROJECTIONS = (
 def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
     """Group the query, key and value projections of every self-attention of a converted model.
 
-    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape and with at most
-    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`) that their parent owns. For attentions
-    that read one x only: where key and value read another input (cross-attention), each call would compute projections
-    that are not used.
+    Siblings under one parent become a group (:meth:`masm_ext.MASMLinear.group`) owned by their parent if they are
+    MASMLinears of one shape with at most 256 directions together. For attentions that read one x only: if key and value
+    read another input (cross-attention), each call would compute projections that are not used.
 
-    Returns the number of groups. Layers that are grouped already are left as they are.
+    Args:
+        model: a converted model. Layers that are grouped already stay as they are.
+        names: the names of sibling modules, one entry for each naming scheme.
+
+    Returns:
+        The number of new groups.
     """
     count = 0
     for parent in model.modules():

@@ -36,17 +36,20 @@ class MaskedAdamW(torch.optim.Optimizer):
     the same in a model of any depth). Moments and learning-state statistics see the gradient of the task alone.
 
     Args:
-        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. A key of a group that is not a setting of
-            this optimizer (``amsgrad``) is a ValueError.
-        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``. The ``lr`` of a group may be a 0-dimensional tensor:
-            on the device of the parameters it is read there, and a CUDA graph replays with the value of the moment.
-        orthogonality, spectral_consistency: coefficients of the decoupled penalties, of every MASMLinear that owns a
-            parameter; settings of a group, as ``weight_decay`` is. 0 turns a penalty off.
+        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. An unknown key of a
+            group (``amsgrad``) is a ValueError.
+        lr: the rate. That of a group may be a 0-dimensional tensor: on the device of the parameters it is read there,
+            and a CUDA graph replays with its current value.
+        betas: decays of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, as in ``torch.optim.AdamW``.
+        orthogonality: coefficient of that decoupled penalty of every MASMLinear that owns a parameter; a setting of a
+            group, as ``weight_decay`` is. 0 turns it off.
+        spectral_consistency: the same for the other penalty.
         terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`, decoupled in the
             same way. Their gradients come from autograd, layer by layer: many small launches a step.
-        masks: the :class:`masm_ext.LayerMasks` of the model; read before, and fed after, every step. Without it the
-            masks of the layers hold as they are. Parameters that belong to no MASMLinear are blocks that are never
-            masked.
+        masks: the :class:`masm_ext.LayerMasks` of the model, read before and updated after every step. Without it the
+            masks of the layers stay as they are. A parameter of no MASMLinear is a block that is never masked.
 
     Moments are float32 for half-precision parameters. Parameters must be contiguous and on one device.
 
@@ -57,18 +60,18 @@ class MaskedAdamW(torch.optim.Optimizer):
     written, and ``skipped_steps`` counts it. Works with ``torch.amp.GradScaler`` (the scale is divided out inside the
     op).
 
-    On CUDA a step waits for nothing from the second on (but once in about 254 selections, when the history of the masks
-    is read), and can be captured in a CUDA graph after one or more as a warm-up. Capture again after
-    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. What
-    the host would have refused at once, such as a mask outside [0, 1], is raised as a RuntimeError when
-    ``skipped_steps`` or ``state_dict()`` is next read; those steps wrote nothing.
+    On CUDA a step waits for nothing from the second on, except once in about 254 selections, when the history of the
+    masks is read. It can be captured in a CUDA graph after one or more steps as a warm-up. Capture again after
+    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. An
+    invalid mask or segment makes ``skipped_steps`` or ``state_dict()`` raise RuntimeError when next read; such a step
+    writes nothing.
 
     Attributes:
-        masks: the LayerMasks, also where none was given; None if no parameter belongs to a MASMLinear.
+        masks: the LayerMasks, also if none was given; None if no parameter belongs to a MASMLinear.
         penalties: (orthogonality, spectral consistency) before the last step, summed over the layers, or None.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf instead of unscaling
+    _step_supports_amp_scaling = True  # GradScaler sets grad_scale and found_inf instead of unscaling
 
     def __init__(
         self,

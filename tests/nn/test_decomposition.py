@@ -6,6 +6,7 @@ from torch import nn
 
 from masm_ext import MASMConfig, MASMLinear, convert, load_adapter, save_adapter
 from masm_ext.adapter.files import AdapterError, digest_of
+from masm_ext.base_model import record_base
 from masm_ext.decomposition import choose_ranks, trailing
 from masm_ext.registry import DIRECTIONS, PARTITIONS
 
@@ -142,3 +143,16 @@ def test_choices_of_ones_own():
         assert layer.directions == (6, 2, 4, 0)
     finally:
         del DIRECTIONS._entries["every_second"], PARTITIONS._entries["reversed_runs"]
+
+
+def test_a_state_of_another_base_brings_its_directions(tmp_path):
+    config = MASMConfig(target_modules="0", subspace_rank=2, directions="random")
+    model, base, _ = converted(config)
+    other, _, _ = converted(config, seed=1)
+    other.load_state_dict(model.state_dict())
+    record_base(other)
+    save_adapter(other, tmp_path)
+    plain = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    plain.load_state_dict(base)
+    load_adapter(plain, tmp_path)
+    assert sorted(plain[0].directions) == sorted(model[0].directions) != sorted(other[0].directions)
