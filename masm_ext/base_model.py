@@ -27,10 +27,13 @@ BaseEntry = dict[str, Any]
 def base_tensors(
     modules: Mapping[str, nn.Module], layers: Collection[str], saved: Collection[str], train_bias: bool
 ) -> dict[str, Tensor]:
-    """What an adapter is bound to beside the weights of its ``layers``, by full name: every parameter and every
-    floating-point persistent buffer that does not travel with it. The same before and after conversion.
+    """The tensors of the base that an adapter is bound to, beside the weights of its ``layers``, by full name.
 
-    Raises ValueError for tensors on the meta device and for distributed ones, of which only a part is here.
+    Every parameter and floating-point persistent buffer that is not saved with the adapter; the same before and after
+    conversion.
+
+    Raises:
+        ValueError: a tensor is on the meta device, or a DTensor, which holds only the part of one rank.
     """
     travelling = {id(t) for t in saved_state(modules, saved).values()}
     found: dict[str, Tensor] = {}
@@ -49,7 +52,7 @@ def base_tensors(
 
 
 def check_whole(name: str, value: Tensor) -> None:
-    """Raises ValueError for a tensor whose values are not all here."""
+    """Raises ValueError for a tensor on the meta device or a DTensor."""
     if value.is_meta:
         raise ValueError(f"{name} is on the meta device; load the pretrained weights first")
     if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":

@@ -97,7 +97,7 @@ def convert(
     weights = {name: layer.weight.detach() for name, layer in linears.items()}
     for name, weight in weights.items():
         if config.energy is None:
-            choose_ranks(torch.empty(min(weight.shape)), config.ranks, None, name)  # before any SVD is paid for
+            choose_ranks(torch.empty(min(weight.shape)), config.ranks, None, name)  # before any SVD
     frozen = base_tensors(modules, linears, saved, config.train_bias)
     everything = tensor_hashes(frozen | {f"{name}.weight": weight for name, weight in weights.items()})
     hashes = {name: everything[f"{name}.weight"] for name in weights}
@@ -126,7 +126,7 @@ def replace_layers(
     base: dict[str, BaseEntry],
     values: Mapping[str, Tensor] | None = None,
 ) -> ConversionReport:
-    """Freeze all but the modules ``saved``, put the built layers in and write ``values`` into the state of ``saved``.
+    """Freeze all but the modules ``saved``, insert the built layers and write ``values`` into the state of ``saved``.
 
     Used by convert and load_adapter. If a step raises, all of them are undone.
     """

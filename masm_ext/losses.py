@@ -149,7 +149,7 @@ def _penalties(model: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
-    """One call of the op serves layers of one dtype and device, of any shapes."""
+    """One call of the op computes layers of one dtype and device, of any shapes."""
     groups: dict[tuple, list[MASMLinear]] = {}
     for layer in layers:
         groups.setdefault((layer.u.dtype, layer.u.device), []).append(layer)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Types that are cheap to run again, are deterministic, and keep their input for their own backward pass. (ReLU, Tanh and
+# Types that are cheap to run again, deterministic, and keep their input for their own backward pass. (ReLU, Tanh and
 # Sigmoid keep their output: nothing would be saved.) Exact types: a subclass may add noise. Those of transformers by
 # name, so that it need not be installed.
 _TORCH_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU, nn.Mish)
@@ -30,8 +30,8 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
 
     A frozen linear layer keeps nothing for the backward pass; a MASMLinear keeps its input x, for dv. If x is the
     output of a norm or an activation, whose own input autograd keeps anyway, x is dropped and computed again from that
-    input when dv is due. Gradients are the same bit for bit. The backward pass may run anywhere; it raises RuntimeError if a
-    tensor that it needs was changed in place.
+    input when dv is due. Gradients are the same bit for bit. The backward pass may run anywhere; it raises RuntimeError
+    if a tensor that it needs was changed in place.
 
     Modules with in-place outputs, keyword arguments or other forward hooks keep their output. Not for
     ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that are already in the
@@ -42,6 +42,9 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
             ``transformers.activations``, are the modules that may run again; no subclasses of them.
         modules: these instead. Each must map one tensor to a new one, without randomness, and its backward pass must
             keep its input, or memory is lost instead of gained.
+
+    Yields:
+        None.
     """
     chosen = [m for m in model.modules() if _runs_again(m)] if modules is None else list(modules)
     outputs: dict[tuple, _Output] = {}

@@ -249,7 +249,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                           static_cast<F*>(own.exp_avg_sq) + task.begin,
                           own.penalty ? static_cast<const F*>(own.penalty) + task.begin : nullptr,
                           task.end - task.begin, &sums[2 * t]);
-        // without an earlier step there is no first moment to compare with: the block has no statistics yet
+        // before the first step there is no first moment: the block has no statistics yet
         sums[2 * t] *= c.signal_scale;
         if (c.signal_scale == 0) sums[2 * t + 1] = 0;
       });

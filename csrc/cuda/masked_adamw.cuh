@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
     if (taken && a.mask[b] != 0)
       for (int64_t i = (flags & kUnsorted ? 0 : a.first[b]) + threadIdx.x; i < a.S; i += blockDim.x) {
         if (a.segments[i].block == b)
-          // without an earlier step there is no first moment to compare with: the block has no statistics yet
+          // before the first step there is no first moment: the block has no statistics yet
           signal += a.work[i].signal, power += a.work[i].step.signal_scale > 0 ? a.work[i].power : 0, owns = true;
         else if (!(flags & kUnsorted))
           break;

@@ -1,8 +1,8 @@
 """The files of an adapter and the checks on reading them.
 
 A folder with ``adapter.json`` and one safetensors file that it names. The JSON holds the format version, the config,
-per layer its row bounds and the identity of its base weight, the names of the saved modules, the identity (SHA-256,
-dtype, shape) of every other tensor of the base, the masks, and a SHA-256 of itself.
+per layer its row bounds, its directions and the identity of its base weight, the names of the saved modules, the
+identity (SHA-256, dtype, shape) of every other tensor of the base, the masks, and a SHA-256 of itself.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def write_adapter(
     tensors: Mapping[str, Tensor],
     check: Callable[[dict[str, Any], dict[str, Tensor]], None],
 ) -> Path:
-    """Write an adapter beside the one in ``folder``, read it back, ``check(record, tensors)`` what was read, and put it
-    in its place. If a step raises, ``folder`` is left as it was. Returns the path of the JSON.
+    """Write an adapter to temporary files, read them back, call ``check(record, tensors)``, and rename them into place.
+
+    If a step raises, ``folder`` stays as it was. Returns the path of the JSON.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
@@ -94,7 +95,7 @@ def parse_record(path: Path) -> dict[str, Any]:
             )
         if record["sha256"] != digest_of(record):
             raise ValueError("its content is not what was written (SHA-256)")
-        if version == 1:  # without what version 2 added
+        if version == 1:  # version 2 added these
             record |= {"base": None, "saved_modules": None}
             record["layers"] = {n: {**e, "shape": None, "bias": None} for n, e in record["layers"].items()}
         _check_record(record)
@@ -106,7 +107,7 @@ def parse_record(path: Path) -> dict[str, Any]:
 
 
 def _check_record(record: dict[str, Any]) -> None:
-    """Raises one of many errors if a record cannot be used."""
+    """Raises ValueError, KeyError, TypeError and others if a record cannot be used."""
     K, masks = MASMConfig.from_dict(record["config"]).num_subspaces, record["masks"]
     if masks is not None and [len(row) for row in masks] != [K] * len(record["layers"]):
         raise ValueError("masks do not have the shape [L, K]")
@@ -157,7 +158,7 @@ def digest_of(record: dict[str, Any]) -> str:
 
 
 def tensors_named_by(path: Path) -> str | None:
-    """The tensor file of the adapter that is about to be replaced, if there is a readable one."""
+    """The tensor file of the adapter to be replaced, None if it is missing or unreadable."""
     try:
         name = json.loads(path.read_bytes())["tensors"]["file"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What an adapter builds on a base, checked before anything is built: shared by loading and by the check on saving."""
+"""The layers that an adapter builds on a base, checked before anything is built: for loading, and on saving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FACTORS = ("u", "s", "v", "u0", "s0", "v0")
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one MASMLinear is made of beside the weight and the bias of the base."""
+    """The parts of one MASMLinear beside the weight and the bias of the base."""
 
     factors: dict[str, Tensor]
     offsets: tuple[int, ...]
@@ -55,9 +55,7 @@ def plan_layers(
     linears: Mapping[str, nn.Linear],
     state: Mapping[str, Tensor],
 ) -> dict[str, LayerPlan]:
-    """Check an adapter against the layers and the saved state that it is to be put on, of which only names, shapes and
-    dtypes are read. Raises AdapterError.
-    """
+    """Check an adapter against the names, shapes and dtypes of layers and saved state. Raises AdapterError."""
     config = MASMConfig.from_dict(record["config"])
     inside = [name for name in linears if record["saved_modules"] and is_under(name, record["saved_modules"])]
     if inside:

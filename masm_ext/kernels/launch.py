@@ -28,7 +28,7 @@ class Recorder(AbstractContextManager, Protocol):
 
 
 class Target(NamedTuple):
-    """The GPU that kernels are chosen for. capability: 10 * major + minor; processors: SMs."""
+    """The GPU to choose kernels for. capability: 10 * major + minor; processors: SMs."""
 
     capability: int
     processors: int
@@ -63,7 +63,7 @@ def target_of(device: torch.device) -> Target:
 
 
 def on_device(t: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: make that of `t` the current one."""
+    """Make the device of `t` the current one: Triton launches there."""
     if t.is_cuda and t.get_device() != torch.cuda.current_device():
         return torch.cuda.device(t.device)
     return nullcontext()
@@ -105,7 +105,7 @@ def record_on(plan: Recorder) -> Iterator[None]:
         _recorder.plan = None
 
 
-# Triton's own cdiv and next_power_of_2 are made for kernels too and take 5 us on the host, many times a call.
+# Triton's own cdiv and next_power_of_2 take 5 us on the host, many times a call.
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
@@ -122,10 +122,10 @@ def padded(R: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products of the dense part and of skinny passes are taken: "tf32" where torch allows it."""
+    """Precision of float32 products in the dense part and in skinny passes: "tf32" if torch allows it."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def low_rank_precision(dtype: torch.dtype) -> str:
-    """The same for (T * s) C, whose operands are float32 beside half precision too."""
+    """The same for (T * s) C, whose operands are float32 also beside half precision."""
     return precision(dtype) if dtype == torch.float32 else "tf32"

@@ -69,7 +69,7 @@ def input_gradient(
     tile: Tile | None = None,
 ) -> Tensor:
     """dX [M, D], the sum over the layers. dys J x [M, N], weight [J N, D]; q [M, J R]: Q, which `single` writes and the
-    others read (`folded` does not)."""
+    others read, except `folded`."""
     M, D, layers = dys[0].shape[0], weight.shape[1], len(dys)
     if strategy == FOLDED:
         dx = None
@@ -101,12 +101,12 @@ def subspace_gemm(
     """Write sum_j X_j A_j + (T * s) C + bias into y [M, OUT]: one X and J y, or J X and one y.
 
     X_j [M, IN], all of one row stride; A [J IN, OUT] or [IN, J OUT]; T [M, J R] is read, or with `compute_t` computed
-    and, if there is one, written.
+    and, if given, written.
     """
     parts, members, y = len(xs), len(ys), ys[0]
     (M, IN), OUT, R = xs[0].shape, y.shape[1], factor.s.shape[0] // (parts * members)
     if M == 0 or OUT == 0:
-        if compute_t and t is not None:  # no tile of y computes it
+        if compute_t and t is not None:  # y has no tiles that compute it
             for x, v, column in zip(xs, by_layer(factor.v, parts), t.split(t.shape[1] // parts, 1)):
                 skinny_product(x, v, column, target, tile)
         return
@@ -160,7 +160,7 @@ def subspace_gemm(
 
 
 def _padded_list(items: Sequence[Any]) -> list[Any]:
-    """Operands for each layer that a kernel has room for, None where there is none."""
+    """MAX_LAYERS operands, None beyond those given."""
     return [*items, *[None] * (MAX_LAYERS - len(items))]
 
 

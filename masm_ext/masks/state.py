@@ -16,7 +16,7 @@ from ..registry import MASK_POLICIES
 from .history import HISTORY_ROWS, SelectionHistory
 from .policies import FUSED_POLICY, ranking
 
-#: A policy of one's own: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
+#: A custom policy: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
 
 
@@ -28,22 +28,22 @@ class LayerMasks:
     The noise of g is independent of m, so that white noise gives 0 (not the share of it that an average keeps), a
     constant gradient 1. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
 
-    A new object starts with the masks that the layers have: all active after :func:`masm_ext.convert`, those of the
-    adapter after :func:`masm_ext.load_adapter`. Once an optimizer has it, ``layer.mask`` is a row of its table; a mask
-    that is changed there, in place (not through ``.data``), counts as selected. The rows share a version counter: after
-    such a change a backward pass through an older graph is refused. On CUDA the policy's own changes are not counted,
-    because to see whether there was one would be to wait.
+    A new object starts with the masks of the layers: all active after :func:`masm_ext.convert`, those of the adapter
+    after :func:`masm_ext.load_adapter`. With an optimizer, ``layer.mask`` becomes a row of its table; an in-place
+    change there (not through ``.data``) counts as a selection. The rows share a version counter: after such a change a
+    backward pass through an older graph raises. On CUDA the policy's own changes do not advance it: the host would have
+    to wait to detect them.
 
     A mask of 0 leaves parameters, moments and decay of a block bit for bit as they are, and the backward pass does not
-    compute its gradients. Because its statistics stand still meanwhile, a masked block is probed: every
+    compute its gradients. Its statistics stand still meanwhile, so a masked block is probed: every
     ``mask_probe_interval`` steps it is unmasked (and updated) for ``mask_probe_steps`` steps.
 
-    :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step and keeps all of it in its
+    :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step and keeps all state in its
     ``state_dict``; nothing else is needed.
 
-    Everything is kept on the device of the model, and a step waits for nothing there (so it can be captured in a CUDA
-    graph); reading what follows waits. With a callable policy every step waits: the host must know whether a selection
-    is due.
+    The state is on the device of the model, and a step does not wait for it, so it can be captured in a CUDA graph;
+    reading an attribute waits. With a policy that runs on the host (a callable, or a registered policy other than
+    "bias_variance") every step waits: the host must know whether a selection is due.
 
     Args:
         model: a converted model, or its MASMLinears.
@@ -72,7 +72,7 @@ class LayerMasks:
         self._calls_named = policy is None and not self._selects and named is not None  # on the host
         L, K = len(self.layers), counts.pop()
         self._chooses = self._selects or self._calls_named or policy is not None
-        # without a policy that may mask it again, a masked block is not probed: it stays as it is
+        # no probes without a policy: no selection would mask the block again
         probe_interval = config.mask_probe_interval if self._chooses else 0
         self._rules = (
             *(config.mask_decay, config.mask_warmup, config.mask_interval, *ranking(config, L)),
@@ -85,18 +85,18 @@ class LayerMasks:
         self._state = [
             torch.zeros(2, L, K, dtype=torch.float64, device=device),  # signal, power
             torch.zeros(2, L, K, dtype=torch.int64, device=device),  # idle, probing
-            live.float().repeat(2, 1, 1),  # what the policy wants; what is in force: the same, or probed
-            live,  # in force and not 0: the rows are the masks of the layers
+            live.float().repeat(2, 1, 1),  # selected; in force: as selected, or 1 in a probe
+            live,  # mask in force is not 0; rows are the masks of the layers
             torch.zeros(2, dtype=torch.int64, device=device),  # steps, selections
             torch.zeros(rows, L, K, 4, dtype=torch.float64, device=device),  # a ring of selections
             torch.zeros(rows, dtype=torch.int64, device=device),  # and their steps
         ]
         self._history = SelectionHistory()
-        self._owner: object | None = None  # the optimizer that it belongs to
+        self._owner: object | None = None  # the optimizer that steps these masks
         self._views()
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("masks", "_rows", "_steps", "_probing")  # pickle makes tensors of their own out of views
+        views = ("masks", "_rows", "_steps", "_probing")  # pickle would copy views into separate tensors
         return {name: value for name, value in self.__dict__.items() if name not in views}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class LayerMasks:
 
     @property
     def step(self) -> int:
-        """Steps that were taken."""
+        """Steps taken."""
         return int(self._state[4][0])
 
     @property
@@ -129,19 +129,22 @@ class LayerMasks:
     def history(self) -> list[dict[str, Any]]:
         """One dict per selection: step, mask, snr, signal, power (nested lists, [L][K]).
 
-        Of more than 1,024 selections the last are kept. The last 256 are on the device and are read from time to time
-        (a step that does so waits). Replays of a CUDA graph cannot: read this property between them, or a warning says
-        how many selections were not recorded.
+        The last 1,024 selections are kept. The device holds 256, which a step copies before they are overwritten; that
+        step waits. Replays of a CUDA graph do not copy: read this property between them, or a warning reports the
+        number of selections that were lost.
         """
         self._history.read(*self._state[4:])
         return self._history.as_dicts()
 
     def observe(self, stats: Tensor, found: Tensor, owned: Tensor) -> None:
-        """Take in one optimizer step and choose the masks of the next.
+        """Update the statistics with one optimizer step and choose the masks of the next.
 
-        stats float64 [B, 2] with B >= L * K and found float32 [1]: what ``masm::masked_adamw_`` returned (a step that
-        was not taken changes nothing); owned bool [L, K]: blocks that own a part of a parameter that got a gradient.
-        All on the device of the layers.
+        All arguments are on the device of the layers.
+
+        Args:
+            stats: float64 [B, 2] with B >= L * K, as ``masm::masked_adamw_`` returns it.
+            found: float32 [1], from the same call; a step that was not taken changes nothing.
+            owned: bool [L, K], blocks that own a part of a parameter with a gradient.
         """
         self.in_force()
         if self._selects:
@@ -157,16 +160,16 @@ class LayerMasks:
         self._version = self._state[3]._version
 
     def claim(self, owner: object) -> None:
-        """Called by an optimizer when it is made: the layers' masks and step counts are rows of this table from now on.
+        """Called by a new optimizer: the layers' masks and step counts become rows of this table.
 
-        An earlier owner of the layers, or of this object, is refused at its next step."""
+        The next step of an earlier owner of the layers, or of this object, raises."""
         self._owner = owner
         self._attach()
 
     def in_force(self, owner: object | None = None) -> Tensor:
-        """:attr:`masks` on the device of the layers, with what was changed in the masks of the layers.
+        """:attr:`masks` on the device of the layers, including changes made in the masks of the layers.
 
-        Raises RuntimeError if another optimizer, or another LayerMasks, has taken the layers over since."""
+        Raises RuntimeError if another optimizer or LayerMasks owns the layers."""
         if self._owner is None:
             self.claim(self)
         if owner is not None and owner is not self._owner:
@@ -195,9 +198,9 @@ class LayerMasks:
         self._bind()
 
     def _bind(self) -> None:
-        """Move to the device of the layers, make their masks rows of the table, and take over what was changed in them.
+        """Move to the device of the layers, make their masks rows of the table, and adopt changes made in them.
 
-        Attributes are set past nn.Module, whose ``__setattr__`` would cost more than the rest of a small step."""
+        Attributes bypass ``nn.Module.__setattr__``, which would cost more than the rest of a small step."""
         device = next(iter(self.layers.values())).principal.device
         if self._state[0].device != device:
             self._state = [t.to(device) for t in self._state]
@@ -213,17 +216,14 @@ class LayerMasks:
             self._version = self._state[3]._version
 
     def _adopt(self) -> None:
-        """Masks that were changed in the layers (by a state_dict, or by hand) are the selected ones."""
+        """Masks changed in the layers, by a state_dict or in place, become the selected ones."""
         _, counts, masks, live, *_ = self._state
         changed = live != (self.masks != 0)
         masks.copy_(torch.where(changed, live.float(), masks))
         counts.masked_fill_(changed, 0)
 
     def check_restored(self) -> None:
-        """Called before a step: layers and optimizer must have been restored together.
-
-        Raises RuntimeError if the state_dict of one was loaded and that of the other, of the same step, was not.
-        """
+        """Called before a step: raises RuntimeError unless layers and optimizer were restored from the same step."""
         restored = {layer.__dict__["restored_steps"] for layer in self.layers.values()} - {None}
         if not restored:
             return
@@ -237,7 +237,7 @@ class LayerMasks:
         self.accept_layers()
 
     def accept_layers(self) -> None:
-        """Declare that the values the layers have now belong to this optimizer, wherever they were loaded from."""
+        """Accept the current values of the layers for this optimizer, from whatever state they were loaded."""
         for layer in self.layers.values():
             layer.restored_steps = None
 
@@ -272,13 +272,14 @@ class LayerMasks:
             live.copy_(now)
 
     def _parts(self) -> dict[str, Tensor]:
-        """Views of the state that a resumed run needs, by their names in state_dict."""
+        """Views of the state that a resumed run needs, by name in state_dict."""
         (signal, power), (idle, probing), (selected, _), *_ = self._state
         return {"selected": selected, "signal": signal, "power": power, "idle": idle, "probing": probing}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (on the CPU) and plain values: everything that a resumed run needs to go on bit for bit.
-        :class:`masm_ext.MaskedAdamW` keeps it in its own."""
+        """Tensors (on the CPU) and plain values with which a run resumes bit for bit.
+
+        :class:`masm_ext.MaskedAdamW` includes it in its own."""
         self._history.read(*self._state[4:])
         if self._owner is not None:
             self._bind()
@@ -287,7 +288,7 @@ class LayerMasks:
         return {**state, "step": self.step, "layer_names": list(self.layer_names), **history}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state belongs to other layers, or is of another version."""
+        """Raises ValueError if the state belongs to other layers or another version."""
         parts = self._parts()
         missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)
         if missing:
@@ -305,14 +306,14 @@ class LayerMasks:
             raise ValueError("LayerMasks: selected must hold values in [0, 1]")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError as :meth:`check_state` does; nothing is changed then."""
+        """Restore a state. Raises ValueError as :meth:`check_state` does, before anything changes."""
         self.check_state(state)
         self.in_force()
         parts = self._parts()
         for layer in self.layers.values():
-            if layer.restored_steps is None:  # its values are those of the step before; see check_restored
+            if layer.restored_steps is None:  # see check_restored
                 layer.restored_steps = self.step
-        for name, own in parts.items():  # in place: a captured step goes on with them
+        for name, own in parts.items():  # in place: a captured graph reads these tensors
             own.copy_(state[name])
         _, counts, masks, live, counters, *_ = self._state
         counters[0].fill_(int(state["step"]))

@@ -94,8 +94,8 @@ def subspace_penalty(
 ) -> tuple[Tensor, Tensor]:
     """Orthogonality and spectral consistency summed over L layers, with their gradients from the same pass.
 
-    Formulas: :func:`masm_ext.reference.subspace_penalty`. The arguments are lists over layers of any shapes. Autocast is
-    off inside. Differentiable once.
+    Formulas: :func:`masm_ext.reference.subspace_penalty`. The arguments are lists over layers of any shapes. Autocast
+    is off inside. Differentiable once.
 
     Args:
         weights: [N, D], the frozen principal subspaces, of any floating dtype. They never get a gradient.

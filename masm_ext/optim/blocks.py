@@ -14,14 +14,15 @@ from torch import Tensor
 from ..masks import LayerMasks
 from ..nn.masm_linear import LAYERS, MASMLinear
 
-#: Elements of a segment at most, on a GPU: one piece is what a thread block updates at a time. Small enough that the
-#: pieces of a ViT-L/14's factors are several times as many as thread blocks on a large GPU, which evens out the ends.
+#: Elements of a segment at most on a GPU: a thread block updates one piece at a time. At 2,048 the factors of a
+#: ViT-L/14 have several pieces per thread block of a large GPU, which evens out the load.
 PIECE = 2048
 
 
 def layers_of(params: list[Tensor], preferred: set[int]) -> list[MASMLinear]:
-    """The MASMLinears that own parameters, in the order of these. Where a shallow copy owns them, too: the one whose id
-    is ``preferred``, or a ValueError."""
+    """The MASMLinears that own parameters, in the order of these.
+
+    If a shallow copy owns them too, the layer whose id is in ``preferred`` is taken; without one, ValueError."""
     owners: dict[int, list[MASMLinear]] = {}
     for layer in list(LAYERS):
         for p in (layer.u, layer.s, layer.v):
@@ -64,7 +65,7 @@ class Blocks:
             self.count += 1
 
     def mask(self, unmasked: Tensor, claim: object) -> Tensor:
-        """float32 [B] on the device of ``unmasked``, ones for the blocks that the masks do not know."""
+        """float32 [B] on the device of ``unmasked``, ones for the blocks without a mask."""
         if self.masks is None:
             return unmasked
         return torch.cat([self.masks.in_force(claim).view(-1), unmasked])
@@ -74,8 +75,8 @@ class Blocks:
         return chain.from_iterable(group["params"] for group in groups)
 
     def segments(self, params: list[Tensor], piece: int | None) -> Tensor:
-        """int64 [S, 4]: (tensor, begin, end, block). With ``piece``, as a GPU wants them: in even pieces of at most so
-        many elements, and sorted by block."""
+        """int64 [S, 4]: (tensor, begin, end, block). With ``piece``, for a GPU: in even pieces of at most that many
+        elements, sorted by block."""
         rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
         if piece is not None:
             rows = [(t, a, b, block) for t, *bounds, block in rows for a, b in pieces_of(*bounds, piece)]

@@ -11,8 +11,7 @@ from ..cuda_graphs import is_captured
 
 
 class HyperTable:
-    """lr, beta1, beta2, eps and weight decay of every group, float64 [G, 5] on the device, uploaded where a value
-    changed."""
+    """lr, beta1, beta2, eps and weight decay of every group, float64 [G, 5] on the device, uploaded on a change."""
 
     def __init__(self) -> None:
         self._values: list[tuple[float, ...]] = []
@@ -20,7 +19,7 @@ class HyperTable:
 
     def table(self, groups: list[dict[str, Any]], device: torch.device) -> Tensor:
         own = [(i, g["lr"]) for i, g in enumerate(groups) if isinstance(g["lr"], Tensor) and not g["lr"].is_cpu]
-        there = {i for i, _ in own}  # a rate that lies on the device is copied there
+        there = {i for i, _ in own}  # a rate on the device is copied there
         values = [
             (-1.0 if i in there else float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"])
             for i, g in enumerate(groups)
@@ -28,10 +27,10 @@ class HyperTable:
         if values != self._values or self._table.device != device:
             if is_captured(device):
                 raise RuntimeError(
-                    "MaskedAdamW: a rate, beta, eps or weight decay changed since the last step, and replays would put "
-                    "the value of now back; take one step before the capture, or make lr a tensor on the device"
+                    "MaskedAdamW: a rate, beta, eps or weight decay changed since the last step, and replays would "
+                    "restore the current value; take one step before the capture, or make lr a tensor on the device"
                 )
-            # The copy from pinned memory does not wait. The attribute keeps that memory until the next one.
+            # The copy from pinned memory does not wait; the attribute keeps that memory alive.
             host = torch.tensor(values, dtype=torch.float64)
             self._host = host.pin_memory() if device.type == "cuda" else host
             if self._table.shape != self._host.shape or self._table.device != device:

@@ -90,7 +90,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         super().__init__(params, dict(zip(SETTINGS, values, strict=True)))
         every = list(chain.from_iterable(group["params"] for group in self.param_groups))
         layers = layers_of(every, {id(layer) for layer in masks.layers.values()} if masks is not None else set())
-        if masks is None and layers:  # the masks of the layers, as they are
+        if masks is None and layers:  # the masks of the layers stay as they are
             masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
         self.masks = masks
         self._check_covered(every)
@@ -102,7 +102,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         for p in every:
             self._blocks.add(p)
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
-        self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps for which the op found something: 1, 2
+        self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps with found == 1 and found == 2
         self.terms = {name: float(coefficient) for name, coefficient in (terms or {}).items() if coefficient}
         for name, coefficient in self.terms.items():
             PENALTIES[name]  # raises for an unknown name
@@ -113,13 +113,13 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were not taken because a gradient was not finite. Waits for the device.
+        """Steps skipped because a gradient was not finite. Waits for the device.
 
         Raises RuntimeError if the device refused a step.
         """
         skipped, refused = self._outcomes.tolist()
         if refused:
-            self._outcomes[1] = 0  # raised once: a state can be saved then
+            self._outcomes[1] = 0  # raised once, so that a state can be saved afterwards
             raise RuntimeError(
                 f"MaskedAdamW: {refused} steps were refused on {self._outcomes.device} and wrote nothing: a mask "
                 "outside [0, 1], or a segment outside its tensor or the blocks"
@@ -135,7 +135,7 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # of a state that was written before a setting existed
+        for group in self.param_groups:  # a state from before a setting existed
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
@@ -216,8 +216,9 @@ class MaskedAdamW(torch.optim.Optimizer):
         return loss
 
     def _penalty_gradients(self, plan: StepPlan) -> tuple[list[Tensor], Tensor | None]:
-        """Per parameter of the plan the weighted gradient of the penalties (without elements where there is none), or
-        an empty list; and whether the penalties are not finite, float32 [1], or None."""
+        """Per parameter of the plan the weighted gradient of the penalties (empty if it has none), or an empty list.
+
+        Also 1 if the penalties are not finite, else 0, float32 [1]; None without penalties."""
         self.penalties = None
         weights = [(g["orthogonality"], g["spectral_consistency"]) for g in self.param_groups]
         is_fused = any(map(any, weights))
@@ -251,7 +252,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         return penalties, torch.logical_not(all_finite).to(torch.float32).reshape(1)
 
     def _plan(self, params: list[Tensor]) -> StepPlan:
-        """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""
+        """The last plan if it still fits: hundreds of small parameters make Python time step time."""
         plan = self._last_plan
         if plan is None or not plan.fits(params, self.state, self.param_groups):
             for p in params:

@@ -15,8 +15,7 @@ from .blocks import PIECE, Blocks
 
 
 class StepPlan:
-    """What a step over the parameters that have gradients needs and the last step over them worked out: their states,
-    groups and segments."""
+    """States, groups and segments of the parameters with gradients, computed by the last step over the same ones."""
 
     def __init__(
         self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]], blocks: Blocks
@@ -30,19 +29,19 @@ class StepPlan:
         group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
         self.group_of = [group_of[p] for p in params]
         self.groups = torch.tensor(self.group_of, device=self.device)  # [T]
-        self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter that has none
+        self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter without one
         ids = {id(p) for p in params}
         layers = [] if blocks.masks is None else blocks.masks.layers.values()
-        #: those that own one of the parameters: the penalties are theirs
+        #: layers that own one of the parameters: they have penalties
         self.layers = [x for x in layers if not ids.isdisjoint((id(x.u), id(x.s), id(x.v)))]
         lists = penalty_parameters(self.layers)
         self.lengths = [[p.numel() for p in own] for own in lists]
         places = {id(p): (dtype, i) for dtype, own in enumerate(lists) for i, p in enumerate(own)}
-        #: where the gradient of each parameter's penalties lies: (dtype of the factors, piece), or None
+        #: place of the gradient of each parameter's penalties: (dtype of the factors, piece), or None
         self.places = [places.get(id(p)) for p in params]
         segments = blocks.segments(params, PIECE if self.device.type == "cuda" else None)
         self.segments = segments.to(self.device)  # [S, 4]
-        self.codes = torch.tensor([1.0, 2.0], device=self.device)  # what `found` may say
+        self.codes = torch.tensor([1.0, 2.0], device=self.device)  # nonzero values of `found`
         shape = (0, 0) if blocks.masks is None else tuple(blocks.masks.masks.shape)
         self.unmasked = torch.ones(blocks.count - math.prod(shape), device=self.device)
         owned = torch.zeros(blocks.count, dtype=torch.bool)
@@ -51,7 +50,7 @@ class StepPlan:
         self.owned = owned[: math.prod(shape)].view(shape).to(self.device)
 
     def fits(self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> bool:
-        # by identity: a look-up by parameter would hash tensors, in Python code
+        # by identity: a look-up by parameter would hash tensors in Python
         return (
             _same(params, self.params)
             and state is self.state
