@@ -107,12 +107,12 @@ def _directions(name: str, entry: dict[str, Any], q: int, config: MASMConfig) ->
     recorded = entry.get("directions")
     if recorded is None:  # written before there was a choice
         if config.directions != "trailing":
-            raise AdapterError(f"{name}: its config says directions={config.directions!r}, but the layer names none")
+            raise AdapterError(f"{name}: its config has directions={config.directions!r}, but the layer records none")
         return ()
     order = order_of(config.directions, q, entry["base_sha256"])
     if sorted(recorded) != sorted(order[: entry["offsets"][-1]]):
         raise AdapterError(
-            f"{name}: its config says directions={config.directions!r}, but the layer was cut along others "
+            f"{name}: its config has directions={config.directions!r}, but the layer was cut along others "
             f"({recorded[:4]} ...)"
         )
     return tuple(recorded)

@@ -1,6 +1,6 @@
 """masm::subspace_linear, its group and their backward on CUDA: the launches of each strategy.
 
-Strategies (``masm_ext.ops.strategies`` chooses among them; docs/kernels.md says what each costs):
+Strategies (``masm_ext.ops.strategies`` chooses among them; docs/kernels.md has their costs):
 
 - ``kext``: a skinny pass for P, then one GEMM whose inner dimension is extended by R.
 - ``single``: one GEMM that computes P beside the dense product. R <= 64.
@@ -235,8 +235,8 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
         why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTED_RANK}, not {R}; use 'kext'"
     elif strategy == STREAM and not small_batch.available(x):
         why = (
-            "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() says why); use 'single', "
-            "or build it where nvcc is (README, Install)"
+            "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() has the reason); use "
+            "'single', or build it with nvcc (README, Install)"
         )
     elif strategy == STREAM and (M > STREAM_ROWS or R > STREAM_RANK):
         most = f"up to {STREAM_ROWS} rows of x and R <= {STREAM_RANK}"

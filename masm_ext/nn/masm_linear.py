@@ -48,7 +48,7 @@ class MASMLinear(nn.Module):
         u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
             half-precision weight, also after ``.to(torch.bfloat16)``: a training step in bfloat16 would round small
             updates away.
-        bias: parameter [N] or None, frozen unless the config says ``train_bias``.
+        bias: parameter [N] or None, frozen unless the config sets ``train_bias``.
         offsets: K + 1 row bounds.
         mask: buffer bool [K]; False stops the gradients of a subspace, and :class:`masm_ext.MaskedAdamW` does not
             update it. With :class:`masm_ext.LayerMasks`, a row of its table.

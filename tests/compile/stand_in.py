@@ -1,4 +1,4 @@
-"""Lets the real launch code run without a GPU: every launch compiles its kernel, for any capability, and starts none.
+"""Runs the real launch code without a GPU: a launch compiles its kernel, for any capability, and does not start it.
 
 The kernel is the one a GPU would get, with what Triton specialises on: alignment, and arguments that are 1.
 """
@@ -19,7 +19,7 @@ from masm_ext.kernels.launch import Tile
 
 
 class StandInDriver:
-    """What Triton asks of a driver before it loads a kernel."""
+    """The driver functions that Triton calls before it loads a kernel."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -28,7 +28,7 @@ class StandInDriver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.capability  # Triton keeps the target of every device it has seen: a device for each capability
+        return self.capability  # Triton caches the target of a device: one device per capability
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Every CUDA C++ kernel compiled for sm_80, sm_90a and sm_100a without a warning, and its machine code looked at."""
+"""Every CUDA C++ kernel compiled for sm_80, sm_90a and sm_100a without a warning, and its machine code checked."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def moves_16_bytes(k):
 
 
 def multiplies(k):
-    """What streams goes through tensor cores."""
+    """The streaming kernels use tensor cores."""
     return k["kernel"] != "stream_linear_kernel" or k["mma"] > 0
 
 
@@ -61,7 +61,7 @@ def test_every_source_and_architecture_is_there(compiled):
 
 
 def test_registers_are_those_of_the_table(compiled):
-    """A change of registers or shared memory must be seen, not slip in."""
+    """A change of registers or shared memory fails the test."""
     known = json.loads(nvcc.TABLE.read_text()).get(compiled["nvcc"])
     if known is None:
         pytest.skip(f"{nvcc.TABLE.name} has no entry for nvcc {compiled['nvcc']}")

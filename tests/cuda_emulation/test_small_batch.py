@@ -1,5 +1,5 @@
-"""Strategy `stream` from the op's CUDA home down: the Python code that launches its kernel, which runs emulated. The
-backward pass behind it is Triton's: tests/interpreter."""
+"""Strategy `stream` from the op's CUDA implementation down: the launching Python code and the emulated kernel. Its
+backward pass is in Triton: tests/interpreter."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from emulated import DTYPES, SOURCES, call
 from tolerances import RELATIVE, relative_error
 
-pytest.importorskip("triton", reason="the home of the op on CUDA imports Triton, which is not installed here")
+pytest.importorskip("triton", reason="the implementation of the op on CUDA imports Triton, which is not installed here")
 
 from masm_ext import reference
 from masm_ext.kernels import launch_plan, small_batch, subspace_linear
@@ -22,8 +22,8 @@ SCHEMA = "".join(re.findall(r'"(.*?)"', DEFINITION))
 
 
 class Emulated:
-    """The op of csrc/cuda/small_batch.cpp: what it checks of strides and sizes, and the kernel. ``ops``: as a torch op,
-    which is how it is called, and what a launch plan records of it."""
+    """The op of csrc/cuda/small_batch.cpp: its checks of strides and sizes, and the kernel. ``ops``: as a torch op, as
+    it is called and as a launch plan records it."""
 
     def __init__(self, emulated, seed):
         self.emulated, self.seed, self.launches = emulated, seed % 2**31, 0
@@ -46,7 +46,7 @@ def ops(emulated, seed, monkeypatch):
     ops = Emulated(emulated, seed)
     monkeypatch.setattr(small_batch, "OPS", ops.ops)
     monkeypatch.setattr(small_batch, "available", lambda t: True)
-    launch_plan.forget()  # what earlier tests recorded calls an op that is gone
+    launch_plan.forget()  # plans of earlier tests call an op that no longer exists
     yield ops
     launch_plan.forget()
     ops.library._destroy()
@@ -106,7 +106,7 @@ def test_empty(M, N, D, R, ops):
 
 
 def test_the_table_chooses_it(ops, monkeypatch):
-    """For few rows, forward, where the library is loaded and reads the weight in place."""
+    """For few rows, forward, if the library is loaded and can read the weight in place."""
     x, weight, *others = draw((4,), 16, 2048, 17)
     check(x, weight, *others, strategy="")
     assert ops.launches == 1

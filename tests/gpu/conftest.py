@@ -26,7 +26,7 @@ def device():
 
 @pytest.fixture(scope="session")
 def gpu_only():
-    """For what has no meaning on a CPU: streams, graphs, memory, host synchronisation."""
+    """For tests without a meaning on a CPU: streams, graphs, memory, host synchronisation."""
     if DRY:
         pytest.skip("runs on a GPU only")
 

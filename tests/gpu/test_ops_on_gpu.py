@@ -74,7 +74,7 @@ def exact(x, dy, parts, offsets, mask=None):
 def check(got, want, terms, dtype, tf32=False):
     single, sums = TF32 if tf32 else (RELATIVE[dtype], GRADIENT[dtype])
     for name, a, b in zip(("y", "dx", "du", "ds", "dv", "dbias"), got, want):
-        if name == "ds":  # may cancel: held against its terms
+        if name == "ds":  # may cancel: compared with its terms
             assert float((a.double() - b).norm()) <= sums * terms, name
         else:
             assert relative_error(a, b) <= (single if name in ("y", "dx") else sums), name
@@ -186,7 +186,7 @@ def test_results_are_the_same_bits_every_time(strategy, device, fitting):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_host_waits_for_nothing(dtype, strategy, device, gpu_only, fitting):
-    for M, N, D, ranks in (fitting[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 is served by the formula
+    for M, N, D, ranks in (fitting[0], (64, 512, 2048, (16, 16))):  # float32 with R = 32 uses the formula
         if not served(strategy, ranks, dtype=dtype):
             continue
         call = draw(M, N, D, ranks, dtype, device)
@@ -229,7 +229,7 @@ def losses(device, shapes):
 
 
 def captured(step):
-    """A graph of `step`, after the warm-up that PyTorch asks for, and what it returned."""
+    """A graph of `step`, after the warm-up that PyTorch requires, and its results."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""A save never costs a good adapter, and a load that fails never costs the model."""
+"""A failed save keeps the earlier adapter, and a failed load keeps the model."""
 
 import copy
 import dataclasses
@@ -219,7 +219,7 @@ REFUSALS = {
 
 
 def snapshot(model):
-    """Everything that a failed call must leave alone, by identity and by value."""
+    """Everything that a failed call must not change, by identity and by value."""
     modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules()]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     flags = [(name, id(t), t.requires_grad, t._version) for name, t in tensors]

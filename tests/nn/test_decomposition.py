@@ -101,7 +101,7 @@ def test_an_adapter_of_other_directions_than_its_config_is_refused(tmp_path):
         save_adapter(model, tmp_path, config=MASMConfig(target_modules="0", subspace_rank=2, directions="leading"))
     path = save_adapter(model, tmp_path)
     record = json.loads(path.read_text())
-    for change, match in (("leading", "was cut along others"), (None, "but the layer names none")):
+    for change, match in (("leading", "was cut along others"), (None, "but the layer records none")):
         record["config"]["directions"] = "leading"
         if change is None:
             record["layers"]["0"]["directions"] = None

@@ -173,7 +173,7 @@ def test_select_layers_leaves_batch_statistics_and_modes_alone():
 
 @pytest.mark.parametrize("fields", [dict(mask_active_fraction=0.3), dict(mask_threshold=0.4)], ids=str)
 def test_a_callable_is_treated_as_the_policy_of_the_config(fields):
-    """The host asks a callable in the middle of a step; statistics, probes and history go on as without."""
+    """The host calls a policy in the middle of a step; statistics, probes and history are the same as without."""
     fields |= dict(mask_warmup=2, mask_interval=3, mask_probe_interval=2, mask_probe_steps=2)
     _, own = build(**fields)
     _, asked = build(policy=lambda snr, step, current: bias_variance(snr, current, own.config), **fields)

@@ -1,4 +1,4 @@
-"""What is added by name in one place works wherever names are taken."""
+"""An entry of a registry works wherever its name is accepted."""
 
 import copy
 

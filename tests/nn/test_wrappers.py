@@ -107,7 +107,7 @@ def test_an_adapter_loads_into_a_wrapped_model(wrap, tmp_path):
     save_adapter(model, tmp_path)
     wrapped = wrap(Net())
     with torch.no_grad():
-        wrapped(x)  # what torch.compile remembers of the plain layers must not stay in force
+        wrapped(x)  # torch.compile must not reuse its cache of the plain layers
         report = load_adapter(wrapped, tmp_path)
         assert torch.equal(wrapped(x), model(x))
     assert [layer.name for layer in report.layers] == ["backbone.q", "backbone.k"]

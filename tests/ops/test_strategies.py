@@ -8,9 +8,9 @@ def test_few_rows_stream_where_the_cuda_library_is_loaded():
         return choose(Call(M, 1024, IN, R, 1, dtype, 90, cuda_library=library, **more))
 
     assert chosen(16, 4096, 17) == chosen(1, 2048, 64) == STREAM
-    # without it, or where every block would read too much of x
+    # not without the library, and not if every block would read too much of x
     assert chosen(16, 4096, 17, library=False) == chosen(17, 4096, 17) == chosen(16, 1024, 64) == SINGLE
-    # dX is never its
+    # never for dX
     assert chosen(16, 4096, 16, library=False, backward=True) == SINGLE
     assert chosen(64, 4096, 64, torch.float32, library=False, backward=True) == REFERENCE
     # more rows or directions than the kernels serve

@@ -40,8 +40,8 @@ def test_an_average_is_still_a_model_of_its_base(tmp_path):
 
 
 def test_two_processes_hold_the_same_masks_and_weights(tmp_path):
-    """DistributedDataParallel over gloo: statistics come from reduced gradients, so that every rank chooses alike, and
-    as one process does on both halves of the batch."""
+    """DistributedDataParallel over gloo: statistics come from reduced gradients, so every rank makes the same choice,
+    and so does one process on both halves of the batch."""
     script = Path(__file__).parent / "ddp_worker.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path)]

@@ -80,8 +80,8 @@ def test_an_adapter_starts_a_run_of_its_own(tmp_path):
     train(fresh, MaskedAdamW(param_groups(fresh, 1e-3), masks=own), 2, 1)
 
 
-def test_a_masked_block_stays_whoever_built_the_optimizer():
-    """Without LayerMasks, too, and past the steps after which one would be probed."""
+def test_a_masked_block_stays_with_any_optimizer():
+    """Also without LayerMasks, and beyond the interval of probes."""
     model = base()
     convert(model, CONFIG, use_cache=False, progress=False)
     model[0].mask[1] = False

@@ -15,7 +15,7 @@ if not collect_ignore_glob:
 
 @pytest.fixture(autouse=True)
 def poison():
-    """Memory that torch.empty returns is full of NaN: what a kernel leaves out is seen."""
+    """torch.empty returns NaN: an element that a kernel does not write fails its test."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -24,7 +24,7 @@ def poison():
 
 @pytest.fixture(autouse=True)
 def no_plans():
-    """A test may patch what plans depend on: what it records is its own."""
+    """Plans are not shared between tests: a test may patch what they depend on."""
     from masm_ext.kernels import launch_plan
 
     launch_plan.forget()

@@ -148,7 +148,7 @@ def test_every_combination_of_needs(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_p_has_no_columns_where_nobody_reads_it(strategy):
+def test_p_has_no_columns_if_it_is_not_read(strategy):
     call = draw(40, 20, 24, (2, 3), torch.float32)
     y, p = call.forward(strategy, need_p=False)
     assert p.shape == (40, 0) and error(y[0], call.exact()[0][0]) <= TOLERANCE[torch.float32][0]
