@@ -16,7 +16,7 @@ from .nn.masm_linear import MASMLinear
 from .selection import is_under, saved_modules, saved_state
 from .wrappers import modules_of, own_state, unwrap, unwrapped_modules
 
-#: Where a converted model keeps its config, and what its frozen tensors were at conversion.
+#: Attributes of a converted model: its config, and the identity of its frozen tensors at conversion.
 CONFIG_ATTRIBUTE = "masm_config"
 BASE_ATTRIBUTE = "masm_base"
 

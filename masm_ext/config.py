@@ -1,3 +1,5 @@
+"""The choices of the method: one frozen dataclass."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,3 +1,5 @@
+"""What is installed, and which file implements which op."""
+
 from __future__ import annotations
 
 import platform

@@ -85,7 +85,7 @@ class SpectrumCache:
         self.folder = Path(folder) if folder is not None else default_cache_dir()
 
     def _path(self, digest: str, directions: str) -> Path:
-        # the name of the default is that of every file before there was a choice
+        # the default has the name of files from versions without a choice
         return self.folder / (
             f"{digest}.safetensors" if directions == "trailing" else f"{digest}-{directions}.safetensors"
         )

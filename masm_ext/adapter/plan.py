@@ -105,7 +105,7 @@ def plan_layers(
 def _directions(name: str, entry: dict[str, Any], q: int, config: MASMConfig) -> tuple[int, ...]:
     """The singular directions that a layer of an adapter was cut along, checked against its config."""
     recorded = entry.get("directions")
-    if recorded is None:  # written before there was a choice
+    if recorded is None:  # by a version without a choice
         if config.directions != "trailing":
             raise AdapterError(f"{name}: its config has directions={config.directions!r}, but the layer records none")
         return ()

@@ -1,3 +1,5 @@
+"""masm::fold: the dense weight of a layer."""
+
 from __future__ import annotations
 
 import torch

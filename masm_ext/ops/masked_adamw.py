@@ -1,3 +1,5 @@
+"""masm::masked_adamw_: one AdamW step over all blocks."""
+
 from __future__ import annotations
 
 import torch

@@ -1,3 +1,5 @@
+"""masm::subspace_linear and its backward: fake, autograd and public function."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,8 +39,8 @@ def _setup_context(ctx, inputs, output) -> None:
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
-    # Only dv needs x, only du and ds need P, and neither is needed if every subspace is masked. (Reading the mask costs
-    # nothing on the CPU only, and is not possible while tracing.)
+    # Only dv needs x, only du and ds need P, and neither is needed if every subspace is masked. The mask is read on the
+    # CPU only: elsewhere the host would wait, and a tracer has no value.
     live = not (type(mask) is Tensor and mask.is_cpu and not mask.any())
     keep_x, keep_p = live and ctx.needs_input_grad[4], live and any(ctx.needs_input_grad[2:4])
     ctx.save_for_backward(x if keep_x else None, weight, u, s, v, p if keep_p else None, mask)

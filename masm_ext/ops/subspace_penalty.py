@@ -1,3 +1,5 @@
+"""masm::subspace_penalty: fake, autograd and public function."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+"""masm::update_masks_: the learning state and masks of all blocks."""
+
 from __future__ import annotations
 
 import torch

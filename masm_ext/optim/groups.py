@@ -1,3 +1,5 @@
+"""Parameter groups with rates of their own."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""The optimizer: AdamW over blocks, with masks and decoupled penalties."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping

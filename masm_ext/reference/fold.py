@@ -1,3 +1,5 @@
+"""The formula of masm::fold."""
+
 from __future__ import annotations
 
 from torch import Tensor

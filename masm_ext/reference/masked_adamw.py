@@ -1,3 +1,5 @@
+"""The formula of masm::masked_adamw_."""
+
 from __future__ import annotations
 
 import torch

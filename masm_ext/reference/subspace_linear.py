@@ -1,3 +1,5 @@
+"""The formulas of masm::subspace_linear, its group and their backward."""
+
 from __future__ import annotations
 
 import math

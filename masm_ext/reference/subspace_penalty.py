@@ -1,3 +1,5 @@
+"""The formula of masm::subspace_penalty and its gradients."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

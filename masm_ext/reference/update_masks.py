@@ -1,3 +1,5 @@
+"""The formula of masm::update_masks_, and its parts."""
+
 from __future__ import annotations
 
 import torch
