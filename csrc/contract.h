@@ -22,7 +22,7 @@ template <class... Parts>
   throw std::runtime_error(message.str());
 }
 
-// As STD_TORCH_CHECK, but without the place in this source in the message: Python's checks have none either.
+// As STD_TORCH_CHECK without the source location: Python's checks report none.
 #define MASM_REQUIRE(condition, ...) \
   do {                               \
     if (!(condition)) [[unlikely]]   \

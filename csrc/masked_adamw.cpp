@@ -5,7 +5,7 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
   // T tensors, B blocks, S segments (a segment is a contiguous run of one tensor that belongs to one block).
-  // penalties: T gradients of decoupled penalties, without elements where a parameter has none; or an empty list.
+  // penalties: T gradients of decoupled penalties, empty for a parameter without one; or an empty list.
   // steps int64 [B], mask float32 [B], segments int64 [S, 4] = (tensor, begin, end, block),
   // hyper float64 [T, 5] = (lr, beta1, beta2, eps, weight_decay), grad_scale and found_inf float32 [1]
   // -> stats float64 [B, 2] = (signal, power), found float32 [1] = 1 if a gradient was not finite.

@@ -1,5 +1,5 @@
-// What masm::masked_adamw_ requires of its arguments on every device. (What segments and mask hold is looked at by the
-// kernels: a host would have to wait for it.)
+// What masm::masked_adamw_ requires of its arguments on every device. The kernels check the
+// values in segments and mask: on the host that would mean waiting for the GPU.
 #pragma once
 #include "contract.h"
 
@@ -20,7 +20,7 @@ inline void check_masked_adamw(const std::vector<Tensor>& params, const std::vec
   };
   check_length("grads", grads), check_length("exp_avgs", exp_avgs), check_length("exp_avg_sqs", exp_avg_sqs);
   check_length("penalties", penalties, true);
-  // Called for hundreds of parameters a step: names are put together only for an error.
+  // Called for hundreds of parameters a step: names are formatted only for an error.
   for (int64_t i = 0; i < T; ++i) {
     const auto& p = params[i];
     const auto entry = [i](const char* name) { return name + ("[" + std::to_string(i) + "]"); };

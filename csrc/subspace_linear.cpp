@@ -4,9 +4,9 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
   // x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N], mask bool [K] -> y [..., N], p = x v^T [..., R]
-  // The mask changes no output but in rounding; it travels with the call so that backward can skip masked blocks. Where
-  // every subspace is masked nobody reads p, and it may be zeros; without need_p it has no columns. strategy: how the
-  // product is computed, by name; empty: the table in masm_ext/ops/homes.py chooses.
+  // The mask affects y in rounding only; backward skips the masked blocks. If every subspace is masked, p is not read
+  // and may be zeros; without need_p it has no columns. strategy: how the
+  // product is computed, by name; empty: the table in masm_ext/ops/strategies.py chooses.
   m.def(
       "subspace_linear(Tensor x, Tensor weight, Tensor u, Tensor s, Tensor v, Tensor? bias, Tensor? mask, "
       "int[] offsets, bool need_p=True, str strategy=\"\") -> (Tensor y, Tensor p)");
@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {
       "str strategy=\"\") -> (Tensor dx, Tensor du, Tensor ds, Tensor dv, Tensor dbias)");
   // J layers of one shape that read the same x, as one call: x [..., D], weight J x [N, D], u J x [R, N], s J x [R],
   // v J x [R, D], bias J x [N] or none, mask bool J x [K] or none, the same offsets for all
-  // -> y J x [..., N], p [..., J R]. (No defaults: autograd would see fewer arguments where one is left at it.)
+  // -> y J x [..., N], p [..., J R]. (No defaults: the dispatcher drops arguments that equal theirs, and autograd would
+  // see fewer.)
   m.def(
       "subspace_linear_group(Tensor x, Tensor[] weight, Tensor[] u, Tensor[] s, Tensor[] v, Tensor[] bias, "
       "Tensor[] mask, int[] offsets, bool need_p, str strategy) -> (Tensor[] y, Tensor p)");

@@ -1,5 +1,5 @@
 // The schema of masm::update_masks_. Formulas: masm_ext/reference/update_masks.py.
-// Python half (fake, public function): masm_ext/ops/update_masks.py; who calls it: masm_ext/masking.py.
+// Python half (fake, public function): masm_ext/ops/update_masks.py; called by masm_ext/masks/state.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(masm, m) {

@@ -3,17 +3,18 @@
 An interpretation of arXiv 2601.01041; see docs/method.md, "The method, and what is ours".
 """
 
-from .checkpoint import load_adapter, save_adapter
+from ._version import __version__ as __version__
+from .adapter import load_adapter, save_adapter
 from .config import MASMConfig
-from .convert import ConversionReport, convert, merge, unmerge
+from .conversion_report import ConversionReport
+from .convert import convert
 from .info import build_info
 from .losses import orthogonality_loss, regularization_loss, spectral_consistency_loss
-from .masking import LayerMasks, select_layers
+from .masks import LayerMasks, select_layers
+from .merge import merge, unmerge
 from .nn import MASMLinear, group_projections
 from .optim import MaskedAdamW, param_groups
 from .recompute import recompute_inputs
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ConversionReport",

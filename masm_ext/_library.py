@@ -10,8 +10,8 @@ import torch
 
 
 def _locate(stem: str) -> Path | None:
-    # find_spec finds <stem>.so in wheels and in editable installs, where .py and .so live in different folders. The
-    # second way serves a run from the repository root, whose folder masm_ext/ shadows the installed package.
+    # find_spec finds <stem>.so in wheels and in editable installs, where .py and .so are in different folders. The
+    # metadata find it in a run from the repository root, whose folder masm_ext/ shadows the installed package.
     spec = importlib.util.find_spec(f"{__package__}.{stem}")
     if spec is not None and spec.origin:
         return Path(spec.origin)
@@ -46,5 +46,5 @@ if CPU_LIBRARY is None:
     )
 # The CUDA library needs the CUDA runtime that a CUDA torch brings. Loading it does not initialise CUDA.
 CUDA_LIBRARY = _load("libmasm_cuda") if torch.version.cuda is not None else None
-#: True where a CUDA library was built, whether or not this torch can load it.
+#: Whether a CUDA library was built, even if this torch cannot load it.
 CUDA_BUILT = _locate("libmasm_cuda") is not None

@@ -1,4 +1,4 @@
-"""What the ops do under ``torch.autocast``: they cast their arguments, and nothing inside them is cast again."""
+"""The ops under ``torch.autocast``: they cast their arguments, and nothing inside them is cast again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def autocast_dtype(t: Tensor) -> torch.dtype | None:
-    """The dtype that autocast is on with, for the device of ``t``; None where it is off."""
+    """The autocast dtype for the device of ``t``; None if autocast is off."""
     device = t.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # there is no autocast on meta
         return None
@@ -27,5 +27,5 @@ def cast_for_autocast(x, weight, u, s, v, bias):
 
 
 def autocast_off(t: Tensor) -> AbstractContextManager:
-    """Switches autocast off for the device of ``t``: it would cast sums and factors again."""
+    """Switch autocast off for the device of ``t``: it would cast sums and factors again."""
     return nullcontext() if autocast_dtype(t) is None else torch.autocast(t.device.type, enabled=False)

@@ -1,3 +1,5 @@
+"""The choices of the method: one frozen dataclass."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -5,48 +7,52 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PARTITIONS = ("interleaved", "contiguous")
-POLICIES = ("bias_variance", "static", "none")
+from .registry import DIRECTIONS, MASK_POLICIES, PARTITIONS
 
 
 @dataclass(frozen=True)
 class MASMConfig:
-    """Every choice of the method, checked on construction. The formulas behind the fields are an interpretation of the
-    paper (arXiv 2601.01041), whose own values are not public; see docs/method.md, "The method, and what is ours".
+    """Every choice of the method, checked on construction.
 
-    Decomposition
+    The formulas behind the fields are an interpretation of the paper (arXiv 2601.01041), whose own values are not
+    public; see docs/method.md, "The method, and what is ours". Names in ``directions``, ``partition`` and
+    ``mask_policy`` come from :mod:`masm_ext.registry`.
+
+    Args:
         target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted
             suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or
-            ``"re:<regex>"`` that matches the whole name. Where a module of exactly that name exists, a plain name means
-            that module alone: ``"head"`` is the head of the model, and not also the one inside its vision tower.
-        exclude_modules: the same forms; wins over ``target_modules``.
-        modules_to_save: the same forms; modules that stay trainable and travel with the adapter (the head).
+            ``"re:<regex>"`` that matches the whole name. If a module of exactly that name exists, a plain name means
+            that module alone: ``"head"`` is the head of the model, not also the one inside its vision tower.
+        exclude_modules: the same forms; has precedence over ``target_modules``.
+        modules_to_save: the same forms; modules that stay trainable and are saved with the adapter (the head).
         num_subspaces: K, the number of artifact subspaces.
-        subspace_rank: rank of each subspace: one int, or K ints. Ignored when ``energy`` is given.
-        energy: in (0, 1): per layer, the smallest R whose trailing directions hold this share of ``||W||_F^2``,
+        subspace_rank: rank of each subspace: one int, or K ints. Ignored if ``energy`` is given.
+        energy: in (0, 1): per layer, the smallest R whose artifact directions hold this share of ``||W||_F^2``,
             rounded up to a multiple of K.
-        partition: "interleaved" deals the trailing directions round robin, so that each subspace spans the same share
+        directions: which R singular directions are the artifact directions: "trailing" the last (smallest sigma),
+            "leading" the first, "random" a draw seeded by the hash of the weight.
+        partition: "interleaved" deals the artifact directions round robin, so that each subspace spans the same share
             of the spectrum; "contiguous" cuts them in runs.
         train_bias: let the biases of converted layers learn (frozen by default).
-
-    Penalties (coefficients; 0 turns a term off)
-        orthogonality, spectral_consistency: read by :func:`masm_ext.regularization_loss` and the command ``masm``. To
-            have them decoupled, pass them to :class:`masm_ext.MaskedAdamW`, which reads no config.
-
-    Masks
-        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`,
-            whose result :func:`masm_ext.convert` takes as ``target_modules=``), "none".
-        mask_warmup: steps before the first selection, all blocks active.
+        orthogonality: coefficient of that penalty in :func:`masm_ext.regularization_loss`; 0 turns it off.
+            :class:`masm_ext.MaskedAdamW`, which decouples the penalties, takes its coefficients as arguments.
+        spectral_consistency: the same for the other penalty.
+        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`, whose
+            result :func:`masm_ext.convert` takes as ``target_modules=``) or "none".
+        mask_warmup: steps before the first selection, with all blocks active.
         mask_interval: steps between selections.
-        mask_decay: of the averages of signal and power.
-        mask_active_fraction: share of layers each subspace may update.
-        mask_threshold: if given, a block is active where its snr is above it, instead of the best fraction.
-        mask_hysteresis: advantage of a block that is active already, as a share of its snr (0.1 = 10%), so that masks
-            do not flicker.
-        mask_min_active: at least so many layers stay active for each subspace.
-        mask_probe_interval: a masked block is unmasked again after so many steps (0: never) ...
-        mask_probe_steps: ... for so many steps, so that its statistics move.
+        mask_decay: of the averages of signal and power, per step.
+        mask_active_fraction: share of the layers that each subspace may update.
+        mask_threshold: if given, a block is active if its snr is above it, instead of the best fraction.
+        mask_hysteresis: advantage of an active block as a share of its snr (0.1 = 10%), so that masks do not flicker.
+        mask_min_active: layers that stay active for each subspace at least.
+        mask_probe_interval: steps after which a masked block is unmasked again; 0: never.
+        mask_probe_steps: steps of such a probe, in which its statistics move.
         mask_calibration_batches: batches of the calibration pass of the static policy.
+
+    Raises:
+        ValueError: a value out of range, or an unknown name.
+        TypeError: module patterns that are no strings, or ranks that are no ints.
     """
 
     target_modules: str | Sequence[str] = ()
@@ -55,6 +61,7 @@ class MASMConfig:
     num_subspaces: int = 3
     subspace_rank: int | Sequence[int] = 4
     energy: float | None = None
+    directions: str = "trailing"
     partition: str = "interleaved"
     train_bias: bool = False
     orthogonality: float = 1e-2
@@ -94,11 +101,14 @@ class MASMConfig:
             )
         self._require(min(self.ranks) >= 1, "subspace_rank", "at least 1 for every subspace")
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
-        self._require(self.partition in PARTITIONS, "partition", f"one of {PARTITIONS}")
+        self._require(self.directions in DIRECTIONS, "directions", f"one of {tuple(DIRECTIONS)}")
+        self._require(self.partition in PARTITIONS, "partition", f"one of {tuple(PARTITIONS)}")
         self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
         self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")
         self._require(
-            self.mask_policy in POLICIES, "mask_policy", f"one of {POLICIES} (pass a callable to LayerMasks itself)"
+            self.mask_policy in MASK_POLICIES,
+            "mask_policy",
+            f"one of {tuple(MASK_POLICIES)} (pass a callable to LayerMasks itself)",
         )
         self._require(0 <= self.mask_decay < 1, "mask_decay", "in [0, 1)")
         self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")
@@ -117,7 +127,7 @@ class MASMConfig:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """``r_1 .. r_K``, as asked for (``energy`` may choose others per layer)."""
+        """``r_1 .. r_K`` as configured; ``energy`` may choose others per layer."""
         if isinstance(self.subspace_rank, int):
             return (self.subspace_rank,) * self.num_subspaces
         return tuple(self.subspace_rank)

@@ -1,8 +1,8 @@
-"""What every op requires of its arguments: one function per op.
+"""The checks of the arguments of every op: one function per op.
 
 The fake (shape inference, meta tensors, torch.compile, torch.export), the formula and the Python implementations call
-it; csrc/contract.h says the same in C++, word by word (tests/ops/test_contract.py compares them). All raise
-RuntimeError, with what was expected and what arrived.
+them. csrc/contract.h holds the same checks in C++, with the same messages (tests/ops/test_contract.py compares them).
+All raise RuntimeError with what was expected and what arrived.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def fail(op: str, text: str) -> None:
     raise RuntimeError(f"masm::{op}: {text}")
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -54,7 +55,7 @@ def check_last(op: str, name: str, t: Tensor, last: int) -> None:
 
 def check_dtype(op: str, name: str, t: Tensor, *allowed: torch.dtype) -> None:
     if t.dtype not in allowed:
-        fail(op, f"expected {name} of dtype {' or '.join(map(_dtype_name, allowed))}, got {_dtype_name(t.dtype)}")
+        fail(op, f"expected {name} of dtype {' or '.join(map(dtype_name, allowed))}, got {dtype_name(t.dtype)}")
 
 
 def check_device(op: str, name: str, t: Tensor, like_name: str, like: Tensor) -> None:
@@ -255,7 +256,7 @@ def check_masked_adamw(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """Not what ``mask`` and ``segments`` hold: to read it the host would wait for a GPU; implementations check it."""
+    """Does not check the values of ``mask`` and ``segments``: the host would wait for a GPU. Implementations do."""
     op, T = "masked_adamw_", len(params)
     check_dims(op, "mask", mask, "B")
     B = mask.shape[0]
@@ -263,7 +264,7 @@ def check_masked_adamw(
     for name, tensors in lists.items():
         if len(tensors) != T and not (name == "penalties" and len(tensors) == 0):
             fail(op, f"expected {T} tensors in {name}, one a parameter, got {len(tensors)}")
-    # hundreds of parameters, each step: what fits is seen at once, and names are put together only for an error
+    # hundreds of parameters a step: one fast test each, and names are formatted only for an error
     place, given = mask.device, [tensors or [None] * T for tensors in lists.values()]
     for i, (p, *rest) in enumerate(zip(params, *given)):
         dtype, shape, moment = p.dtype, p.shape, accumulate_dtype(p.dtype)

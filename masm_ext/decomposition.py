@@ -1,46 +1,35 @@
-"""The split of a weight into its principal subspace and K artifact subspaces, and the cache of SVDs."""
+"""The split of a weight into its principal subspace and K artifact subspaces.
+
+Two choices make a split, each a function by name: which singular directions are the artifact directions (DIRECTIONS),
+and how the K subspaces share them (PARTITIONS). ``W = principal + sum_k u_k^T diag(s_k) v_k`` holds for any of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from .files import write_atomically
-from .hashing import weight_hash as weight_hash  # part of what a decomposition is keyed by
 from .ops.fold import fold
-
-# Trailing directions kept in the cache, so that another R usually finds them there.
-CACHED_DIRECTIONS = 64
-# Weights decomposed in one batched call.
-BATCH_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """All singular values of W and its last T singular directions, float64, sigma descending.
-
-    sigma [q], u [T, N], v [T, D]; row -1 belongs to the smallest singular value.
-    """
-
-    sigma: Tensor
-    u: Tensor
-    v: Tensor
+from .registry import DIRECTIONS, PARTITIONS
+from .spectra import Spectrum
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """``W = weight + u^T diag(s) v``: weight [N, D], u [R, N], s [R], v [R, D], offsets K + 1 row bounds.
+    """``W = weight + u^T diag(s) v``.
 
-    ``energy`` is the share of ``||W||_F^2`` that the artifact part holds.
+    Attributes:
+        weight: [N, D], the principal part.
+        u, s, v: [R, N], [R], [R, D], the artifact part, one subspace after another.
+        offsets: K + 1 row bounds of the subspaces.
+        energy: share of ``||W||_F^2`` that the artifact part holds.
+        directions: which singular directions of W (0 = largest sigma) the R rows are; empty where it is not known.
     """
 
     weight: Tensor
@@ -49,22 +38,94 @@ class Decomposition:
     v: Tensor
     offsets: tuple[int, ...]
     energy: float
+    directions: tuple[int, ...] = ()
 
 
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "masm_ext" / "svd"
+@DIRECTIONS.register("trailing")
+def trailing(q: int, digest: str = "") -> list[int]:
+    """From the smallest sigma on: the artifact part holds least of the weight."""
+    return list(range(q - 1, -1, -1))
 
 
-def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name: str = "weight") -> tuple[int, ...]:
-    """The ranks ``r_1 .. r_K`` for one layer. sigma [q], descending.
+@DIRECTIONS.register("leading")
+def leading(q: int, digest: str = "") -> list[int]:
+    """From the largest sigma on: the head of the spectrum learns, its tail is frozen."""
+    return list(range(q))
 
-    With ``energy``, R is the smallest number of trailing directions that hold that share of ``sum sigma^2``,
-    rounded up to a multiple of K. Raises ValueError if R is above q.
+
+@DIRECTIONS.register("random")
+def random_order(q: int, digest: str) -> list[int]:
+    """A random order, seeded by the hash of the weight: the same for the same weight, on every machine."""
+    return sorted(range(q), key=lambda i: hashlib.sha256(f"{digest} {i}".encode()).digest())
+
+
+def order_of(directions: str, q: int, digest: str) -> list[int]:
+    """All q singular directions in the order of a choice, checked.
+
+    Args:
+        directions: a name in :data:`masm_ext.registry.DIRECTIONS`.
+        q: min(N, D).
+        digest: the hash of the weight (:func:`masm_ext.hashing.weight_hash`).
+
+    Raises:
+        ValueError: an unknown name, or a choice that does not return each direction once.
+    """
+    order = list(DIRECTIONS[directions](q, digest))
+    if sorted(order) != list(range(q)):
+        raise ValueError(f"directions {directions!r} must return each of 0 .. {q - 1} once, got {len(order)} entries")
+    return order
+
+
+@PARTITIONS.register("interleaved")
+def interleaved(ranks: Sequence[int]) -> list[list[int]]:
+    """Deals the R directions round robin: every subspace gets the same share of the spectrum."""
+    R = sum(ranks)
+    groups: list[list[int]] = [[] for _ in ranks]
+    k = 0
+    for i in range(R):
+        while len(groups[k]) == ranks[k]:
+            k = (k + 1) % len(ranks)
+        groups[k].append(i)
+        k = (k + 1) % len(ranks)
+    return groups
+
+
+@PARTITIONS.register("contiguous")
+def contiguous(ranks: Sequence[int]) -> list[list[int]]:
+    """Cuts the R directions in runs, from the largest sigma on."""
+    bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
+    return [list(range(a, b)) for a, b in pairwise(bounds)]
+
+
+def choose_ranks(
+    sigma: Tensor,
+    ranks: Sequence[int],
+    energy: float | None,
+    name: str = "weight",
+    order: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """The ranks ``r_1 .. r_K`` of one layer.
+
+    Args:
+        sigma: [q], descending.
+        ranks: the ranks of the config, used as they are without ``energy``.
+        energy: if given, R is the smallest number of directions, taken in ``order``, that hold this share of ``sum
+            sigma^2``, rounded up to a multiple of K.
+        name: of the layer, for messages.
+        order: the q directions as :data:`masm_ext.registry.DIRECTIONS` orders them; from the end of the spectrum by
+            default.
+
+    Returns:
+        K ranks.
+
+    Raises:
+        ValueError: R is above q, or a rank is below 1.
     """
     q, K = sigma.numel(), len(ranks)
     if energy is not None:
-        tail = sigma.double().square().flip(0).cumsum(0)  # [q], energy of the last 1, 2, ... directions
-        R = int((tail < energy * tail[-1]).sum()) + 1
+        places = torch.tensor(trailing(q) if order is None else order, device=sigma.device)
+        held = sigma.double().square()[places].cumsum(0)  # [q], energy of the first 1, 2, ... directions in that order
+        R = int((held < energy * held[-1]).sum()) + 1
         R = min(max(math.ceil(R / K) * K, K), q)
         ranks = tuple(R // K + (k < R % K) for k in range(K))
     if min(ranks) < 1:
@@ -77,132 +138,37 @@ def choose_ranks(sigma: Tensor, ranks: Sequence[int], energy: float | None, name
     return tuple(ranks)
 
 
-def partition_indices(ranks: Sequence[int], partition: str) -> list[list[int]]:
-    """Which of the R trailing directions (0 = largest sigma) each subspace gets."""
-    R = sum(ranks)
-    if partition == "contiguous":
-        bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
-        return [list(range(a, b)) for a, b in pairwise(bounds)]
-    groups: list[list[int]] = [[] for _ in ranks]
-    k = 0
-    for i in range(R):
-        while len(groups[k]) == ranks[k]:
-            k = (k + 1) % len(ranks)
-        groups[k].append(i)
-        k = (k + 1) % len(ranks)
-    return groups
-
-
-def check_finite(weight: Tensor, name: str) -> None:
-    bad = int((~weight.isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name}: weight has {bad} NaN or infinite elements and cannot be decomposed")
-
-
-def compute_spectra(weights: Sequence[Tensor], directions: int) -> list[Spectrum]:
-    """SVDs of finite weights of one shape [N, D], batched."""
-    spectra = []
-    size = max(1, BATCH_BYTES // max(1, weights[0].numel() * 8))
-    for start in range(0, len(weights), size):
-        # float64: the trailing directions lie below float32's resolution of sigma_1
-        stack = torch.stack([w.detach().double() for w in weights[start : start + size]])
-        u, sigma, vh = torch.linalg.svd(stack, full_matrices=False)
-        T = min(directions, sigma.shape[-1])
-        for b in range(stack.shape[0]):
-            spectra.append(
-                Spectrum(
-                    sigma[b].cpu(),
-                    u[b, :, u.shape[-1] - T :].mT.contiguous().cpu(),
-                    vh[b, vh.shape[-2] - T :].contiguous().cpu(),
-                )
-            )
-    return spectra
-
-
 def split(
     weight: Tensor, spectrum: Spectrum, ranks: Sequence[int], partition: str, factor_dtype: torch.dtype
 ) -> Decomposition:
-    """Split W [N, D] along its last ``sum(ranks)`` directions.
+    """Split W along the first ``sum(ranks)`` directions in the order of its spectrum.
 
     The principal part is W minus the factors *as rounded to* ``factor_dtype``, rounded once, so that the sum of the
     parts is W to one rounding.
+
+    Args:
+        weight: [N, D].
+        spectrum: of ``weight``, with the vectors of at least ``sum(ranks)`` directions.
+        ranks: K ranks.
+        partition: a name in :data:`masm_ext.registry.PARTITIONS`.
+        factor_dtype: of u, s and v.
     """
     R = sum(ranks)
-    order = [i for group in partition_indices(ranks, partition) for i in group]
-    T = spectrum.u.shape[0]
-    rows = torch.tensor([T - R + i for i in order])
-    sigma = spectrum.sigma[-R:][torch.tensor(order)]
+    chosen = sorted(spectrum.order[:R])  # descending sigma
+    groups = PARTITIONS[partition](ranks)
+    if [len(group) for group in groups] != list(ranks) or sorted(i for g in groups for i in g) != list(range(R)):
+        raise ValueError(f"partition {partition!r} must deal each of {R} directions once, in ranks {list(ranks)}")
+    directions = [chosen[i] for group in groups for i in group]
+    row_of = {direction: row for row, direction in enumerate(spectrum.held)}
+    rows = torch.tensor([row_of[direction] for direction in directions])
+    sigma = spectrum.sigma[torch.tensor(directions)]
     u, s, v = (t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], sigma, spectrum.v[rows]))
     offsets = tuple(sum(ranks[:k]) for k in range(len(ranks) + 1))
     total = float(spectrum.sigma.square().sum())
     energy = float(sigma.square().sum()) / total if total > 0 else 0.0
-    return Decomposition(principal(weight, u, s, v), u, s, v, offsets, energy)
+    return Decomposition(principal(weight, u, s, v), u, s, v, offsets, energy, tuple(directions))
 
 
 def principal(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """``W - u^T diag(s) v`` [N, D], computed in float64 and rounded once to the dtype of W. No SVD."""
     return fold(weight.double(), u.double(), -s.double(), v.double()).to(weight.dtype)
-
-
-class SpectrumCache:
-    """Spectra on disk under the hash of their weight: one safetensors file each, written atomically.
-
-    An unreadable file is not used and not deleted: the error names it. A folder that cannot be written is told once a
-    weight, as a warning: nothing that was computed is lost to it.
-    """
-
-    def __init__(self, folder: str | os.PathLike | None = None) -> None:
-        self.folder = Path(folder) if folder is not None else default_cache_dir()
-
-    def _path(self, digest: str) -> Path:
-        return self.folder / f"{digest}.safetensors"
-
-    def get(self, digest: str, directions: int) -> Spectrum | None:
-        path = self._path(digest)
-        if not path.exists():
-            return None
-        try:
-            data = safetensors.torch.load_file(path)
-            spectrum = Spectrum(data["sigma"], data["u"], data["v"])
-        except Exception as error:
-            raise ValueError(f"the SVD cache file {path} cannot be read ({error}); delete it and try again") from error
-        return spectrum if spectrum.u.shape[0] >= min(directions, spectrum.sigma.numel()) else None
-
-    def put(self, digest: str, spectrum: Spectrum) -> None:
-        data = safetensors.torch.save({"sigma": spectrum.sigma, "u": spectrum.u, "v": spectrum.v})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path(digest), data)
-        except OSError as error:
-            warnings.warn(f"the SVD is not cached: {self.folder} cannot be written ({error})", stacklevel=2)
-
-
-def spectra_of(
-    weights: dict[str, Tensor],
-    hashes: dict[str, str],
-    directions: int,
-    cache: SpectrumCache | None,
-    on_done: Callable[[str], None] = lambda name: None,
-) -> dict[str, Spectrum]:
-    """Spectra of named weights: from the cache where it has them, else batched by shape and put into it."""
-    found: dict[str, Spectrum] = {}
-    missing: dict[tuple, list[str]] = {}
-    for name, weight in weights.items():
-        check_finite(weight, name)
-        spectrum = cache.get(hashes[name], directions) if cache is not None else None
-        if spectrum is None:
-            missing.setdefault((tuple(weight.shape), weight.device), []).append(name)
-        else:
-            found[name] = spectrum
-            on_done(name)
-    for (shape, _), names in missing.items():
-        per_call = max(1, min(8, BATCH_BYTES // max(1, 8 * math.prod(shape))))  # small enough for a live progress bar
-        for start in range(0, len(names), per_call):
-            group = names[start : start + per_call]
-            keep = max(directions, min(min(shape), CACHED_DIRECTIONS))
-            for name, spectrum in zip(group, compute_spectra([weights[n] for n in group], keep)):
-                if cache is not None:
-                    cache.put(hashes[name], spectrum)
-                found[name] = spectrum
-                on_done(name)
-    return found

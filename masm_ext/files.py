@@ -1,4 +1,4 @@
-"""Writing a file so that its name always holds a whole one, old or new."""
+"""Atomic writes: a file name always holds one complete file, old or new."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 @contextmanager
 def staged(path: Path, data: bytes) -> Iterator[Path]:
-    """Write to a temporary name of its own beside ``path`` and flush to disk; renamed to ``path`` when the block ends,
-    removed if it raises. Yields the temporary path. Safe beside other writers.
+    """Write to a unique temporary name beside ``path`` and flush to disk; rename it to ``path`` when the block ends,
+    remove it if the block raises. Yields the temporary path. Safe beside other writers.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -28,16 +28,16 @@ def staged(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name of its own beside ``path``, flush to disk, rename. Safe beside other writers."""
+    """Write to a unique temporary name beside ``path``, flush to disk, rename. Safe beside other writers."""
     with staged(path, data):
         pass
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Wait until no other writer holds the lock of ``folder``, and hold it; no file is made.
+    """Hold the lock of ``folder``, without a lock file; waits for another holder.
 
-    Without a lock where the system has none (Windows, some network file systems).
+    Does nothing on systems without such locks (Windows, some network file systems).
     """
     try:
         import fcntl

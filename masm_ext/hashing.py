@@ -27,7 +27,7 @@ def weight_hash(weight: Tensor) -> str:
 def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """:func:`weight_hash` of named tensors. A tensor with several names is hashed once."""
     distinct = {id(t): t for t in tensors.values()}
-    # Hashing releases the interpreter lock. Large tensors first, so that no thread ends alone on one of them.
+    # Hashing releases the interpreter lock. Large tensors first: no thread is left with one at the end.
     order = sorted(distinct, key=lambda i: distinct[i].numel() * distinct[i].element_size(), reverse=True)
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         hashes = dict(zip(order, pool.map(weight_hash, (distinct[i] for i in order))))

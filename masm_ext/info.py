@@ -1,3 +1,5 @@
+"""What is installed, and which file implements which op."""
+
 from __future__ import annotations
 
 import platform
@@ -6,17 +8,17 @@ from typing import Any
 import torch
 
 from . import _library
-from .ops.homes import HOMES
+from ._version import __version__
+from .ops.dispatch import IMPLEMENTATIONS
 
 
 def build_info() -> dict[str, Any]:
-    """What is installed and what serves what, as plain JSON types; asks no device and initialises no CUDA.
+    """What is installed and which file implements which op. Initialises no CUDA.
 
-    Keys: masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None), cpu_capability,
-    libraries (name -> "loaded" or why not), ops (op -> device -> "kind: file").
+    Returns:
+        Plain JSON types under masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None),
+        cpu_capability, libraries (name -> "loaded" or the reason why not) and ops (op -> device -> "kind: file").
     """
-    from . import __version__
-
     if _library.CUDA_LIBRARY is not None:
         cuda = "loaded"
     elif _library.CUDA_BUILT:
@@ -24,7 +26,7 @@ def build_info() -> dict[str, Any]:
     else:
         cuda = "not built (see README, Install)"
     ops: dict[str, dict[str, str]] = {}
-    for (op, device), (kind, file) in sorted(HOMES.items()):
+    for (op, device), (kind, file) in sorted(IMPLEMENTATIONS.items()):
         ops.setdefault(f"masm::{op}", {})[device] = f"{kind}: {file}"
     return {
         "masm_ext": __version__,

@@ -5,7 +5,7 @@ Terms after the words of arXiv 2601.01041 (orthogonality and spectral consistenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -13,45 +13,110 @@ from torch import Tensor, nn
 
 from .autocast import autocast_off
 from .config import MASMConfig
+from .contract import accumulate_dtype
 from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import subspace_penalty
+from .registry import PENALTIES
 
 Layers = nn.Module | Sequence[MASMLinear]
 
 
 def orthogonality_loss(model: Layers) -> Tensor:
-    """Mean over layers of: overlap between subspaces, departure from orthonormality inside each, and interference with
-    the semantic principal subspace. Zero at init.
+    """Overlap between subspaces, departure from orthonormality inside each, and interference with the principal part.
 
-    ``sum_{j<k} (||u_j u_k^T||^2 + ||v_j v_k^T||^2) + sum_k (||u_k u_k^T - I||^2 + ||v_k v_k^T - I||^2)
-    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` (Frobenius norms).
+    Per layer ``sum_{j<k} (||u_j u_k^T||^2 + ||v_j v_k^T||^2) + sum_k (||u_k u_k^T - I||^2 + ||v_k v_k^T - I||^2)
+    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` (Frobenius norms). Zero at init.
 
-    model: a converted model, or its MASMLinears. Returns a scalar that flows gradients into u and v.
-    Raises ValueError if there is no MASMLinear.
+    Args:
+        model: a converted model, or its MASMLinears.
+
+    Returns:
+        The mean over the layers, a scalar that flows gradients into u and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear.
     """
     return _penalties(model)[0]
 
 
 def spectral_consistency_loss(model: Layers) -> Tensor:
-    """Mean over layers of the squared relative change of ``||W||_F^2`` and of each subspace's singular values.
+    """Squared relative change of ``||W||_F^2`` and of each subspace's singular values.
 
-    ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current weight and
-    sigma_rms the root mean square of W's singular values. (Relative to the trailing ||s_k0||^2, of 1e-4 to 1e-12, the
-    second term would outweigh the task after one useful step.) Zero at init. The change of the norm is computed as a
-    difference of artifact terms (the principal part cancels), so that float32 does not drown it. Returns a scalar that
-    flows gradients into u, s and v.
+    Per layer ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current
+    weight and sigma_rms the root mean square of W's singular values. Zero at init. Relative to the trailing
+    ``||s_k0||^2``, of 1e-4 to 1e-12, the second term would outweigh the task after one useful step. The change of the
+    norm is a difference of artifact terms, because float32 would lose it in the principal part, which cancels.
+
+    Args:
+        model: a converted model, or its MASMLinears.
+
+    Returns:
+        The mean over the layers, a scalar that flows gradients into u, s and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear.
     """
     return _penalties(model)[1]
 
 
-def regularization_loss(model: Layers, config: MASMConfig) -> Tensor:
-    """Both losses, weighted by the coefficients of the config, from one pass over the layers.
+def regularization_loss(model: Layers, config: MASMConfig, terms: Mapping[str, float] | None = None) -> Tensor:
+    """The penalties of a config, and any others by name, as one loss to add to that of the task.
 
-    For those who want them in the loss, with a part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` has
-    them decoupled instead; use one or the other.
+    In the loss, penalties take part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` decouples them
+    instead; use one or the other.
+
+    Args:
+        model: a converted model, or its MASMLinears.
+        config: ``orthogonality`` and ``spectral_consistency`` are the coefficients of those two penalties, which come
+            from one pass over the layers.
+        terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`; each is a plain
+            PyTorch formula, averaged over the layers. To add one::
+
+                @PENALTIES.register("nuclear")
+                def nuclear(layer: MASMLinear) -> Tensor:
+                    return layer.s.abs().sum()
+
+    Returns:
+        A scalar that flows gradients into u, s and v.
+
+    Raises:
+        ValueError: the model has no MASMLinear, or a name is unknown.
     """
     orthogonality, spectral = _penalties(model)
-    return config.orthogonality * orthogonality + config.spectral_consistency * spectral
+    total = config.orthogonality * orthogonality + config.spectral_consistency * spectral
+    if terms:
+        layers = list(masm_layers(model).values())
+        with autocast_off(layers[0].u):
+            total = total + _sum_of_terms(layers, terms).to(total) / len(layers)
+    return total
+
+
+def term_gradients(layers: Sequence[MASMLinear], terms: Mapping[str, float]) -> tuple[Tensor, list[Tensor]]:
+    """The weighted penalties of ``terms`` summed over the layers, and their gradients by autograd.
+
+    Returns:
+        The sum, a scalar, and per dtype of the factors [P], flat, in the order of :func:`penalty_parameters`.
+    """
+    lists = penalty_parameters(layers)
+    learning = [p for parameters in lists for p in parameters if p.requires_grad]
+    with torch.enable_grad(), autocast_off(layers[0].u):
+        total = _sum_of_terms(layers, terms)
+        grads: dict[Tensor, Tensor] = {}
+        if total.requires_grad:
+            found = torch.autograd.grad(total, learning, allow_unused=True, materialize_grads=True)
+            grads = dict(zip(learning, found))
+    flat = [
+        torch.cat([grads.get(p, torch.zeros_like(p)).reshape(-1) for p in parameters]).to(
+            accumulate_dtype(parameters[0].dtype)
+        )
+        for parameters in lists
+    ]
+    return total.detach(), flat
+
+
+def _sum_of_terms(layers: Sequence[MASMLinear], terms: Mapping[str, float]) -> Tensor:
+    values = [PENALTIES[name](layer) * coefficient for name, coefficient in terms.items() for layer in layers]
+    return torch.stack([value.to(accumulate_dtype(value.dtype)) for value in values]).sum()
 
 
 def penalty_parameters(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:
@@ -84,7 +149,7 @@ def _penalties(model: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
-    """One call of the op serves layers of one dtype and device, of any shapes."""
+    """One call of the op computes layers of one dtype and device, of any shapes."""
     groups: dict[tuple, list[MASMLinear]] = {}
     for layer in layers:
         groups.setdefault((layer.u.dtype, layer.u.device), []).append(layer)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Types that are cheap to run again, give the same output, and whose own backward pass keeps their input. (ReLU, Tanh
-# and Sigmoid keep their output: nothing would be saved.) Exact types: a subclass may add noise. Those of transformers
-# by name, so that it need not be installed.
+# Types that are cheap to run again, deterministic, and keep their input for their own backward pass. (ReLU, Tanh and
+# Sigmoid keep their output: nothing would be saved.) Exact types: a subclass may add noise. Those of transformers by
+# name, so that it need not be installed.
 _TORCH_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GELU, nn.SiLU, nn.Mish)
 _TRANSFORMERS_TYPES = {
     ("transformers.activations", name)
@@ -26,22 +26,25 @@ _TRANSFORMERS_TYPES = {
 
 @contextmanager
 def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Run the forward pass inside; the backward pass may be anywhere.
+    """Drop the inputs of MASMLinears that the backward pass can rebuild. Run the forward pass inside.
 
-    A frozen linear layer keeps nothing for the backward pass; a MASMLinear keeps its input x, for dv. Where x is the
-    output of a norm or an activation, whose own input autograd keeps anyway, x is dropped and computed once more from
-    that input when dv is due. Gradients are the same bit for bit.
+    A frozen linear layer keeps nothing for the backward pass; a MASMLinear keeps its input x, for dv. If x is the
+    output of a norm or an activation, whose own input autograd keeps anyway, x is dropped and computed again from that
+    input when dv is due. Gradients are the same bit for bit. The backward pass may run anywhere; it raises RuntimeError
+    if a tensor that it needs was changed in place.
+
+    Modules with in-place outputs, keyword arguments or other forward hooks keep their output. Not for
+    ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that are already in the
+    autocast dtype are dropped (a cast makes a new tensor).
 
     Args:
         model: its ``torch.nn`` LayerNorm, RMSNorm, GELU, SiLU and Mish, and the smooth activations of
-            ``transformers.activations``, are the modules that may run again. No subclasses of them.
-        modules: these instead; each must map one tensor to a new one, without randomness, and its backward pass must
-            keep its input, or memory is lost instead of won.
+            ``transformers.activations``, are the modules that may run again; no subclasses of them.
+        modules: these instead. Each must map one tensor to a new one, without randomness, and its backward pass must
+            keep its input, or memory is lost instead of gained.
 
-    Modules with an output in place of their input, with keyword arguments or with forward hooks of others keep their
-    output. Not for ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that
-    are already in the autocast dtype are dropped (a cast makes a new tensor). Raises RuntimeError in the backward pass
-    if a tensor that it needs was changed in place since.
+    Yields:
+        None.
     """
     chosen = [m for m in model.modules() if _runs_again(m)] if modules is None else list(modules)
     outputs: dict[tuple, _Output] = {}
@@ -86,7 +89,7 @@ def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = Non
 def _runs_again(module: nn.Module) -> bool:
     kind = type(module)
     exact = kind in _TORCH_TYPES or (kind.__module__, kind.__qualname__) in _TRANSFORMERS_TYPES
-    return exact and "forward" not in module.__dict__  # a forward of the instance's own may do anything
+    return exact and "forward" not in module.__dict__  # a patched forward may do anything
 
 
 def _key(t: Tensor) -> tuple:
@@ -94,14 +97,14 @@ def _key(t: Tensor) -> tuple:
 
 
 class _Rebuilt:
-    """The output of a module, to be computed again: once for all that saved it."""
+    """The output of a module, computed again once for all nodes that saved it."""
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self.module, self.x = module, x
         self.versions = self._versions()
         device = x.device.type
         self.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-        self.uses = 0  # how often it was saved
+        self.uses = 0  # times that autograd saved it
         self._left = 0
         self._tensor: Tensor | None = None
 

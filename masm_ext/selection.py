@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .contract import dtype_name
 from .wrappers import inner, own_state, unwrapped_modules
 
 Patterns = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -20,23 +21,24 @@ Patterns = str | Sequence[str] | Callable[[str, nn.Module], bool]
 #: Weight dtypes that a MASMLinear can hold.
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# Modules whose fast path reads the weights of their Linears directly, past forward(): a converted layer inside them
-# would be ignored silently.
+# Modules whose fast path reads the weights of their Linears without calling forward(): it would silently ignore a
+# converted layer.
 FUSED_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 class SelectedLayers(list[str]):
-    """Full names of layers that the static policy chose: the result of :func:`masm_ext.select_layers`, and the only
-    ``target_modules`` that :func:`masm_ext.convert` takes with ``mask_policy="static"``. Names that were kept in a file
-    become one again by ``SelectedLayers(names)``.
+    """Full names of layers that the static policy chose: the result of :func:`masm_ext.select_layers`.
+
+    With ``mask_policy="static"``, :func:`masm_ext.convert` takes no other ``target_modules``. ``SelectedLayers(names)``
+    restores one from names in a file.
     """
 
 
 def named_by(modules: Mapping[str, nn.Module], patterns: Patterns, *, exact_first: bool = True) -> set[str]:
-    """The names among ``modules`` (all modules of a model by name) that ``patterns`` name.
+    """The names among ``modules`` (all modules of a model by name) that match ``patterns``.
 
-    ``exact_first=False``: a plain pattern names every dotted suffix too, also where it is a full name (adapters of
-    format version 1).
+    ``exact_first=False``: a plain pattern that is a full name also matches as a dotted suffix (adapters of format
+    version 1).
     """
     if isinstance(patterns, SelectedLayers):
         missing = [name for name in patterns if name not in modules]
@@ -63,7 +65,7 @@ def named_by(modules: Mapping[str, nn.Module], patterns: Patterns, *, exact_firs
 
 
 def saved_modules(modules: Mapping[str, nn.Module], patterns: Sequence[str], *, exact_first: bool = True) -> list[str]:
-    """The names that ``modules_to_save`` names, in module order. Raises ValueError for a pattern that names none."""
+    """The names that ``modules_to_save`` matches, in module order. Raises ValueError for a pattern without a match."""
     for pattern in patterns:
         if not named_by(modules, pattern):
             raise ValueError(f"modules_to_save {pattern!r} matches no module of the model")
@@ -84,14 +86,17 @@ def saved_state(modules: Mapping[str, nn.Module], saved: Collection[str]) -> dic
 def matching_linears(
     model: nn.Module, target: Patterns, exclude: Patterns = (), save: Patterns = ()
 ) -> dict[str, nn.Linear]:
-    """The ``nn.Linear`` modules that ``target`` names and ``exclude`` does not, outside the modules that ``save`` names
-    (those stay as they are), in module order. A module with several names is listed under its first.
+    """The ``nn.Linear`` modules that match ``target`` but not ``exclude``, outside the modules that match ``save``.
 
-    Raises ValueError if there is none, naming some that exist; as :func:`check_convertible` for those that there are.
+    In module order; a module with several names is listed under its first.
+
+    Raises:
+        ValueError: none matches; the message names some that exist. Or as :func:`check_convertible`.
+        TypeError: as :func:`check_convertible`.
     """
     modules = dict(unwrapped_modules(model))
     linears = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
-    # a callable is asked about nn.Linears only
+    # a callable is called for nn.Linears only
     wanted, excluded = (named_by(linears if callable(p) else modules, p) for p in (target, exclude))
     saved = named_by(modules, save)
     found = {name: m for name, m in linears.items() if name in wanted - excluded and not is_under(name, saved)}
@@ -110,10 +115,11 @@ def matching_linears(
 def check_convertible(model: nn.Module, linears: Mapping[str, nn.Module]) -> None:
     """Check that conversion can put a MASMLinear in place of each module without changing what the model computes.
 
-    Raises TypeError for subclasses of nn.Linear, weights that are tensor subclasses or of a dtype that is not
-    supported, and layers inside modules that bypass ``forward``; ValueError for the model itself, layers with a wrapper
-    or a ``forward`` of their own, hooks, parameters shared with other modules, weights on the meta device, and models
-    inside FSDP.
+    Raises:
+        TypeError: subclasses of nn.Linear, weights that are tensor subclasses or of an unsupported dtype, and layers
+            inside modules that bypass ``forward``.
+        ValueError: the model itself, layers with a wrapper or a ``forward`` of their own, hooks, parameters shared with
+            other modules, weights on the meta device, and models inside FSDP.
     """
     if any("_fsdp_wrapped_module" in m._modules for m in model.modules()):
         raise ValueError("FullyShardedDataParallel holds the weights of this model: convert first, then wrap")
@@ -175,7 +181,8 @@ def _check_parameter(name: str, key: str, linear: nn.Linear, owners: Mapping[int
         )
     if p.dtype not in WEIGHT_DTYPES:
         raise TypeError(
-            f"{name}.{key} has dtype {_dtype(p)}; supported are {_dtypes()}: cast the model, or exclude the layer"
+            f"{name}.{key} has dtype {dtype_name(p.dtype)}; supported are {_dtypes()}: cast the model, or exclude the "
+            "layer"
         )
     if p.is_meta:
         raise ValueError(f"{name}: the {key} is on the meta device; load the pretrained weights first")
@@ -184,44 +191,8 @@ def _check_parameter(name: str, key: str, linear: nn.Linear, owners: Mapping[int
         raise ValueError(f"{name!r} shares its {key} with {others[0]!r}; converting one would part them: exclude it")
 
 
-def _dtype(t: Tensor) -> str:
-    return str(t.dtype).removeprefix("torch.")
-
-
 def _dtypes() -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
-
-
-def base_tensors(
-    modules: Mapping[str, nn.Module], layers: Collection[str], saved: Collection[str], train_bias: bool
-) -> dict[str, Tensor]:
-    """What an adapter is bound to beside the weights of its ``layers``, by full name: every parameter and every
-    floating-point persistent buffer that does not travel with it. The same before and after conversion.
-
-    Raises ValueError for tensors on the meta device and for distributed ones, of which only a part is here.
-    """
-    travelling = {id(t) for t in saved_state(modules, saved).values()}
-    found: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        if is_under(name, saved):
-            continue
-        for key, value in own_state(name, module):
-            own = key.rpartition(".")[2]
-            if name in layers and (own != "bias" or train_bias):
-                continue
-            if id(value) in travelling or (own in module._buffers and not value.is_floating_point()):
-                continue
-            check_whole(key, value)
-            found[key] = value
-    return found
-
-
-def check_whole(name: str, value: Tensor) -> None:
-    """Raises ValueError for a tensor whose values are not all here."""
-    if value.is_meta:
-        raise ValueError(f"{name} is on the meta device; load the pretrained weights first")
-    if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
-        raise ValueError(f"{name} is a DTensor, each rank holds a part of it: gather the model first (full_tensor())")
+    return ", ".join(dtype_name(dtype) for dtype in WEIGHT_DTYPES)
 
 
 def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:

@@ -1,7 +1,7 @@
 """Models inside wrappers: ``torch.compile``, DataParallel, DistributedDataParallel, FSDP, activation checkpointing.
 
 A wrapper adds a part to every name (``_orig_mod.``, ``module.``). Adapters and patterns use the names of the model
-inside, so that they do not depend on how a model was run.
+inside, so they do not depend on how a model was run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 #: Children under which torch.compile, FSDP and activation checkpointing keep the module inside.
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-#: Wrappers that keep it under ``module``, a name that other modules use too. DeepSpeed is no dependency: known by name.
+#: Wrappers that keep it under ``module``, a name that other modules use too. DeepSpeed is matched by name: it is no
+#: dependency.
 _WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel)
 _WRAPPER_NAMES = ("DeepSpeedEngine",)
 
@@ -23,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def inner(module: nn.Module) -> nn.Module | None:
-    """The module that a wrapper wraps; None if ``module`` is no wrapper."""
+    """The module inside a wrapper; None if ``module`` is no wrapper."""
     for name in _INNER:
         if module._modules.get(name) is not None:
             return module._modules[name]

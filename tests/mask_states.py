@@ -1,4 +1,4 @@
-"""Random learning states and steps, for the tests of masm::update_masks_ on every home."""
+"""Random learning states and steps, for the tests of every implementation of masm::update_masks_."""
 
 import torch
 
@@ -8,7 +8,7 @@ POLICIES = {
     "best layers": (2, 3, 0.1, 2, 0.0, 1, 4, 2, True),
     "one layer, no advantage": (0, 1, 0.0, 1, 0.0, 1, 0, 1, True),
     "threshold": (1, 2, 0.2, 0, 0.35, 1, 3, 1, True),
-    "a threshold that nobody reaches": (5, 4, 0.0, 0, 1.0, 1, 2, 5, True),
+    "a threshold that no layer reaches": (5, 4, 0.0, 0, 1.0, 1, 2, 5, True),
     "every layer": (0, 5, 0.1, -1, 0.0, 1, 2, 2, True),
     "no selection": (0, 1, 0.1, 1, 0.0, 1, 2, 1, False),
 }

@@ -1,5 +1,4 @@
-"""A mode in which what would make the host wait for the device is an error; with fake tensors that say they are on it,
-no GPU is needed."""
+"""A mode in which every operation that waits for the device raises. With fake tensors on "cuda", no GPU is needed."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +12,8 @@ class Waits(RuntimeError):
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises Waits for values that the host asks for, and for copies between devices, but for those from pinned memory
-    that do not block (counted: `uploads`). Where `warming_up`, nothing is refused."""
+    """Raises Waits if the host reads a value or copies between devices, except non-blocking copies from pinned memory,
+    which it counts in `uploads`. Raises nothing while `warming_up`."""
 
     ASK = (
         aten._local_scalar_dense,

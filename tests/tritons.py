@@ -1,4 +1,4 @@
-"""The Tritons that kernels are proved on: the pinned one, and that of common GPU images beside it."""
+"""The versions of Triton under test: the pinned one, and that of common GPU images."""
 
 import os
 import sys

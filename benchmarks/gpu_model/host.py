@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from masm_ext.kernels import tape, tuning
+from masm_ext.kernels import launch_plan, tuning
 from masm_ext.kernels.launch import Target
 from masm_ext.nn import MASMLinear
 from masm_ext.ops import subspace_linear as linear
-from masm_ext.ops.homes import HOMES, KEXT, SINGLE, TRITON
+from masm_ext.ops.dispatch import IMPLEMENTATIONS, TRITON
+from masm_ext.ops.strategies import KEXT, SINGLE
 
 H100 = Target(90, 132, "NVIDIA H100")
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ OVERRIDING = r"Warning only once for all operators,\s+other operators .*\s+Overr
 #: Rows of x (more than `single`'s and `stream`'s small forms serve), width, directions.
 M, WIDTH, R = 80, 64, 16
 PEERS = ("effort", "peft-lora")
-#: Ends the name of a call that is never played from a tape.
+#: Ends the name of a call that is never replayed.
 PLANNED = ", planned anew"
 
 
@@ -89,12 +90,12 @@ class StandInDriver:
 
 @contextmanager
 def cuda_on_the_cpu() -> Iterator[StandInDriver]:
-    """CPU tensors are served by the CUDA homes in Triton, whose kernels do not start. For a process of its own: what
+    """CPU tensors are served by the CUDA ops in Triton, whose kernels do not start. For a process of its own: what
     Triton has seen of a driver it keeps."""
     stand_in = StandInDriver()
     driver.set_active(stand_in)
     library = torch.library.Library("masm", "IMPL")
-    for (op, device), (kind, file) in HOMES.items():
+    for (op, device), (kind, file) in IMPLEMENTATIONS.items():
         if device == "cuda" and kind == TRITON:
             module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
             with warnings.catch_warnings():
@@ -167,16 +168,16 @@ def measure(seconds: float, progress: bool) -> dict[str, dict[str, Any]]:
     for what, backward in (("forward", False), ("forward+backward", True)):
 
         def run(name: str, backward: bool = backward) -> None:
-            tapes = tape._tapes
+            plans = launch_plan._plans
             if name.endswith(PLANNED):
-                tape._tapes = {}
+                launch_plan._plans = {}
             try:
                 y = modules[name](x)
                 if backward:
                     ys = y if isinstance(y, list) else [y]
                     torch.autograd.backward(ys, [t.detach() for t in ys])
             finally:
-                tape._tapes = tapes
+                launch_plan._plans = plans
 
         calls = {name: Call(lambda name=name: run(name)) for name in modules}
         samples = interleave(calls, CPU, seconds / 2, warm_up=4, progress=what if progress else "")

@@ -26,7 +26,7 @@ from math import ceil
 
 import torch
 
-from masm_ext.ops.homes import (
+from masm_ext.ops.strategies import (
     COMPUTED_RANK,
     FOLDED,
     MAX_LAYERS,
@@ -38,12 +38,13 @@ from masm_ext.ops.homes import (
     STREAM_ROWS,
     Call,
 )
-from masm_ext.optim.masked_adamw import PIECE
+from masm_ext.optim.blocks import PIECE
 
 try:
     from masm_ext.kernels import tiles
     from masm_ext.kernels.launch import Target, Tile, padded
-    from masm_ext.kernels.products import chunk_rows_of, shared_operands
+    from masm_ext.kernels.products import shared_operands
+    from masm_ext.kernels.skinny_products import chunk_rows_of
 except ImportError as error:
     raise ImportError(
         f"benchmarks/gpu_model/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
@@ -119,7 +120,7 @@ class Shape:
         return "half" if self.size == 2 else "tf32" if self.tf32 else "ieee"
 
     def calls(self, capability: int) -> tuple[Call, Call]:
-        """What the forward product and that of dX ask of `masm_ext.ops.homes.choose`."""
+        """What the forward product and that of dX ask of `masm_ext.ops.strategies.choose`."""
         rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
         dx = Call(self.M, self.D, self.N, *rest, backward=True)
         return Call(self.M, self.N, self.D, *rest, self.cuda_library), dx

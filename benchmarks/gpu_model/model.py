@@ -23,7 +23,7 @@ from cases import BOTH, DTYPES, FORWARD, LAYERS, MODELS, SUBSPACES
 from launches import GPUS, Costs, Factors, Launch, Shape, seconds
 
 from masm_ext.kernels import tiles
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, choose
+from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, choose
 
 #: Modelled for comparison, as benchmarks/speed/providers.py has them.
 PEERS = ("effort", "peft-lora")

@@ -15,11 +15,11 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
-from masm_ext.ops.homes import STRATEGIES, STREAM, Call
+from masm_ext.ops.strategies import STRATEGIES, STREAM, Call
 
 Row = tuple[Call, dict[str, float]]
 
-#: What a bound may be on, as `masm_ext.ops.homes.RULES` writes it: sizes, P in each column of tiles, the work.
+#: What a bound may be on, as `masm_ext.ops.strategies.RULES` writes it: sizes, P in each column of tiles, the work.
 FEATURES: dict[str, Callable[[Call], int]] = {
     "c.M": lambda c: c.M,
     "c.R": lambda c: c.R,

@@ -6,7 +6,7 @@
     python benchmarks/gpu_model/tune.py --report tune-GPU.json   # the proposal again, without a GPU
     python benchmarks/gpu_model/tune.py --model h100  # the same from the cost model: modelled, not measured
 
-Printed are RULES for masm_ext/ops/homes.py with their evidence, and what today's choices lose to the best strategy.
+It prints RULES for masm_ext/ops/strategies.py with their evidence, and what today's choices lose to the best strategy.
 Every strategy is compared with float64 first; one that is wrong is not timed. Forward and backward are timed apart, for
 each asks the table on its own, with the host ahead of the GPU.
 """
@@ -37,7 +37,7 @@ from run import measure_all
 from store import load_results
 
 from masm_ext import _library, reference
-from masm_ext.ops.homes import STRATEGIES, STREAM, choose
+from masm_ext.ops.strategies import STRATEGIES, STREAM, choose
 
 #: Where measurements of this folder are kept.
 RESULTS = Path(__file__).resolve().parent / "results"

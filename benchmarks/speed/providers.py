@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from masm_ext import MASMConfig, MASMLinear, convert
 from masm_ext.ops import subspace_linear
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, SINGLE, STREAM
+from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, SINGLE, STREAM
 
 #: Largest relative error against float64 by dtype: (output and dX, gradients of the trained tensors). float32: sums of
 #: up to 4096 products. bfloat16: roundings of 2^-9 of the output, of a rebuilt weight and of its gradient.
@@ -102,7 +102,7 @@ class MasmMasked(Masm):
 
 
 class ForcedLinear(nn.Module):
-    """A MASMLinear whose calls are all computed by one strategy of `masm_ext.ops.homes`."""
+    """A MASMLinear whose calls are all computed by one strategy of `masm_ext.ops.strategies`."""
 
     def __init__(self, layer: MASMLinear, strategy: str) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-// masm::masked_adamw_ on the CPU: one sweep over the gradients that sums their squares and finds what is not
-// finite, one that updates.
+// masm::masked_adamw_ on the CPU: the first sweep sums the squares of the gradients and finds non-finite
+// ones, the second updates.
 #include "../masked_adamw.h"
 
 #include <torch/csrc/stable/library.h>
@@ -16,8 +16,8 @@
 #include "dense.h"
 #include "rows.h"
 
-// The compiler makes a version of a loop for each instruction set and picks one at run time; not for templates.
-// Sanitizers are not ready yet when the resolvers of target_clones run: their builds get the plain version.
+// target_clones compiles a loop once per instruction set and selects at run time; it does not apply to templates. Its
+// resolvers run before a sanitizer is initialised, so sanitizer builds use the plain version.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define MASM_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -28,7 +28,7 @@
 namespace masm::cpu {
 namespace {
 
-// Elements a task owns. Sums are formed per task and added in task order: independent of the number of threads.
+// Elements of a task. Sums are formed per task and added in task order, so they do not depend on the thread count.
 constexpr int64_t kTaskElements = 16384;
 
 struct Task {
@@ -44,7 +44,7 @@ struct Parameter {
   const void* penalty;  // or null
 };
 
-// The constants of a step, worked out again (powers of the betas) only where they are not those of the task before.
+// The constants of a step. The powers of the betas are recomputed only if they differ from the previous task's.
 class StepCache {
  public:
   template <class F>
@@ -69,7 +69,7 @@ class StepCache {
   AdamWStep<double> wide_;
 };
 
-// Half-precision elements are widened, updated and rounded so many at a time.
+// Half-precision elements that are widened, updated and rounded at a time.
 constexpr int64_t kRun = 512;
 
 // The two sweeps over n elements, one body for both types. Sums in float64: squares of small gradients would underflow.
@@ -88,7 +88,7 @@ constexpr int64_t kRun = 512;
     *largest = std::bit_cast<F>(std::max(most, std::bit_cast<I>(*largest)));                                      \
   }
 
-// signal: <g, m before the step>. Two functions, since a test for the penalty in the loop would cost those without one.
+// signal: <g, m before the step>. Two functions: a test for the penalty inside the loop would slow the other case.
 #define MASM_UPDATE(F, NAME, PENALTY)                                                                                 \
   MASM_SIMD void NAME(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, const F* e, int64_t n, \
                       double* signal) {                                                                               \
@@ -111,8 +111,8 @@ MASM_UPDATE(double, update_plain, 0.0)
 MASM_UPDATE(float, update_penalized, e[i])
 MASM_UPDATE(double, update_penalized, e[i])
 
-// Adds ||g||^2 to `power`. False where an element is not finite, or so large that its square would overflow the second
-// moment: an infinite moment would stop its element for good.
+// Adds ||g||^2 to `power`. False if an element is not finite or its square overflows the second moment: an infinite
+// moment would stop its element for good.
 template <class P, class F>
 bool inspect_task(const P* g, F inverse_scale, int64_t n, double* power) {
   F largest = 0;
@@ -158,7 +158,7 @@ void check_disjoint(const std::vector<Task>& segments) {
                       "masm::masked_adamw_: segments of tensor ", sorted[i].tensor, " overlap at element ",
                       sorted[i].begin);
   };
-  if (std::is_sorted(segments.begin(), segments.end(), before)) return check(segments);  // as MaskedAdamW hands them in
+  if (std::is_sorted(segments.begin(), segments.end(), before)) return check(segments);  // the order of MaskedAdamW
   std::vector<Task> sorted = segments;
   std::sort(sorted.begin(), sorted.end(), before);
   check(sorted);
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   const double inverse_scale =
       grad_scale ? 1.0 / double(*static_cast<const float*>(grad_scale->const_data_ptr())) : 1.0;
 
-  std::vector<Parameter> list(params.size());  // asking a Tensor costs a call into libtorch each time
+  std::vector<Parameter> list(params.size());  // each read of a Tensor is a call into libtorch
   for (size_t i = 0; i < params.size(); ++i)
     list[i] = {params[i].scalar_type(),
                params[i].numel(),
@@ -249,7 +249,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
                           static_cast<F*>(own.exp_avg_sq) + task.begin,
                           own.penalty ? static_cast<const F*>(own.penalty) + task.begin : nullptr,
                           task.end - task.begin, &sums[2 * t]);
-        // without an earlier step there is no first moment to compare with: the block has no statistics yet
+        // before the first step there is no first moment: the block has no statistics yet
         sums[2 * t] *= c.signal_scale;
         if (c.signal_scale == 0) sums[2 * t + 1] = 0;
       });

@@ -1,5 +1,5 @@
-// Blocks of matrix rows in the type that the skinny kernels read: as they lie, or widened to float into a small buffer
-// that stays in cache, so that no copy of x or dY is ever made.
+// Blocks of matrix rows in the type that the skinny kernels read: in place, or widened to float in a small buffer
+// that stays in cache, so x and dY are never copied as a whole.
 #pragma once
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -33,7 +33,7 @@ class Buffer {
   std::unique_ptr<A, void (*)(void*)> data_;
 };
 
-// Rows that go through the kernels together: few enough to stay in a core's second-level cache, enough to reuse sums.
+// Rows per kernel call: few enough for a core's second-level cache, enough to reuse sums.
 inline int64_t block_rows(int64_t row_bytes) {
   constexpr int64_t kBytes = 384 << 10, kStep = 24;  // kStep: a multiple of the height of every tile
   return std::clamp(kBytes / std::max<int64_t>(row_bytes, 1) / kStep * kStep, 2 * kStep, 4 * kStep);

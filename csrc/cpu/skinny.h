@@ -1,17 +1,17 @@
-// The skinny products of the low-rank path: the long side is L (D or N), the short one R. Each CPU gets the kernels of
-// its best instruction set: skinny_kernels.cpp is compiled once for each, and chosen at run time.
+// The skinny products of the low-rank path: the long side is L (D or N), the short one R. skinny_kernels.cpp is
+// compiled once per instruction set; the best one that the CPU has is selected at run time.
 #pragma once
 #include <cstdint>
 
 namespace masm::cpu {
 
-// bfloat16 as it lies in memory. Kernels of its own exist only where the CPU multiplies bfloat16 (AVX512_BF16).
+// bfloat16 as stored in memory. It has kernels only on CPUs that multiply bfloat16 (AVX512_BF16).
 struct BF16 {
   uint16_t bits;
 };
 
 // Kernels on rows of S (float, double or BF16) with sums and coefficients in A (float; double for double). All matrices
-// are contiguous. `packed` is made by the function of the same name and holds a [R, L] matrix in the kernels' order.
+// are contiguous. pack_dot and pack_add write `packed`, a [R, L] matrix in the order of the kernel.
 template <class S, class A>
 struct Skinny {
   // Elements (of A) that a packed [R, L] matrix needs, for dot and for add; scratch elements for blocks of `rows` rows.
@@ -46,8 +46,8 @@ struct Kernels {
   Convert convert;
 };
 
-// The best that this CPU can run; the environment variable MASM_CPU_ISA (baseline, x86_64_v3, x86_64_v4, avx512_bf16)
-// asks for another one, for tests. Throws if that one is unknown or the CPU lacks it.
+// The best kernels that this CPU can run. For tests, the environment variable MASM_CPU_ISA selects others (baseline,
+// x86_64_v3, x86_64_v4, avx512_bf16). Throws if the name is unknown or the CPU lacks the instructions.
 const Kernels& kernels();
 
 }  // namespace masm::cpu

@@ -1,5 +1,5 @@
-// masm::subspace_linear on the CPU: the dense product goes to MKL/oneDNN, the low-rank path is our own, with sums in
-// float32 (float64 for float64), added before y is rounded for the last time.
+// masm::subspace_linear on the CPU: MKL or oneDNN computes the dense product, the kernels of skinny.h the low-rank
+// path, with sums in float32 (float64 for float64) that are added before y is rounded.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -16,9 +16,8 @@
 namespace masm::cpu {
 namespace {
 
-// Tasks of about 512 rows. The backward pass forms partial sums per task and adds them in task order, so that results
-// do not depend on the number of threads; there are fewer tasks, but at least 8, where their sums, `sum_bytes` each,
-// would take more than 64 MiB.
+// Tasks of about 512 rows. The backward pass adds partial sums in task order, so results do not depend on the number of
+// threads. If the sums, `sum_bytes` a task, would take more than 64 MiB, there are fewer tasks, but at least 8.
 struct Tasks {
   int64_t M, count, rows;
 
@@ -40,7 +39,7 @@ std::vector<int64_t> shape_with_last(const Tensor& t, int64_t last) {
   return shape;
 }
 
-// Rows of u, s, v whose gradient is wanted: those of the subspaces that are not masked.
+// Rows of u, s, v whose gradient is needed: those of the unmasked subspaces.
 std::vector<int64_t> live_rows(std::optional<Tensor> mask, const std::vector<int64_t>& offsets) {
   const size_t K = offsets.size() - 1;
   if (mask) mask = torch::stable::contiguous(*mask);
@@ -78,13 +77,13 @@ std::vector<int64_t> all_rows(int64_t R) {
   return rows;
 }
 
-// Where every subspace is masked nothing learns, and one folded weight serves x or dY at the cost of a dense layer: so
-// it is done where folding is cheaper than the two skinny passes. Never in half precision, whose rounding of the sum
-// would lose what the subspaces have learned.
+// If every subspace is masked, nothing learns, and a folded weight serves x or dY at the cost of a dense layer. Fold if
+// that is cheaper than the two skinny passes. Never in half precision: rounding the folded weight would lose what the
+// subspaces have learned.
 bool folds(ScalarType type, int64_t M, int64_t N, int64_t D) { return !is_half(type) && M * (N + D) >= 2 * N * D; }
 
-// In float and double the low-rank part is written first and the dense product added to it, in one pass over y (or dX).
-// In half precision the dense product comes first: adding to it costs less than the library's own accumulation.
+// In float and double the low-rank part is written first, and the dense product is added in one pass over y (or dX). In
+// half precision the dense product is first: adding to it costs less than the library's own accumulation.
 bool dense_goes_first(ScalarType type) { return is_half(type); }
 
 // y = (accumulate ? y : 0) + x w
@@ -203,10 +202,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> subspace_linear_backward(
   const int64_t M = dy2.size(0);
   const auto acc = accumulate_type(weight.scalar_type());
   const bool sum_du = need_du && L > 0, sum_ds = need_ds && L > 0, sum_dv = need_dv && L > 0;
-  // What nobody reads may be a broadcast placeholder: it is not laid out.
+  // An operand that no gradient reads may be a broadcast placeholder: it is not made contiguous.
   const Tensor x2 = sum_dv ? as_rows(x) : x;
   const Tensor p2 = sum_du || sum_ds ? as_rows(p) : p;
-  // one for each gradient that is not needed: outputs of an op must not be the same tensor
+  // a separate empty tensor for each gradient that is not needed: outputs of an op must not alias
   const auto none = [&] { return torch::stable::new_empty(weight, {0}); };
   Tensor dx = need_dx ? torch::stable::new_empty(x, shape_with_last(x, D)) : none();
   Tensor dx2 = need_dx ? torch::stable::view(dx, {M, D}) : dx;

@@ -1,5 +1,5 @@
-// masm::subspace_penalty on the CPU: a layer is one thread's work, its weight read in blocks of rows that stay in cache
-// (half precision is widened there), so that nothing depends on the number of threads.
+// masm::subspace_penalty on the CPU: one thread computes a layer, so results do not depend on the thread count. It
+// reads the weight in blocks of rows that stay in cache, where half precision is widened.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -24,12 +24,12 @@ struct Layer {
   double weight_norm2;
   const int64_t* offsets;  // [K + 1]
   int64_t K, N, D, R;
-  A *du, *dv, *ds;  // of orthogonality; those of spectral lie P elements further. Null where they are not needed.
+  A *du, *dv, *ds;  // of orthogonality; those of spectral lie P elements further. Null if they are not needed.
   int64_t P;
   double orthogonality, spectral;
 };
 
-// out [n, R] = x [R, n] transposed
+// out [n, R] = x^T, x [R, n]
 template <class A>
 void transpose(const A* x, int64_t R, int64_t n, A* out) {
   constexpr int64_t kTile = 16;
@@ -48,7 +48,7 @@ double dot(const A* a, const A* b, int64_t n) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// x x^T for x [R, n], in float64: the losses see the small difference to the identity.
+// x x^T for x [R, n], in float64: the losses depend on the small difference from the identity.
 template <class A>
 std::vector<double> gram(const A* x, int64_t R, int64_t n) {
   const auto& kernel = kernels().f64;
@@ -60,7 +60,7 @@ std::vector<double> gram(const A* x, int64_t R, int64_t n) {
   return out;
 }
 
-// What the losses need of the weight: v W^T and u W and, for the gradients, those times W and W^T.
+// The products with the weight: v W^T and u W and, for the gradients, those times W and W^T.
 template <class A>
 struct Products {
   std::vector<A> wv, uw, vww, uwww;  // [N, R], [R, D], [R, D], [N, R]: those over N are kept transposed
@@ -230,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights,
   }
   Tensor orthogonality = torch::stable::new_empty(u[0], {}, acc), spectral = torch::stable::new_empty(u[0], {}, acc);
   Tensor gradients = torch::stable::new_empty(u[0], {2, P}, acc);
-  // The largest layers first, each taken by the next free thread.
+  // Largest layers first: the next free thread takes one.
   std::vector<int64_t> order(L);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> subspace_penalty(std::vector<Tensor> weights,
   const auto run = [&](auto accumulate) {
     using A = decltype(accumulate);
     std::vector<Layer<A>> layers(L);
-    A* out[3];  // where the gradients of the next layer's u, v and s go
+    A* out[3];  // destinations of the gradients of the next layer's u, v and s
     out[0] = static_cast<A*>(gradients.mutable_data_ptr()), out[1] = out[0], out[2] = out[0];
     for (int64_t i = 0; i < L; ++i) out[1] += u[i].numel(), out[2] += u[i].numel() + v[i].numel();
     int64_t next = 0;

@@ -1,4 +1,4 @@
-// masm::update_masks_ on the CPU: some hundreds of blocks, on one thread.
+// masm::update_masks_ on the CPU: a few hundred blocks, on one thread.
 #include "../update_masks.h"
 
 #include <torch/csrc/stable/library.h>
@@ -16,7 +16,7 @@ void choose(const MaskPolicy& p, const MaskTable& t, int64_t selection) {
   for (int64_t k = 0; k < t.K; ++k) {
     const auto score = [&](int64_t layer) { return score_of(t, selection, layer * t.K + k); };
     std::iota(order.begin(), order.end(), int64_t(0));
-    // whom fewer than `winners` beat comes before the others; which rank within either side does not matter
+    // layers beaten by fewer than `winners` come first; the order within either side does not matter
     std::nth_element(order.begin(), order.begin() + winners, order.end(),
                      [&](int64_t a, int64_t b) { return beats(score(a), a, score(b), b); });
     for (int64_t i = 0; i < t.L; ++i) t.selected[order[i] * t.K + k] = chosen(p, score(order[i]), i) ? 1.f : 0.f;

@@ -1,5 +1,5 @@
-// What the kernels ask of the machine, by name. Under nvcc the real thing; without it (tests/cuda_emulation) a twin in
-// plain C++, so that the same kernel source runs on a CPU.
+// The device features that the kernels use, by name: intrinsics under nvcc, plain C++ without it
+// (tests/cuda_emulation), so that the same kernel source runs on a CPU.
 #pragma once
 #include <cstdint>
 
@@ -20,13 +20,13 @@ using bf16_t = __nv_bfloat16;
 
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-// An int that is known when a function is compiled, as its argument.
+// A compile-time int as a function argument.
 template <int n>
 struct Constant {
   static constexpr int value = n;
 };
 
-// A pointer that came out of memory, said to point to global memory: the compiler cannot know, and loads would ask.
+// Marks a pointer loaded from memory as global: otherwise the compiler emits generic loads.
 template <class T>
 __device__ inline T* global(void* p) {
 #if defined(__CUDACC__)
@@ -50,20 +50,20 @@ __device__ inline T* dynamic_shared() {
 #endif
 }
 
-// Every thread of every block waits for all others; what they wrote before is seen after. Cooperative launches only.
+// A barrier across the grid that makes all earlier writes visible. Cooperative launches only.
 #if defined(__CUDACC__)
 __device__ inline void grid_barrier() { cooperative_groups::this_grid().sync(); }
 #else
 #define grid_barrier emulated_grid_barrier
 #endif
 
-// N elements that are moved as one, 16 bytes at a time where they are so many.
+// N elements moved as one, in units of up to 16 bytes.
 template <class T, int N = int(16 / sizeof(T))>
 struct alignas(N * sizeof(T) % 16 == 0 ? 16 : alignof(T)) Pack {
   T at[N];
 };
 
-// By name of the 16 bytes: the compiler would split a structure's copy into smaller ones.
+// Explicit 16-byte accesses: the compiler would split the copy of a structure.
 template <class T, int N>
 union PackBytes {
   static constexpr int kQuads = int(N * sizeof(T) / 16);
@@ -101,7 +101,7 @@ __device__ inline T warp_sum(T value) {
 }
 
 // The sum over the threads of a block of at most 1024 (a multiple of 32), for all of them, always in the same order.
-// `scratch`: 32 shared elements of its own for each sum between two barriers.
+// `scratch`: 32 shared elements, separate for each sum between two barriers.
 template <class T>
 __device__ inline T block_sum(T value, T* scratch) {
   value = warp_sum(value);
@@ -109,7 +109,7 @@ __device__ inline T block_sum(T value, T* scratch) {
   __syncthreads();
   T sum = 0;
   for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += scratch[warp];
-  __syncthreads();  // so that the scratch can be used again
+  __syncthreads();  // before the scratch is reused
   return sum;
 }
 

@@ -11,18 +11,18 @@
 
 namespace masm::cuda {
 
-// How many thread blocks masked_adamw runs with on the current device: all at once. `tables`: S and B are read.
+// The number of thread blocks of masked_adamw that are resident at once on the current device. Reads S and B.
 cudaError_t masked_adamw_blocks(const AdamWTables& tables, int32_t* blocks);
 
-// One step over T parameters [T] on the host. `work` and `flags` of the tables have as many elements as
-// masked_adamw.h says; `uploaded`: device memory for T parameters, or null where kAdamWInline hold them.
+// One step over T parameters, in a host array. Sizes of the tables: masked_adamw.h. `uploaded`: device memory for T
+// parameters, or null if T <= kAdamWInline.
 cudaError_t masked_adamw(const AdamWParameter* parameters, const AdamWTables& tables, AdamWParameter* uploaded,
                          int32_t blocks, cudaStream_t stream);
 
-// The forward pass of a few rows; see small_batch.h.
+// The forward pass of up to 64 rows; see small_batch.h.
 cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream);
 
-// masm::update_masks_: a step into the learning state, and the masks of the next.
+// masm::update_masks_: takes a step into the learning state and sets the masks of the next.
 cudaError_t update_masks(const MaskTable& table, const MaskPolicy& policy, cudaStream_t stream);
 
 }  // namespace masm::cuda

@@ -42,7 +42,7 @@ cudaError_t masked_adamw(const AdamWParameter* parameters, const AdamWTables& ta
   void* arguments[] = {&a, &list, &uploaded};
   const cudaError_t status = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(masked_adamw_kernel),
                                                          dim3(blocks), dim3(kAdamWThreads), arguments, 0, stream);
-  if (status != cudaSuccess) cudaGetLastError();  // reported here, so that no later launch is blamed
+  if (status != cudaSuccess) cudaGetLastError();  // cleared: a later launch must not report it
   return status;
 }
 

@@ -1,12 +1,13 @@
-// The kernel of masm::masked_adamw_: every block of a model in one cooperative launch, three sweeps with a grid barrier
-// between them, because nothing may be written before every gradient was looked at.
+// The kernel of masm::masked_adamw_: one cooperative launch for every block of a model, in three sweeps with a grid
+// barrier between them: nothing may be written before every gradient was checked.
 //
-// 1. Each live gradient is read, its squares are summed, and what is not finite is noticed; the step's constants are
-//    worked out meanwhile, once a segment. A masked block costs its row of `segments` and nothing else.
-// 2. The update, with the sums of gradient times first moment before the step. Segments are taken in the opposite
-//    order: the gradients read last are still in the L2 cache.
-// 3. The sums of the segments become those of the blocks, in the order of the segments: the same bits every time. Where
-//    the segments are sorted by block each looks at its own only, from the first, which the second sweep has noted.
+// 1. Reads each live gradient, sums its squares and finds non-finite elements; computes the step's constants once per
+//    segment. A masked block costs only its row of `segments`.
+// 2. Updates, and sums gradient times the first moment before the step. Segments go in reverse order: the gradients
+//    read last are still in the L2 cache.
+// 3. Adds the sums of the segments to those of the blocks, in segment order: the same bits in every run. If the
+// segments
+//    are sorted by block, a block reads its own only, from the first, which the second sweep recorded.
 #pragma once
 #include <cstdint>
 
@@ -17,8 +18,8 @@ namespace masm::cuda {
 
 constexpr int kAdamWThreads = 128;
 
-// body(i, count): elements i .. i + count - 1 of [0, n), `count` being a compile-time constant: V elements at once
-// where `even`, that is where they then start at multiples of 16 bytes; one at a time at the ends.
+// Calls body(i, count) for elements i .. i + count - 1 of [0, n), `count` a compile-time constant: V at a time if
+// `even` (they start at multiples of 16 bytes), one at a time at the ends.
 template <int V, class Body>
 __device__ inline void each_pack(int64_t n, int64_t begin, bool even, Body body) {
   const int64_t head = even ? (V - begin % V) % V : n;
@@ -31,8 +32,8 @@ __device__ inline void each_pack(int64_t n, int64_t begin, bool even, Body body)
 
 __device__ inline bool starts_even(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// The sum of the squares of this thread's share of a gradient; NaN where one of them is not finite: such a square would
-// make a second moment infinite, which stops its element for good.
+// The sum of squares of this thread's share of a gradient; NaN if a square is not finite: it would make a second moment
+// infinite, which stops its element for good.
 template <class P, class F>
 __device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale) {
   const P* g = global<P>(own.grad) + at.begin;
@@ -51,8 +52,8 @@ __device__ inline double inspect(const AdamWParameter& own, const AdamWSegment& 
   return sum + double(not_finite);
 }
 
-// Updates this thread's share of a segment; the sum of gradient times first moment before the step. Two functions,
-// since a test for the penalty in the loop would cost registers.
+// Updates this thread's share of a segment; returns the sum of gradient times the first moment before the step. Two
+// functions: a test for the penalty inside the loop would cost registers.
 template <class P, class F, bool kPenalty>
 __device__ inline double update(const AdamWParameter& own, const AdamWSegment& at, F inverse_scale,
                                 const AdamWStep<double>& step) {
@@ -99,7 +100,7 @@ __device__ inline double with_types(DType type, Function f) {
   }
 }
 
-// What a thread, and then its block, has seen.
+// Flags of a thread, then of its block.
 constexpr int kBad = 1, kInvalid = 2, kUnsorted = 4;
 __device__ inline int flags_of_block(int flags) {
   int all = 0;
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
     masked_adamw_kernel(const __grid_constant__ AdamWTables a, const __grid_constant__ AdamWList list,
                         const AdamWParameter* uploaded) {
   MASM_SHARED(double, scratch, 32);
-  MASM_SHARED(int, seen, 1);  // the flags: a register that is kept over the update would be spilled
+  MASM_SHARED(int, seen, 1);  // the flags: a register live across the update would spill
   const auto parameter = [&](int64_t t) { return uploaded != nullptr ? uploaded[t] : list.at[t]; };
   const double inverse_scale = a.grad_scale ? 1 / double(*a.grad_scale) : 1;
   int flags = a.found_inf && *a.found_inf != 0 ? kBad : 0;
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
     if (taken && a.mask[b] != 0)
       for (int64_t i = (flags & kUnsorted ? 0 : a.first[b]) + threadIdx.x; i < a.S; i += blockDim.x) {
         if (a.segments[i].block == b)
-          // without an earlier step there is no first moment to compare with: the block has no statistics yet
+          // before the first step there is no first moment: the block has no statistics yet
           signal += a.work[i].signal, power += a.work[i].step.signal_scale > 0 ? a.work[i].power : 0, owns = true;
         else if (!(flags & kUnsorted))
           break;
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kAdamWThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) a.found[0] = flags & kInvalid ? 2.0f : flags & kBad ? 1.0f : 0.0f;
 }
 
-// Parameters that do not fit into the arguments, as many as one launch can carry.
+// Uploads parameters beyond those in the arguments, as many as one launch can carry.
 __global__ void upload_parameters_kernel(const __grid_constant__ AdamWList list, AdamWParameter* out, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) out[i] = list.at[i];
 }

@@ -1,4 +1,4 @@
-// What masm::masked_adamw_ hands to its kernel.
+// The operands of the kernel of masm::masked_adamw_.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +20,7 @@ struct AdamWSegment {
   int64_t tensor, begin, end, block;
 };
 
-// What is known of a segment between the sweeps.
+// Results for a segment, kept between the sweeps.
 struct AdamWWork {
   double signal, power;
   AdamWStep<double> step;
@@ -37,14 +37,13 @@ struct AdamWTables {
   float* found;  // [1]: 0, 1 (a gradient was not finite) or 2 (segments or mask are not valid); if not 0 nothing else
                  // was written
   AdamWWork* work;  // [S]
-  int64_t* first;   // [B]: the first segment of each block, if they are sorted; S where it has none
+  int64_t* first;   // [B]: the first segment of each block, if sorted; S if it has none
   int32_t* flags;   // [thread blocks]
 };
 
 static_assert(sizeof(AdamWParameter) == 48);
 
-// So many parameters travel in the arguments of the launch (which hold 32,764 bytes); where there are more, all lie in
-// device memory.
+// Parameters that fit in the launch arguments (32,764 bytes); if there are more, all go to device memory.
 constexpr int kAdamWInline = 640;
 
 struct AdamWList {

@@ -25,7 +25,7 @@ void update_masks_(const Tensor& sums, const Tensor& counts, const Tensor& masks
   MASM_REQUIRE(status == cudaSuccess, "masm::update_masks_: ", cudaGetErrorString(status));
 }
 
-// One launch, or with more than kAdamWInline parameters a few small ones before it. Nothing waits for the GPU.
+// One launch; with more than kAdamWInline parameters, a few small ones before it. Nothing waits for the GPU.
 std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector<Tensor> grads,
                                          std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
                                          std::vector<Tensor> penalties, Tensor steps, const Tensor& mask,
@@ -65,8 +65,7 @@ std::tuple<Tensor, Tensor> masked_adamw_(std::vector<Tensor> params, std::vector
   int32_t blocks = 0;
   cudaError_t status = cuda::masked_adamw_blocks(tables, &blocks);
   MASM_REQUIRE(status == cudaSuccess, "masm::masked_adamw_: ", cudaGetErrorString(status));
-  // work, first, flags and, where they do not fit into the arguments, the parameters: one allocation, in units of 8
-  // bytes
+  // one allocation, in units of 8 bytes: work, first, flags and the parameters that do not fit in the arguments
   const int64_t work = S * int64_t(sizeof(cuda::AdamWWork) / 8), flags = (blocks + 1) / 2;
   const int64_t uploaded = T > cuda::kAdamWInline ? T * int64_t(sizeof(cuda::AdamWParameter) / 8) : 0;
   Tensor workspace = torch::stable::new_empty(steps, {work + B + flags + uploaded});

@@ -1,5 +1,5 @@
-// Registration of the CUDA op for the forward pass of a few rows. Not public: masm_ext/kernels/small_batch.py calls it,
-// on matrices whose rows are contiguous. It writes into tensors that it is given.
+// Registration of the CUDA op for the forward pass of up to 64 rows. Internal to masm_ext/kernels/small_batch.py, which
+// passes matrices with contiguous rows and the tensors to write.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -31,7 +31,7 @@ void check_vector(const char* op, const char* name, const Tensor& t, int64_t n, 
                "call, got ", shape_of(t));
 }
 
-// The row stride of a matrix; of a single row it means nothing and may be anything.
+// The row stride of a matrix; arbitrary for a single row.
 int64_t row_of(const Tensor& t) { return t.size(0) > 1 ? t.stride(0) : t.size(1); }
 
 // Rows start at multiples of 16 bytes.

@@ -1,4 +1,4 @@
-// What the forward pass of a few rows reads and writes (stream_linear.cuh). Knows neither torch nor CUDA.
+// The operands of the forward pass of up to 64 rows (stream_linear.cuh). Needs neither torch nor CUDA.
 #pragma once
 #include <cstdint>
 

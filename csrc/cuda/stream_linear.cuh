@@ -1,10 +1,9 @@
 // y = x weight^T + ((x v^T) * s) u + bias for at most 64 rows of half-precision x: the weight streams through the
 // registers once. Rows of x, weight and v start at multiples of 16 bytes.
 //
-// A block has 8 warps, which split the D columns, and takes a few tiles of 8 rows of the weight. The rows of v are
-// tiles like those of the weight: a block computes P = x v^T on the way, or a launch before it has. The sums of the
-// warps meet in shared memory, in order. Lane l holds 16 bytes of row l / 4 of each tile, those of number l % 4 of 64
-// bytes a row.
+// A block of 8 warps, which split the D columns, takes a few tiles of 8 rows of the weight. The rows of v are tiles
+// like those of the weight: a block computes P = x v^T itself, or an earlier launch does. The sums of the warps are
+// added in shared memory, in order. Lane l holds 16 bytes of row l / 4 of each tile: number l % 4 of 64 bytes a row.
 #pragma once
 #include <type_traits>
 
@@ -13,7 +12,7 @@
 
 namespace masm::cuda {
 
-// Up to so many bytes every block reads v for itself: a larger one costs more than a launch. Modelled, not measured.
+// Bytes of v up to which every block reads it: a larger v costs more than a launch. Modelled, not measured.
 constexpr int64_t kSharedFactor = 128 << 10;
 constexpr int kStreamThreads = 256, kStreamWarps = kStreamThreads / 32;
 
@@ -30,14 +29,14 @@ struct Stream {
   bool reads_p;  // the launch before this one writes p
 };
 
-// Sums of a tile [ROWS, 8] that a thread holds: as mma_m16n8k16 has them, 16 rows at a time.
+// A thread's sums of a tile [ROWS, 8], in the layout of mma_m16n8k16, 16 rows at a time.
 template <int ROWS>
 struct StreamSums {
   static_assert(ROWS % 16 == 0);
   float at[ROWS / 16][4];
 };
 
-// 8 elements of T from column k of a row of F; zeros unless `there`.
+// 8 elements from column k of a row of F, as T; zeros unless `there`.
 template <class T, class F>
 __device__ inline Pack<T> stream_piece(const F* row, int k, bool there) {
   constexpr int E = 16 / sizeof(T);
@@ -53,7 +52,7 @@ __device__ inline Pack<T> stream_piece(const F* row, int k, bool there) {
   }
 }
 
-// The pieces of x for one block of columns.
+// The elements of x in one block of columns.
 template <class T, int ROWS>
 struct StreamRows {
   Pack<T> at[ROWS / 16][2];
@@ -101,7 +100,7 @@ __device__ inline void stream_put(float* part, const StreamSums<ROWS>& sums) {  
     for (int i = 0; i < 4; ++i) part[(16 * m + g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums.at[m][i];
 }
 
-// ROWS: rows of x that it has room for. WT: tiles of the weight at a time.
+// ROWS: capacity for rows of x. WT: tiles of the weight at a time.
 template <class T, class F, int ROWS, int WT>
 __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const __grid_constant__ Stream<T, F> call) {
   constexpr int E = 16 / sizeof(T), K = 4 * E;  // columns of a lane and of a warp
@@ -126,11 +125,11 @@ __global__ void __launch_bounds__(kStreamThreads, 1) stream_linear_kernel(const 
   int w_tile = first_tile;
   const int w_after = w_tile + call.tiles, w_end = w_after < (N + 7) / 8 ? w_after : (N + 7) / 8;
   do {
-    // The last tiles of v go with the first of the weight: P is whole when the first y is made.
+    // The last tiles of v go with the first of the weight: P is complete when the first y is written.
     const int vs = v_end - v_tile < VT ? v_end - v_tile : VT;
     const int left = v_tile + vs == v_end ? w_end - w_tile : 0, ws = left < 0 ? 0 : left < WT ? left : WT;
 
-    // What the end of this pass needs besides, asked for now.
+    // Early loads of what the end of this pass needs.
     float ahead[2 * WT], ahead_bias = 0;
 #pragma unroll
     for (int i = 0; i < 2 * WT; ++i) {

@@ -1,4 +1,4 @@
-// What the registrations ask of a tensor for the torch-free launchers.
+// Reads what the torch-free launchers need from a tensor.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/tensor.h>

@@ -8,7 +8,7 @@
 namespace masm {
 
 template <class F>
-struct AdamWStep {  // everything about a step that does not depend on the element
+struct AdamWStep {  // the constants of a step
   F decay;          // 1 - mask * lr * weight_decay
   F rate;           // mask * lr, of the penalty's gradient
   F one_minus_beta1;
@@ -16,7 +16,7 @@ struct AdamWStep {  // everything about a step that does not depend on the eleme
   F sqrt_correction2;  // sqrt(1 - beta2^t)
   F step_size;         // mask * lr / (1 - beta1^t)
   F eps;
-  double signal_scale;  // 1 / (1 - beta1^(t - 1)); 0 at t = 1, before which there is no first moment
+  double signal_scale;  // 1 / (1 - beta1^(t - 1)); 0 at t = 1: no first moment yet
 };
 
 template <class F>

@@ -1,4 +1,4 @@
-// MASM_HOST_DEVICE: a function that both a CPU and a CUDA kernel call.
+// MASM_HOST_DEVICE marks functions that CPU and CUDA kernels share.
 #pragma once
 
 #if defined(__CUDACC__)

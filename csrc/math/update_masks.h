@@ -1,4 +1,4 @@
-// The learning state of one block (layer l, subspace k) and what follows from it, shared by the CPU and CUDA kernels.
+// The learning state and mask of one block (layer l, subspace k), shared by the CPU and CUDA kernels.
 // Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k.
 #pragma once
 #include <cmath>
@@ -33,7 +33,7 @@ struct MaskTable {
   const bool* owned;           // [L * K]
 
   MASM_HOST_DEVICE int64_t blocks() const { return L * K; }
-  // The record of block b in the selection that this step makes: of the ring, the row that is oldest.
+  // The record of block b in the selection of this step: in the oldest row of the ring.
   MASM_HOST_DEVICE double* record(int64_t selection, int64_t b) const {
     return history + (selection % rows * blocks() + b) * 4;
   }
@@ -43,15 +43,15 @@ MASM_HOST_DEVICE inline bool selection_due(const MaskPolicy& p, int64_t step) {
   return p.select && step >= p.warmup && (step - p.warmup) % p.interval == 0;
 }
 
-// Takes in the sums of a step that updated the block.
+// Adds the sums of a step that updated the block to its averages.
 MASM_HOST_DEVICE inline void observe_block(const MaskPolicy& p, const MaskTable& t, int64_t b) {
   if (!t.owned[b] || t.in_force[b] == 0) return;
   t.signal[b] = p.decay * t.signal[b] + (1 - p.decay) * t.stats[2 * b];
   t.power[b] = p.decay * t.power[b] + (1 - p.decay) * t.stats[2 * b + 1];
 }
 
-// Everything of a block's record but the mask: in its place stands, while layers are ranked, the score they are ranked
-// by. A block that is selected already has an advantage, also where its snr is negative.
+// A block's record, with its score in place of the mask while layers are ranked. A block that is already selected has
+// an advantage, also with a negative snr.
 MASM_HOST_DEVICE inline void record_block(const MaskPolicy& p, const MaskTable& t, int64_t selection, int64_t b) {
   const double ratio = t.signal[b] / t.power[b];
   const double snr = std::isfinite(ratio) ? ratio : 0;  // no step yet, or sums that overflowed
@@ -75,12 +75,12 @@ MASM_HOST_DEVICE inline bool beats(double a, int64_t layer_a, double b, int64_t 
   return a > b || (a == b && layer_a < layer_b);
 }
 
-// rank: by how many layers of its subspace the block is beaten.
+// rank: the number of layers of its subspace with a better score.
 MASM_HOST_DEVICE inline bool chosen(const MaskPolicy& p, double score, int64_t rank) {
   return p.keep > 0 ? rank < p.keep : rank < p.least || score > p.threshold;
 }
 
-// The probe of a masked block, and with it the mask in force.
+// Advances the probe of a masked block and sets the mask in force.
 MASM_HOST_DEVICE inline void settle_block(const MaskPolicy& p, const MaskTable& t, int64_t b) {
   const bool masked = t.selected[b] == 0;
   int64_t probing = masked && t.probing[b] > 0 ? t.probing[b] - 1 : 0;

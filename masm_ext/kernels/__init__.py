@@ -1,2 +1,1 @@
-"""Triton kernels and what launches them, imported on demand by ``masm_ext.ops.homes``. docs/kernels.md explains
-each."""
+"""Triton kernels and their launchers, imported by ``masm_ext.ops.dispatch`` at the first call. See docs/kernels.md."""

@@ -1,9 +1,8 @@
-"""The kernels of masked_adamw.py: every block of a model in two launches, because nothing may be written before every
-gradient was looked at.
+"""The kernels of masked_adamw.py: every block of a model in two launches.
 
-A segment [begin, end) of a parameter's elements belongs to one block; a program takes one. The sums of its segments
-become those of a block in the order of the segments, by the program that is the block's last to finish: no float is
-added by an atomic, so that results are the same bits in every run.
+Two, because nothing may be written before every gradient was checked. A segment [begin, end) of a parameter's elements
+belongs to one block; a program takes one segment. The last program of a block to finish adds the sums of its segments
+in order. No atomic adds floats, so results are the same bits in every run.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ COLUMNS = tl.constexpr(7)  # param, grad, exp_avg, exp_avg_sq, penalty or 0, ele
 
 @triton.jit
 def segment_of(SEGMENTS, TABLE, i, T, B):
-    """(tensor, begin, end, block, is it valid) of segment i; of one that is not, nothing may be read."""
+    """(tensor, begin, end, block, whether it is valid) of segment i; nothing of an invalid one may be read."""
     tensor = tl.load(SEGMENTS + 4 * i)
     begin = tl.load(SEGMENTS + 4 * i + 1)
     end = tl.load(SEGMENTS + 4 * i + 2)
@@ -36,15 +35,15 @@ def address(TABLE, tensor, column: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def inspect(TABLE, tensor, begin, end, inverse, DTYPE: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
-    """(sum of the squares of a part of a gradient, whether all are finite). A square that is not would make a second
-    moment infinite, which stops its element for good."""
+    """(sum of the squares of a part of a gradient, 1 if one is not finite). Such a square would make a second moment
+    infinite, which stops its element for good."""
     grad = address(TABLE, tensor, 1, DTYPE)
     total = tl.zeros((BLOCK,), tl.float64)
     bad = tl.zeros((BLOCK,), tl.int32)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         g = tl.load(grad + at, mask=at < end, other=0.0).to(F) * inverse.to(F)
-        bad |= tl.where(g * g < float("inf"), 0, 1)  # NaN is not below
+        bad |= tl.where(g * g < float("inf"), 0, 1)  # also 1 for NaN
         wide = g.to(tl.float64)
         total += wide * wide
     return tl.sum(total, 0), tl.max(bad, 0)
@@ -70,7 +69,7 @@ def update(
     param, grad = address(TABLE, tensor, 0, DTYPE), address(TABLE, tensor, 1, DTYPE)
     first_moment, second_moment = address(TABLE, tensor, 2, F), address(TABLE, tensor, 3, F)
     penalty = address(TABLE, tensor, 4, F)
-    penalized = tl.where(tl.load(TABLE + tensor * COLUMNS + 4) != 0, end, begin)  # the end of what has a penalty
+    penalized = tl.where(tl.load(TABLE + tensor * COLUMNS + 4) != 0, end, begin)  # end of the elements with a penalty
     one_minus_beta1, one_minus_beta2 = (1 - beta1).to(F), (1 - beta2).to(F)
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(begin, end, BLOCK):
@@ -110,9 +109,9 @@ def inspect_gradients(
     HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr, TYPES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """First launch. POWER float64 [S]: the sum of squares of each live segment. CONTROL int32 [1 + 4 B], zeros before:
-    what was found (bit 0: a gradient is not finite, bit 1: a segment or a mask is not valid); then per block the number
-    of its live segments, of those that are done (second launch), and its first and last one (as S - i and i + 1, so
-    that zero is none). Grid: max(S, 1)."""
+    flags (bit 0: a gradient is not finite, bit 1: a segment or a mask is not valid); then per block the number of its
+    live segments, the number of those done (second launch), and its first and last one (as S - i and i + 1; 0: none).
+    Grid: max(S, 1)."""
     i = tl.program_id(0).to(tl.int64)
     flags = tl.zeros((), tl.int32)
     if i == 0:
@@ -160,8 +159,8 @@ def update_segments(
     HAS_SCALE: tl.constexpr, TYPES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Second launch. SIGNAL float64 [S] is workspace; STATS float64 [B, 2], zeros before, FOUND float32 [1]: as
-    masm::masked_adamw_ returns them. Grid: max(S, 1). Segments are taken from the last on: the gradients read last are
-    still in the L2 cache."""
+    masm::masked_adamw_ returns them. Grid: max(S, 1). Segments go in reverse order: the gradients read last are still
+    in the L2 cache."""
     i = S - 1 - tl.program_id(0).to(tl.int64)
     flags = tl.load(CONTROL)
     if tl.program_id(0) == 0:
@@ -208,12 +207,12 @@ def update_segments(
                         TABLE, tensor, begin, end, inverse, decay, rate, beta1, beta2, correction2, step_size, eps,
                         tl.float64, tl.float64, BLOCK,
                     )  # fmt: skip
-            # without an earlier step there is no first moment to compare with: the block has no statistics yet
+            # before the first step there is no first moment: the block has no statistics yet
             has_earlier = before > 0
             tl.store(SIGNAL + i, tl.where(has_earlier, signal / tl.where(has_earlier, earlier, 1.0), 0.0))
-            tl.debug_barrier()  # all of this program's stores come before its count
+            tl.debug_barrier()  # this program's stores come before its count
             done = tl.atomic_add(CONTROL + 1 + B + block, 1, sem="acq_rel")
-            tl.debug_barrier()  # and what it reads now after the counts of the others
+            tl.debug_barrier()  # its reads come after the counts of the others
             if done == tl.load(CONTROL + 1 + block) - 1:
                 first = S - tl.load(CONTROL + 1 + 2 * B + block)
                 last = tl.load(CONTROL + 1 + 3 * B + block)

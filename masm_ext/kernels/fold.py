@@ -12,7 +12,7 @@ from .launch import on_device, target_of
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
-    """weight + u^T diag(s) v. float64 has no kernel: the formula serves it."""
+    """weight + u^T diag(s) v. float64 has no kernel and uses the formula."""
     check_fold(weight, u, s, v)
     if weight.dtype == torch.float64:
         return reference.fold(weight, u, s, v)

@@ -3,8 +3,8 @@
 Forward: X = x [M, D], A = weight^T, T = P = x v^T, C = u. Gradient of x: X = dY [M, N], A = weight, T = Q = dY u^T,
 C = v, no bias. Letters of docs/method.md; IN and OUT are D and N, or N and D. docs/kernels.md explains the shapes.
 
-T is either given (``COMPUTE_T`` false: a skinny pass has written it) or computed beside the dense product from the same
-tiles of X (``COMPUTE_T``), which reads X once but repeats the skinny product in every column of tiles. T, T * s and
+T is given by an earlier skinny pass, or with ``COMPUTE_T`` computed beside the dense product from the same tiles of X:
+that reads X once but repeats the skinny product in every column of tiles. T, T * s and
 every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range
 of float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
 
@@ -21,7 +21,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Tiles in an order that walks GROUP rows of tiles at a time, so that those of A are found in L2."""
+    """Tiles in groups of GROUP rows of tiles, so that tiles of A stay in L2."""
     group = program // (GROUP * tiles_n)
     first = group * GROUP
     rows = min(tiles_m - first, GROUP)
@@ -32,7 +32,7 @@ def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
 @triton.jit
 def add_low_rank(acc, T, S, C, rows, columns, M, OUT, R, t_row, PRECISION: tl.constexpr, BR: tl.constexpr):
     """acc [BM, BN] + (T * s) C for a tile; T [M, R] float32 with row stride t_row, s [R], C [R, OUT]."""
-    # not pipelined: its few loads would take the shared memory of the dense product's stages
+    # not pipelined: its loads would take shared memory from the stages of the dense product
     for begin in tl.range(0, R, BR, num_stages=1):
         rank = begin + tl.arange(0, BR)
         inside = rank < R

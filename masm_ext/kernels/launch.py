@@ -1,5 +1,7 @@
-"""What every launch needs: the machine it is for, the tile it runs with, and where kernels are started: :func:`run`,
-whose calls a tape (tape.py) notes and starts again."""
+"""What every launch needs: the GPU it is for, the tile it runs with, and :func:`run`, which starts every kernel.
+
+launch_plan.py records the calls of ``run`` and replays them.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 class Recorder(AbstractContextManager, Protocol):
-    """What :func:`record_on` takes: it notes launches, and as a context torch ops and allocations (tape.py)."""
+    """Records launches, and as a context torch ops and allocations (launch_plan.py)."""
 
-    def spoil(self, why: str, again: bool = False) -> None: ...
+    def reject(self, why: str, again: bool = False) -> None: ...
 
     def launch(
         self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any], options: dict[str, Any]
@@ -26,7 +28,7 @@ class Recorder(AbstractContextManager, Protocol):
 
 
 class Target(NamedTuple):
-    """The GPU that kernels are chosen for. capability: 10 * major + minor; processors: SMs."""
+    """The GPU to choose kernels for. capability: 10 * major + minor; processors: SMs."""
 
     capability: int
     processors: int
@@ -61,7 +63,7 @@ def target_of(device: torch.device) -> Target:
 
 
 def on_device(t: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device: make that of `t` the current one."""
+    """Make the device of `t` the current one: Triton launches there."""
     if t.is_cuda and t.get_device() != torch.cuda.current_device():
         return torch.cuda.device(t.device)
     return nullcontext()
@@ -70,40 +72,40 @@ def on_device(t: Tensor) -> AbstractContextManager:
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], *arguments: Any, warps: int, stages: int = 1, **constants):
     """Start `kernel` on the current stream, unless the grid is empty.
 
-    Fused multiply-add is asked for by name: Triton 3.10 changes the default.
+    Fused multiply-add is requested explicitly: Triton 3.10 changes the default.
     """
     if not all(grid):
         return
     options = dict(**constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
-    tape = recording()
-    if tape is None:
+    plan = recording()
+    if plan is None:
         kernel[grid](*arguments, **options)
         return
-    with _disable_current_modes():  # what Triton does itself is on no tape
+    with _disable_current_modes():  # Triton's own work is not recorded
         compiled = kernel[grid](*arguments, **options)
-    tape.launch(kernel, compiled, grid, arguments, options)
+    plan.launch(kernel, compiled, grid, arguments, options)
 
 
 _recorder = threading.local()
 
 
 def recording() -> Recorder | None:
-    """The tape that this thread records on."""
-    return getattr(_recorder, "tape", None)
+    """The plan that this thread is recording, or None."""
+    return getattr(_recorder, "plan", None)
 
 
 @contextmanager
-def record_on(tape: Recorder) -> Iterator[None]:
-    """Inside, what this thread launches and allocates goes on `tape`."""
-    _recorder.tape = tape
+def record_on(plan: Recorder) -> Iterator[None]:
+    """Records what this thread launches and allocates inside on `plan`."""
+    _recorder.plan = plan
     try:
-        with tape:
+        with plan:
             yield
     finally:
-        _recorder.tape = None
+        _recorder.plan = None
 
 
-# Triton's own cdiv and next_power_of_2 are made for kernels too and take 5 us on the host, many times a call.
+# Triton's own cdiv and next_power_of_2 take 5 us on the host, many times a call.
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
@@ -120,10 +122,10 @@ def padded(R: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 products of the dense part and of skinny passes are taken: "tf32" where torch allows it."""
+    """Precision of float32 products in the dense part and in skinny passes: "tf32" if torch allows it."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def low_rank_precision(dtype: torch.dtype) -> str:
-    """The same for (T * s) C, whose operands are float32 beside half precision too."""
+    """The same for (T * s) C, whose operands are float32 also beside half precision."""
     return precision(dtype) if dtype == torch.float32 else "tf32"

@@ -1,7 +1,7 @@
 """The kernel of update_masks.py: one program takes a step into the learning state of all blocks.
 
-Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k. What a selection ranks lies in the record
-that it leaves in the history, so that nothing here is sized by the number of layers.
+Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k. A selection ranks the scores in its history
+record, so no memory here depends on the number of layers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def update_masks(
 ):  # fmt: skip
     """Operands as those of masm::update_masks_, LIVE and OWNED as uint8. Grid: 1.
 
-    The rules are constants: they do not change during a run, and numbers among the arguments would be float32."""
+    The rules are constants: they do not change during a run, and Triton would pass floats as float32."""
     decay = tl.full((), DECAY, tl.float64)
     hysteresis = tl.full((), HYSTERESIS, tl.float64)
     threshold = tl.full((), THRESHOLD, tl.float64)
     n = L * K
     step, selection = tl.load(COUNTERS) + 1, tl.load(COUNTERS + 1)
-    # how many blocks change: all, or none where the step was not taken, or no selection is due
+    # number of blocks that change: all, or none if the step was not taken or no selection is due
     taken = tl.where(tl.load(FOUND) == 0, n, 0)
     due = 0
     if SELECT:
@@ -47,19 +47,19 @@ def update_masks(
             snr = signal / tl.where(power == 0, 1.0, power)
             snr = tl.where((power != 0) & (tl.abs(snr) < float("inf")), snr, 0.0)
             selected = tl.load(MASKS + at, mask=inside, other=0.0) > 0
-            # a block that is selected already has an advantage; in the place of its mask stands the score for now
+            # a selected block has an advantage; the score is stored in place of the mask until all are ranked
             tl.store(records + 4 * at, tl.where(selected, snr + hysteresis * tl.abs(snr), snr), mask=inside)
             tl.store(records + 4 * at + 1, snr, mask=inside)
             tl.store(records + 4 * at + 2, signal, mask=inside)
             tl.store(records + 4 * at + 3, power, mask=inside)
-    tl.debug_barrier()  # every score is there
+    tl.debug_barrier()  # all scores are written
     if due > 0:
         for first in range(0, n, BLOCK):
             at = first + tl.arange(0, BLOCK)
             inside = at < due
             layer, k = at // K, at % K
             score = tl.load(records + 4 * at, mask=inside, other=0.0)
-            rank = tl.zeros((BLOCK,), tl.int64)  # by how many layers of its subspace the block is beaten
+            rank = tl.zeros((BLOCK,), tl.int64)  # number of layers of its subspace with a better score
             for other in range(0, L):
                 of_other = tl.load(records + 4 * (other * K + k), mask=inside, other=0.0)
                 rank += ((of_other > score) | ((of_other == score) & (other < layer))).to(tl.int64)
@@ -68,7 +68,7 @@ def update_masks(
             else:
                 chosen = (rank < LEAST) | (score > threshold)
             tl.store(MASKS + at, chosen.to(tl.float32), mask=inside)
-    tl.debug_barrier()  # no score is read any more
+    tl.debug_barrier()  # all scores are read
     for first in range(0, n, BLOCK):
         at = first + tl.arange(0, BLOCK)
         inside = at < taken

@@ -1,4 +1,4 @@
-"""masm::masked_adamw_ on CUDA where libmasm_cuda was not built: two launches a step, and nothing waits."""
+"""masm::masked_adamw_ on CUDA without libmasm_cuda: two launches a step, and nothing waits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .launch import on_device, run
 
 BLOCK = 1024
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the bits in adamw.py
-#: Tables of addresses on the device, by what they hold: gradients mostly come to lie where they lay before.
+#: Tables of addresses on the device, by their content: gradients mostly keep their addresses between steps.
 _tables: OrderedDict[tuple, Tensor] = OrderedDict()
 _TABLES = 8
-#: Pinned memory for steps that are captured, by its shape: while a CUDA graph is captured none can be allocated.
+#: Pinned memory for captured steps, by shape: it cannot be allocated while a CUDA graph is captured.
 _spare: dict[torch.Size, list[Tensor]] = {}
 _SPARES = 2
-#: Pinned memory that the copies of captured graphs read at each replay: kept, since nothing tells when a graph ends.
+#: Pinned memory that captured graphs copy from at each replay. Kept for good: the end of a graph is not reported.
 _captured: list[Tensor] = []
 
 
@@ -37,7 +37,7 @@ def masked_adamw_(
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`masm_ext.reference.masked_adamw_`. Segments outside their tensor or the blocks, and masks outside [0,
-    1], give found = 2, and nothing is written; segments that overlap are not noticed."""
+    1], give found = 2, and nothing is written; overlapping segments are not detected."""
     check_masked_adamw(
         params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf
     )
@@ -58,7 +58,7 @@ def masked_adamw_(
 
 
 def _table(params, grads, exp_avgs, exp_avg_sqs, penalties, device: torch.device) -> Tensor:
-    """int64 [T, 7] on the device: where the tensors of each parameter lie, its size and type (adamw.py, COLUMNS)."""
+    """int64 [T, 7] on the device: the addresses, size and type of each parameter (adamw.py, COLUMNS)."""
     penalized = [t.data_ptr() if t.numel() else 0 for t in penalties] or [0] * len(params)
     rows = tuple(
         (p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), e, p.numel(), _KINDS.index(p.dtype))
@@ -72,7 +72,7 @@ def _table(params, grads, exp_avgs, exp_avg_sqs, penalties, device: torch.device
     spares = _spare.setdefault(host, [])
     while len(spares) < _SPARES:
         spares.append(_pinned(host))
-    # another stream would have to wait for the upload
+    # per stream: another one would have to wait for the upload
     key = (device, torch.cuda.current_stream(device).cuda_stream, rows)
     if key in _tables:
         _tables.move_to_end(key)

@@ -6,7 +6,8 @@
 - ``finish``: adds the chunks in order, times s, zeros for masked rows: du, dv, ds and dbias in one launch.
 
 Sums are float32 and no atomics are used: results are the same bits in every run. In half precision T and the factor are
-rounded to Z's dtype for the tensor cores; s stays outside, in float32, so that small singular values lose nothing.
+rounded to Z's dtype for the tensor cores; s is applied outside, in float32, so that small singular values keep their
+precision.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def live_bits(MASK, R, OFFSETS: tl.constexpr, RP: tl.constexpr):
 
 @triton.jit
 def live_rows(MASK, R, first, OFFSETS: tl.constexpr, HAS_MASK: tl.constexpr, BR: tl.constexpr, RP: tl.constexpr):
-    """The index list of what is not masked: (rows in slots first .. first + BR, number of live rows).
+    """The index list of the live rows: (rows in slots first .. first + BR, number of live rows).
 
     Slots past the number of live rows hold row 0.
     """
@@ -115,7 +116,7 @@ def skinny_reduce(
         wanted = inside[:, None] & held[None, :]
         t = tl.load(T + t_at, mask=wanted, other=0.0)
         g = tl.dot(tl.trans(z), t.to(z.dtype), g, input_precision=PRECISION)
-        if HAS_DS:  # by the programs of the first tile; the others read nothing
+        if HAS_DS:  # only by the programs of the first tile
             first = inside[:, None] & (rank[None, :] < tl.where(tile == 0, R, 0)) & held[None, :]
             ds += tl.sum(t * tl.load(P + t_at, mask=first, other=0.0), 0)
         if HAS_SUM:
@@ -150,7 +151,7 @@ def skinny_both(
     rank = tl.arange(0, BR)
     in_w, in_r = columns < W, rank < R
     if TABLE:
-        # whoever makes the table sees to it; without the promise every element would be loaded on its own
+        # the launcher guarantees it; without the hint every element would be loaded on its own
         z_base = tl.multiple_of(tl.load(Z + problem).to(tl.pointer_type(DTYPE)), 16)
     else:
         z_base = Z
@@ -193,8 +194,8 @@ def skinny_both(
 
 @triton.jit
 def sum_of_chunks(PARTS, at, stride, chunks, mask, BW: tl.constexpr):
-    """sum over the chunks of PARTS[chunk * stride + at], [BW], in a fixed order; 16 chunks are loaded at a time, since
-    one after another each would wait for the one before."""
+    """The sum over chunks of PARTS[chunk * stride + at], [BW], in a fixed order. 16 chunks are loaded at a time, so
+    that loads overlap."""
     total = tl.zeros((BW,), tl.float32)
     for begin in range(0, chunks, 16):
         chunk = begin + tl.arange(0, 16)
@@ -227,7 +228,7 @@ def finish_rows(
     inside = columns < width
     total = sum_of_chunks(PARTS, slot.to(tl.int64) * W + columns, R * W, chunks, inside, BW)
     total *= tl.load(S + row).to(tl.float32)
-    total = tl.where(inside, total, 0.0)  # whatever s is
+    total = tl.where(inside, total, 0.0)  # for any s
     tl.store(OUT + row.to(tl.int64) * W + columns, total.to(OUT.dtype.element_ty), mask=columns < W)
 
 
@@ -242,7 +243,7 @@ def finish(
     member, member_rows each, those of dv and ds one after another.
 
     Grid: du_programs = R * tiles of N (0 without du), dv_programs = R * tiles of D, one program for ds if it is
-    wanted, tiles of db_columns for dbias.
+    needed, tiles of db_columns for dbias.
     """
     program = tl.program_id(0)
     if HAS_DU:

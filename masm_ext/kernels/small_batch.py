@@ -1,5 +1,7 @@
-"""Launches the CUDA C++ kernel of the strategy ``stream``, the forward pass of a few rows of x:
-csrc/cuda/stream_linear.cuh, from libmasm_cuda."""
+"""Launches the CUDA C++ kernel of the strategy ``stream``, the forward pass of up to 64 rows of x.
+
+It is csrc/cuda/stream_linear.cuh, in libmasm_cuda.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .products import aligned
+from .operands import aligned
 
 OPS = torch.ops.masm
 
@@ -17,7 +19,7 @@ COLUMNS = 8
 
 
 def available(t: Tensor) -> bool:
-    """Is libmasm_cuda there for `t`? (Triton's interpreter runs the other strategies on a CPU.)"""
+    """Whether libmasm_cuda is loaded and `t` is on a GPU. (Triton's interpreter runs the other strategies on a CPU.)"""
     return _library.CUDA_LIBRARY is not None and t.is_cuda
 
 
@@ -31,5 +33,5 @@ def forward(x: Tensor, weight: Tensor, u: Tensor, s: Tensor, v: Tensor, bias: Te
 
 
 def _aligned(t: Tensor) -> Tensor:
-    """With rows that start at multiples of 16 bytes: `t`, or a copy where they do not."""
+    """`t`, or a copy of it if its rows do not start at multiples of 16 bytes."""
     return t if aligned(t) else t.clone(memory_format=torch.contiguous_format)

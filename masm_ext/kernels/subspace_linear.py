@@ -1,16 +1,16 @@
-"""masm::subspace_linear, its group and their backward on CUDA: what is launched, in which order, for each strategy.
+"""masm::subspace_linear, its group and their backward on CUDA: the launches of each strategy.
 
-Strategies (``masm_ext.ops.homes`` chooses among them; docs/kernels.md says what each costs):
+Strategies (``masm_ext.ops.strategies`` chooses among them; docs/kernels.md has their costs):
 
 - ``kext``: a skinny pass for P, then one GEMM whose inner dimension is extended by R.
 - ``single``: one GEMM that computes P beside the dense product. R <= 64.
-- ``stream``: one CUDA C++ kernel through which the weight streams once. M <= 64, R <= 64; needs libmasm_cuda. Forward
-  only: a gradient of x behind it is that of ``single``.
+- ``stream``: one CUDA C++ kernel that reads the weight once. M <= 64, R <= 64; needs libmasm_cuda. Forward
+  only: its gradient of x is that of ``single``.
 - ``addmm``: low-rank part and bias first, then cuBLAS adds the dense product in place.
 - ``folded``: the weight is folded once a call, then cuBLAS.
 - ``reference``: the formula in plain torch, for float64 and for comparison.
 
-The gradient of x uses the same, with Q for P. du, dv, ds and dbias do not depend on the strategy.
+The gradient of x uses the same strategies, with Q for P. du, dv, ds and dbias do not depend on the strategy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..contract import (
     check_subspace_linear_group,
     check_subspace_linear_group_backward,
 )
-from ..ops.homes import (
+from ..ops.strategies import (
     ADDMM,
     COMPUTED_RANK,
     KEXT,
@@ -47,20 +47,10 @@ from ..ops.homes import (
 )
 from . import small_batch
 from .launch import Target, Tile, on_device, precision, target_of
-from .products import (
-    Factor,
-    Live,
-    aligned,
-    as_rows,
-    both_products,
-    finish,
-    forward_product,
-    input_gradient,
-    reduce_rows,
-    side_by_side,
-    skinny_product,
-)
-from .tape import repeated
+from .launch_plan import repeated
+from .operands import Factor, Live, aligned, as_rows, side_by_side
+from .products import forward_product, input_gradient
+from .skinny_products import both_products, finish, reduce_rows, skinny_product
 from .tiles import SMALL_ROWS, both_max_rank
 
 
@@ -101,8 +91,7 @@ def subspace_linear_group(
     target: Target | None = None,
     tile: Tile | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """y J x [..., N] and p [..., J R] (no columns if not need_p). `target`, `tile`: as if for that GPU, with that
-    tile."""
+    """y J x [..., N] and p [..., J R] (no columns if not need_p). `target`, `tile`: for that GPU, with that tile."""
     op = "subspace_linear" if len(weight) == 1 else "subspace_linear_group"
     check_subspace_linear_group(x, weight, u, s, v, bias, mask, offsets)
     lead, J, (N, D), R = x.shape[:-1], len(weight), weight[0].shape, s[0].shape[0]
@@ -149,7 +138,7 @@ def subspace_linear_group_backward(
     target: Target | None = None,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx [..., D], du [J R, N], ds [J R], dv [J R, D], dbias [J N]; what is not needed has no elements."""
+    """dx [..., D], du [J R, N], ds [J R], dv [J R, D], dbias [J N]; a gradient that is not needed has no elements."""
     op = "subspace_linear_backward" if len(weight) == 1 else "subspace_linear_group_backward"
     check_subspace_linear_group_backward(dy, x, weight, u, s, v, p, mask, offsets)
     J, (N, D), R = len(weight), weight[0].shape, s[0].shape[0]
@@ -169,7 +158,7 @@ def subspace_linear_group_backward(
         _check_supported(op, x, R, J, strategy)
         dys = [as_rows(d) for d in dy]
         ps = p.reshape(dys[0].shape[0], J * R).contiguous() if need_du or need_ds else None
-        xs = as_rows(x) if need_dv else dys[0][:, :0]  # without columns where only ds is made beside it
+        xs = as_rows(x) if need_dv else dys[0][:, :0]  # no columns if only ds is needed
         factor = Factor(side_by_side(s), side_by_side(u), side_by_side(v))
         dx, *rest = _backward(dys, xs, weight, factor, ps, mask, offsets, needs, strategy, target, tile)
         return dx.view(x.shape) if need_dx else dx, *rest
@@ -182,7 +171,7 @@ def _backward(dys, xs, weight, factor, ps, mask, offsets, needs, strategy, targe
     none = weight[0].new_empty(0)
     every, each = Live.of(mask, offsets), [Live.of(mask[j : j + 1], offsets) for j in range(J)]
 
-    # The sums over rows: du and dbias from dY, dv and ds from x. One pass over dY gives Q as well where it fits.
+    # The sums over rows: du and dbias from dY, dv and ds from x. One pass over dY also gives Q if registers allow.
     need_q = need_ds or need_dv or (need_dx and strategy in (KEXT, ADDMM))
     q_from_gemm = need_dx and strategy == SINGLE
     q = dys[0].new_empty(M, J * R, dtype=torch.float32) if need_q else None
@@ -212,7 +201,7 @@ def _backward(dys, xs, weight, factor, ps, mask, offsets, needs, strategy, targe
 
 
 def _stacked_weight(weight: Sequence[Tensor]) -> Tensor:
-    """[J N, D]. A lone weight may lie as it likes, rows or columns contiguous."""
+    """[J N, D]. A single weight may have contiguous rows or columns."""
     w = weight[0]
     return w if len(weight) == 1 and 1 in w.stride() else side_by_side(weight)
 
@@ -226,12 +215,12 @@ def _choose(
 
 
 def _too_many(J: int, R: int) -> bool:
-    """More layers than one call serves, each of which a call of its own does."""
+    """Whether a group exceeds one call, so that its layers run one by one."""
     return J > 1 and (J > MAX_LAYERS or J * R > MAX_RANK)
 
 
 def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
-    """Raises RuntimeError if the kernels cannot serve a call, saying what can."""
+    """Raises RuntimeError if the kernels cannot serve a call; the message names a strategy that can."""
     why, M = None, math.prod(x.shape[:-1])
     if strategy not in STRATEGIES:
         why = f"there is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}"
@@ -246,8 +235,8 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
         why = f"strategy 'single' keeps P in registers and serves R <= {COMPUTED_RANK}, not {R}; use 'kext'"
     elif strategy == STREAM and not small_batch.available(x):
         why = (
-            "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() says why); use 'single', "
-            "or build it where nvcc is (README, Install)"
+            "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() has the reason); use "
+            "'single', or build it with nvcc (README, Install)"
         )
     elif strategy == STREAM and (M > STREAM_ROWS or R > STREAM_RANK):
         most = f"up to {STREAM_ROWS} rows of x and R <= {STREAM_RANK}"
@@ -255,7 +244,7 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
     elif strategy == STREAM and (x.dtype.itemsize != 2 or x.shape[-1] % small_batch.COLUMNS):
         why = f"strategy 'stream' serves half precision and inputs of a multiple of {small_batch.COLUMNS}; use 'single'"
     elif strategy == SINGLE and J > 1 and R > 16 and M > SMALL_ROWS:
-        # dX holds J tiles of V beside those of x: more shared memory than a program has
+        # dX holds J tiles of V beside those of x: more than the shared memory of a program
         why = f"strategy 'single' serves groups of R <= 16 beyond {SMALL_ROWS} rows, not {R}; use 'kext'"
     if why is not None:
         raise RuntimeError(f"masm::{op} on CUDA: {why}")

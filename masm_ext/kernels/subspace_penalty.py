@@ -1,4 +1,4 @@
-"""masm::subspace_penalty on CUDA: the two readings of every weight by one launch each for all layers of a shape.
+"""masm::subspace_penalty on CUDA: two launches read the weights of all layers of a shape.
 
 The rest of the formula works on [R, R], [R, N] and [R, D] matrices, stacked over the layers of a shape, and stays in
 torch (``masm_ext.reference.subspace_penalty``): the number of launches does not grow with the number of layers.
@@ -17,21 +17,21 @@ from .. import reference
 from ..reference.subspace_penalty import weight_products as plain_products
 from . import skinny
 from .launch import Target, Tile, cdiv, on_device, padded, run, target_of
-from .products import chunk_rows_of
+from .skinny_products import chunk_rows_of
 from .tiles import PENALTY, tiles
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-#: Rows of the factors that one reading of the weights serves: more do not fit in registers as three parts.
+#: Rows of the factors per reading of the weights: more do not fit in registers as three parts.
 MAX_ROWS = 32
 #: Bytes of the parts of b weight^T that are alive at once; more layers are taken in several launches.
 WORKSPACE = 64 << 20
-#: Tables of addresses by the addresses they hold, so that a training step copies none to the GPU. Never dropped: a
-#: captured graph may read one. 8 bytes a weight; a process sees as many as it has sets of models and shapes.
+#: Tables of addresses on the GPU, by their content: a training step copies none. Never dropped: a captured graph may
+#: read one. 8 bytes a weight, one table for each set of weights.
 _tables: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
 
 
 def subspace_penalty(*arguments):
-    """As ``masm_ext.reference.subspace_penalty``. float64 weights have no kernel: plain products serve them."""
+    """As ``masm_ext.reference.subspace_penalty``. float64 has no kernel and uses plain products."""
     device = arguments[0][0].device
     with on_device(arguments[0][0]):
         products = partial(weight_products, target=target_of(device))
@@ -88,7 +88,7 @@ def _table(weights: Sequence[Tensor]) -> Tensor:
     table = _tables.get((device, addresses))
     if table is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # a graph takes no copy from the host, and what lies in its memory must not be kept for other calls: fills
+            # by fills: a graph cannot copy from the host; and not cached: the memory belongs to the graph
             table = torch.empty(len(addresses), dtype=torch.int64, device=device)
             for i, address in enumerate(addresses):
                 table[i] = address

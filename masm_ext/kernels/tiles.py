@@ -1,8 +1,8 @@
-"""Which tiles each kernel may run with, by capability: a short list, the first of which serves until one was measured.
+"""Which tiles each kernel may run with, by capability: short lists; the first tile is used until they are timed.
 
 Every entry is compiled by the tests for sm_80, sm_90 and sm_100 and must fit its shared memory without spilling
-(tests/compile/registers.json). Capabilities between are served by the list below them: 8.x, which have less shared
-memory than 8.0, and 12.x, whose tensor cores are programmed like those of 8.x, by the list of 80.
+(tests/compile/registers.json). A capability between two lists uses the lower one. 8.x, with less shared memory than
+8.0, and 12.x, whose tensor cores are programmed like those of 8.x, use the list of 80.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ INNER = 64
 
 
 def family(kernel: str, capability: int, itemsize: int) -> int:
-    """The column of TILES that serves a capability."""
+    """The capability in TILES whose list a capability uses."""
     served = 80 if capability >= 120 else capability
     return max(f for (name, f, size) in TILES if name == kernel and size == itemsize and f <= served)
 
@@ -79,7 +79,7 @@ def tiles(kernel: str, target: Target, dtype: torch.dtype, precision: str) -> tu
 
 
 def both_max_rank(dtype: torch.dtype, precision: str) -> int:
-    """Widest T that one pass over dY serves, in registers; without tensor cores a product needs more of them."""
+    """Columns of T at most in one pass over dY: T is in registers, and products without tensor cores need more."""
     return 16 if dtype == torch.float32 and precision == "ieee" else 64
 
 

@@ -1,10 +1,9 @@
 """Chooses among a kernel's few tiles by timing them once on the GPU at hand; the choice is kept on disk.
 
-The key is the Triton version and GPU (the file), the kernel, its dtypes, N, D and R and the power of two above M.
-Nothing is timed while a CUDA graph is being captured, inside a backward pass (where other ranks may be waiting for this
-one), or after ``set_enabled(False)``: then a choice made before serves, or the first tile of the list. Different tiles
-add in a different order, so results of two machines agree to rounding, not to the bit; with
-``torch.use_deterministic_algorithms(True)`` the first tile always serves, and so they do.
+The key is the Triton version and GPU (the file), the kernel, its dtypes, N, D, R and the power of two above M. Nothing
+is timed during CUDA graph capture, in a backward pass (other ranks may be waiting), or after ``set_enabled(False)``: an
+earlier choice is used, or the first tile. Tiles differ in the order of additions, so two machines agree to rounding
+only; with ``torch.use_deterministic_algorithms(True)`` the first tile is always used, and they agree to the bit.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ import torch
 import triton
 
 from ..files import write_atomically
-from .launch import Target, Tile, next_power_of_2, recording
-from .tape import forget
+from .launch import Target, Tile, next_power_of_2, precision, recording
+from .launch_plan import forget
+from .tiles import tiles
 
 _enabled = True
 _chosen: dict[Path, dict[str, Tile]] = {}
 
 
 def set_enabled(enabled: bool) -> None:
-    """Whether tiles that were never timed on this GPU are timed at their first use (the default)."""
+    """Set whether tiles without a time on this GPU are timed at their first use (the default)."""
     global _enabled
     _enabled = enabled
     forget()
@@ -37,7 +37,7 @@ def set_enabled(enabled: bool) -> None:
 
 @lru_cache
 def cache_file(target: Target, folder: Path | None = None) -> Path:
-    """Where the choices for a GPU are kept: ``$XDG_CACHE_HOME/masm_ext/triton`` (``~/.cache/...``) or `folder`."""
+    """The file of the choices for a GPU, in ``$XDG_CACHE_HOME/masm_ext/triton`` (``~/.cache/...``) or `folder`."""
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "masm_ext" / "triton"
     name = re.sub(r"[^a-z0-9]+", "-", f"{triton.__version__} {target.name} sm{target.capability}".lower())
@@ -45,14 +45,14 @@ def cache_file(target: Target, folder: Path | None = None) -> Path:
 
 
 def key_of(kernel: str, M: int, *rest: object) -> str:
-    """M counts as the power of two above it: a batch with one image more is not timed again."""
+    """The key of a choice. M is rounded up to a power of two, so that one image more is not timed again."""
     return " ".join(map(str, (kernel, next_power_of_2(max(M, 1)), *rest)))
 
 
 def choose(
     target: Target, key: str, candidates: Sequence[Tile], launch: Callable[[Tile], object], folder: Path | None = None
 ) -> Tile:
-    """The fastest of `candidates`; `launch(tile)` runs the kernel. Synchronises the GPU when it has to time.
+    """The fastest of `candidates`; `launch(tile)` runs the kernel. Synchronises the GPU if it has to time.
 
     Raises RuntimeError if no candidate runs, from the error of the first.
     """
@@ -66,11 +66,11 @@ def choose(
         return known
     if not _enabled or not torch.cuda.is_available():
         return candidates[0]
-    if torch._C._current_graph_task_id() != -1:  # a backward pass: no later call of it would be timed either
+    if torch._C._current_graph_task_id() != -1:  # a backward pass, and so are its later calls
         return candidates[0]
-    tape = recording()
-    if tape is not None:
-        tape.spoil("its tiles are not chosen yet", again=True)
+    plan = recording()
+    if plan is not None:
+        plan.reject("its tiles are not chosen yet", again=True)
     if torch.cuda.is_current_stream_capturing():
         return candidates[0]
     best = measure(key, candidates, launch)
@@ -79,14 +79,30 @@ def choose(
     return best
 
 
+def run_tuned(
+    launch: Callable[[Tile], None],
+    kernel: str,
+    target: Target,
+    dtype: torch.dtype,
+    tile: Tile | None,
+    M: int,
+    *key: object,
+) -> None:
+    """Launch with the given tile, or with the one chosen for (kernel, M, key)."""
+    if tile is None:
+        candidates = tiles(kernel, target, dtype, precision(dtype))
+        tile = choose(target, key_of(kernel, M, dtype, precision(dtype), *key), candidates, launch)
+    launch(tile)
+
+
 def measure(key: str, candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
-    """The fastest of those that compile and run: another Triton, or a GPU with less shared memory, may refuse some."""
+    """The fastest of those that compile and run: some fail with another Triton, or less shared memory."""
     times: dict[Tile, float] = {}
     failures: list[Exception] = []
     for tile in candidates:
         try:
             times[tile] = triton.testing.do_bench(lambda t=tile: launch(t), warmup=5, rep=25, return_mode="median")
-        except Exception as error:  # compilers raise what they like
+        except Exception as error:  # compilers raise many types
             failures.append(error)
     if not times:
         kernel, _, shape = key.partition(" ")
@@ -108,7 +124,7 @@ def _read(path: Path) -> dict[str, Tile]:
 
 
 def _write(path: Path, key: str, tile: Tile) -> None:
-    # what other processes have found meanwhile stays; of two that write at once the later wins, the other times again
+    # keeps entries of other processes; of two that write at once, the later wins and the other times again
     entries = {**_read(path), key: tile}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

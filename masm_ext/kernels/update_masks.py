@@ -1,4 +1,4 @@
-"""masm::update_masks_ on CUDA where libmasm_cuda was not built: one launch a step, and nothing waits."""
+"""masm::update_masks_ on CUDA without libmasm_cuda: one launch a step, and nothing waits."""
 
 from __future__ import annotations
 

@@ -1,44 +1,45 @@
-"""Layers that read the same x, run as one call while the model goes on calling them one by one."""
+"""Layers that read the same x run as one call, although the model calls them one by one."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..autocast import autocast_dtype
 from ..ops import subspace_linear_group
-from ..ops.homes import MAX_LAYERS, MAX_RANK
+from ..ops.strategies import MAX_LAYERS, MAX_RANK
 from ..ops.subspace_linear_group import lie_side_by_side
 
-if TYPE_CHECKING:
-    from .masm_linear import MASMLinear
 
-#: Sibling modules that are the projections of one attention, by the names that libraries give them.
-PROJECTIONS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("to_q", "to_k", "to_v"),
-    ("wq", "wk", "wv"),
-    ("q", "k", "v"),
-)
+class Member(Protocol):
+    """What a group reads of a layer, which is a :class:`masm_ext.MASMLinear`."""
+
+    principal: Tensor
+    u: Tensor
+    s: Tensor
+    v: Tensor
+    bias: Tensor | None
+    mask: Tensor
+    offsets: tuple[int, ...]
+    layer_group: LayerGroup | None
 
 
 class LayerGroup:
-    """MASMLinears of one shape that are called with the same x, one after another, by the forward of one module: the
-    first call runs all of them (:func:`masm_ext.ops.subspace_linear_group`), the others fetch their outputs.
+    """MASMLinears of one shape that the forward of one module calls with the same x.
 
-    Outputs live in a scope that hooks on ``owner`` open and close around its forward, for each thread on its own. A
-    call with another x, or after x or a weight was changed in place, starts anew.
+    The first call runs all of them (:func:`masm_ext.ops.subspace_linear_group`); the others take their outputs. Hooks
+    on ``owner`` open and close a scope for the outputs around its forward, per thread. A call with another x, or after
+    x or a weight was changed in place, runs all again.
 
-    On CUDA their tensors are laid one after another in memory, so that the kernels read them as one; a parameter stays
-    the object it was. Made by :meth:`masm_ext.MASMLinear.group`.
+    On CUDA their tensors are moved next to each other in memory, so that the kernels read them as one; a parameter
+    stays the same object. Made by :meth:`masm_ext.MASMLinear.group`.
     """
 
-    def __init__(self, layers: Sequence[MASMLinear], owner: nn.Module) -> None:
+    def __init__(self, layers: Sequence[Member], owner: nn.Module) -> None:
         self.layers = tuple(layers)
         self._scopes = _Scopes()
         self._hooks = (
@@ -54,9 +55,11 @@ class LayerGroup:
         if not torch.compiler.is_compiling() and self._scopes.stack:
             self._scopes.stack.pop()
 
-    def output(self, layer: MASMLinear, x: Tensor) -> Tensor | None:
-        """The output of a member, or None where it has to run on its own: outside the owner's forward; for a copy of a
-        member, as ``copy.copy`` and nn.DataParallel make; where a change of x could not be seen."""
+    def output(self, layer: Member, x: Tensor) -> Tensor | None:
+        """The output of a member, or None if it has to run on its own.
+
+        That is outside the owner's forward, for a copy of a member (``copy.copy``, nn.DataParallel), and in inference
+        mode, where a change of x cannot be detected."""
         if torch.compiler.is_compiling() or x.is_inference():
             return None
         index = next((i for i, member in enumerate(self.layers) if member is layer), None)
@@ -74,7 +77,7 @@ class LayerGroup:
     def _run(self, x: Tensor) -> list[Tensor]:
         layers = self.layers
         if x.is_cuda:
-            # of a copy, or assigned anew; parameters are left to whoever owns them
+            # buffers of a copy, or assigned again; parameters belong to their owner and are not moved
             self._lay_out(["principal", "mask"])
         return subspace_linear_group(
             x,
@@ -109,8 +112,8 @@ class LayerGroup:
 
 
 class _Scope:
-    """One forward call of the owner: the x of its layers, and the outputs that they have not fetched yet, by the place
-    of the layer, with the state they were computed in."""
+    """One forward call of the owner: the x of its layers, and the outputs not yet taken, by the index of the layer,
+    with the state they were computed in."""
 
     def __init__(self) -> None:
         self.hooks = _saving_hooks()
@@ -119,7 +122,7 @@ class _Scope:
 
 
 class _Scopes(threading.local):
-    """The calls of the owner that are running in this thread, the innermost last. A copy starts with none."""
+    """The running calls of the owner in this thread, the innermost last. A copy starts with none."""
 
     def __init__(self) -> None:
         self.stack: list[_Scope] = []
@@ -129,20 +132,20 @@ class _Scopes(threading.local):
 
 
 def _saving_hooks() -> object | None:
-    """What packs the tensors that autograd saves here, if anything does: another one inside a checkpoint."""
+    """The hook that packs saved tensors here, or None; inside a checkpoint it is another one."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return None if hooks is None else hooks[0]
 
 
-def _state(layer: MASMLinear, x: Tensor) -> tuple:
-    """What else an output depends on: x and the layer as they were, and the modes it was computed under."""
+def _state(layer: Member, x: Tensor) -> tuple:
+    """What an output depends on: the versions of x and of the layer, and the modes."""
     tensors = (x, layer.principal, layer.u, layer.s, layer.v, layer.bias)
     # an inference tensor keeps no version
     versions = [None if t is None or t.is_inference() else t._version for t in tensors]
     return versions, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast_dtype(x)
 
 
-def check_group(layers: Sequence[MASMLinear]) -> None:
+def check_group(layers: Sequence[Member]) -> None:
     """Raises ValueError if the layers cannot run as one call."""
     if not 2 <= len(layers) <= MAX_LAYERS or len({id(layer) for layer in layers}) < len(layers):
         raise ValueError(f"MASMLinear.group: expected 2 to {MAX_LAYERS} different layers, got {len(layers)}")
@@ -163,28 +166,3 @@ def check_group(layers: Sequence[MASMLinear]) -> None:
         )
     if any(layer.layer_group is not None for layer in layers):
         raise ValueError("MASMLinear.group: a layer is in a group already; MASMLinear.ungroup(layers) first")
-
-
-def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
-    """Group the query, key and value projections of every self-attention of a converted model.
-
-    Siblings under one parent with the names of one entry of ``names``, all MASMLinears of one shape and with at most
-    256 directions together, become a group (:meth:`masm_ext.MASMLinear.group`) that their parent owns. For attentions
-    that read one x only: where key and value read another input (cross-attention), each call would compute projections
-    that are not used.
-
-    Returns the number of groups. Layers that are grouped already are left as they are.
-    """
-    from .masm_linear import MASMLinear
-
-    count = 0
-    for parent in model.modules():
-        for siblings in names:
-            layers = [getattr(parent, name, None) for name in siblings]
-            if not all(isinstance(m, MASMLinear) and m.layer_group is None for m in layers):
-                continue
-            same = len({(m.principal.shape, m.offsets) for m in layers}) == 1
-            if same and len(layers) * layers[0].offsets[-1] <= MAX_RANK:
-                MASMLinear.group(layers, parent)
-                count += 1
-    return count

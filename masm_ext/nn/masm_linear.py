@@ -1,3 +1,5 @@
+"""The layer: a frozen weight and K learnable subspaces."""
+
 from __future__ import annotations
 
 import weakref
@@ -11,13 +13,13 @@ from ..config import MASMConfig
 from ..contract import HALF, accumulate_dtype
 from ..decomposition import (
     Decomposition,
-    check_finite,
     choose_ranks,
-    compute_spectra,
+    order_of,
     split,
-    weight_hash,
 )
+from ..hashing import weight_hash
 from ..ops import fold, subspace_linear
+from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
 
@@ -31,24 +33,31 @@ class MASMLinear(nn.Module):
     """A linear layer with a frozen semantic principal subspace and K learnable artifact subspaces.
 
     ``y = x weight^T + ((x v^T) * s) u + bias``; at init it equals the ``nn.Linear`` it was made from. After the
-    decomposition of arXiv 2601.01041 (in words; the formulas are ours).
+    decomposition of arXiv 2601.01041 (in words; the formulas are ours). Build it with :meth:`from_linear`, or convert a
+    whole model with :func:`masm_ext.convert`.
+
+    Args:
+        parts: the decomposition of the weight.
+        bias: [N], copied; None for a layer without bias.
+        base_hash: :func:`masm_ext.hashing.weight_hash` of the weight, which adapters require.
+        train_bias: let the bias learn.
 
     Attributes:
-        principal: buffer [N, D], W without its artifact part. Its own name keeps a converted state_dict from loading
-            into the pretrained model; ``weight`` reads it, for code that looks at ``layer.weight.dtype``.
+        principal: buffer [N, D], W without its artifact part. It is not named ``weight``, so that a converted
+            state_dict does not load into the pretrained model; the property ``weight`` reads it.
         u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
             half-precision weight, also after ``.to(torch.bfloat16)``: a training step in bfloat16 would round small
             updates away.
-        bias: parameter [N] or None, frozen unless the config says ``train_bias``.
+        bias: parameter [N] or None, frozen unless the config sets ``train_bias``.
         offsets: K + 1 row bounds.
-        mask: buffer bool [K]; False stops the gradients of a subspace, and :class:`masm_ext.MaskedAdamW` leaves it
-            alone. With :class:`masm_ext.LayerMasks`, a row of its table.
+        mask: buffer bool [K]; False stops the gradients of a subspace, and :class:`masm_ext.MaskedAdamW` does not
+            update it. With :class:`masm_ext.LayerMasks`, a row of its table.
         u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
         base_hash, base_dtype: identity of the weight the layer was made from (SHA-256, hexadecimal) and its dtype. In
-            the state_dict it is extra state, not a buffer: nothing that averages or casts numbers reaches it.
+            the state_dict it is extra state, not a buffer, so that averaging or casting a model does not change it.
+        directions: which singular directions of W (0 = largest sigma) the rows of u, s and v were at init; empty after
+            a state_dict of another base was loaded.
         layer_group: the layers it runs together with, or None; see :meth:`group`.
-
-    Build it with :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
     """
 
     principal: Tensor
@@ -57,6 +66,7 @@ class MASMLinear(nn.Module):
     s0: Tensor
     v0: Tensor
     weight_norm2: Tensor
+    directions: tuple[int, ...] = ()
 
     def __init__(
         self, parts: Decomposition, bias: Tensor | None = None, *, base_hash: str = "", train_bias: bool = False
@@ -67,8 +77,9 @@ class MASMLinear(nn.Module):
         self.base_dtype = parts.weight.dtype
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
+        self.directions = tuple(parts.directions)
         self.base_hash = base_hash
-        #: Set by LayerMasks: steps of the optimizer that the values have seen, and probe steps left per subspace.
+        #: Set by LayerMasks: optimizer steps taken, and probe steps left per subspace.
         self._steps: Tensor | None = None
         self._probing: Tensor | None = None
         #: Steps read from a state_dict, until the optimizer has compared them with its own.
@@ -95,9 +106,16 @@ class MASMLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, config: MASMConfig, *, name: str = "linear") -> MASMLinear:
-        """Decompose one layer (by SVD, uncached). ``name`` is used in messages.
+        """Decompose one layer, by an uncached SVD.
 
-        Raises TypeError if ``linear`` is no ``nn.Linear``; ValueError for ranks that do not fit or non-finite weights.
+        Args:
+            linear: a plain ``nn.Linear``; it is not changed.
+            config: ranks, directions, partition and ``train_bias`` are read.
+            name: of the layer, for messages.
+
+        Raises:
+            TypeError: ``linear`` is no ``nn.Linear``.
+            ValueError: the ranks do not fit, or the weight has NaN or infinite elements.
         """
         if type(linear) is not nn.Linear:
             raise TypeError(f"{name}: expected an nn.Linear, got {type(linear).__name__}")
@@ -106,10 +124,12 @@ class MASMLinear(nn.Module):
             raise ValueError(f"{name}: the weight is on the meta device; load the pretrained weights first")
         check_finite(weight, name)
         q = min(weight.shape)
-        [spectrum] = compute_spectra([weight], q if config.energy is not None else max(1, min(q, sum(config.ranks))))
-        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name)
+        digest = weight_hash(weight)
+        count = q if config.energy is not None else max(1, min(q, sum(config.ranks)))
+        [spectrum] = compute_spectra([weight], count, [order_of(config.directions, q, digest)])
+        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name, spectrum.order)
         parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype))
-        layer = cls(parts, linear.bias, base_hash=weight_hash(weight), train_bias=config.train_bias)
+        layer = cls(parts, linear.bias, base_hash=digest, train_bias=config.train_bias)
         return layer.train(linear.training)
 
     @property
@@ -119,7 +139,7 @@ class MASMLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # the mask may be a row of a table: what saves storages would save, or refuse, all of it
+        # the mask may be a row of a table, whose whole storage would be saved
         destination[prefix + "mask"] = self.mask.detach().clone()
 
     def get_extra_state(self) -> Tensor:
@@ -136,7 +156,9 @@ class MASMLinear(nn.Module):
         if len(digits) != 80 or not all(0 <= digit < 16 for digit in digits):
             raise ValueError(f"MASMLinear: expected an extra state of 80 elements in [0, 255], got {state!r}")
         text = "".join(f"{digit:x}" for digit in digits)
-        self.base_hash = "" if set(text[:64]) == {"0"} else text[:64]
+        base_hash = "" if set(text[:64]) == {"0"} else text[:64]
+        if base_hash != self.base_hash:  # factors of another weight
+            self.base_hash, self.directions = base_hash, ()
         self.restored_steps = int(text[64:], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
@@ -157,16 +179,20 @@ class MASMLinear(nn.Module):
 
     @staticmethod
     def group(layers: Sequence[MASMLinear], owner: nn.Module) -> None:
-        """Run 2 to 4 layers that read the same x (query, key, value) as one call, whichever is called first.
-
-        ``owner`` is the module whose forward calls them, such as their attention. Only inside it are they one call;
-        outputs that it has not fetched are dropped when it returns.
+        """Run 2 to 4 layers that read the same x (query, key, value) as one call.
 
         Outputs and gradients are those of the single layers, to rounding. On CUDA x is read once for the P of all, dX
-        is summed before it is rounded, and there are fewer launches; on a CPU the layers run one after another as
-        before. The first call computes all outputs, so group only layers that are all called, with the very same
-        tensor. In inference mode, where an in-place change of x leaves no trace, and under torch.compile the layers run
-        one by one. Raises ValueError if they differ in shape, ranks, dtype or device.
+        is summed before it is rounded, and there are fewer launches; on a CPU the layers run one after another. The
+        first call computes all outputs, so group only layers that are all called with the same tensor. The layers run
+        one by one under torch.compile and in inference mode, which keeps no record of in-place changes of x.
+
+        Args:
+            layers: alike in shape, ranks, dtype, device and in having a bias.
+            owner: the module whose forward calls them, such as their attention. They run as one call inside it only;
+                outputs that it does not use are dropped when it returns.
+
+        Raises:
+            ValueError: the layers differ, or one is in a group already.
         """
         check_group(layers)
         group = LayerGroup(layers, owner)
@@ -183,7 +209,7 @@ class MASMLinear(nn.Module):
 
     @property
     def selected_mask(self) -> Tensor:
-        """bool [K]: ``mask`` without the masked subspaces that are unmasked for a probe just now."""
+        """bool [K]: ``mask`` without the subspaces that are unmasked for a probe only."""
         return self.mask if self._probing is None else self.mask & (self._probing.to(self.mask.device) == 0)
 
     @property
@@ -206,7 +232,7 @@ class MASMLinear(nn.Module):
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
-        """The dense weight the layer now stands for, [N, D] in the dtype of ``weight``."""
+        """The current dense weight, [N, D] in the dtype of ``weight``."""
         return fold(self.principal, self.u, self.s, self.v)
 
     @torch.no_grad()
@@ -220,7 +246,7 @@ class MASMLinear(nn.Module):
         return float((change / base).sqrt()) if base > 0 else 0.0
 
     def to_linear(self) -> nn.Linear:
-        """A plain ``nn.Linear`` with the folded weight; nothing of it learns."""
+        """A plain ``nn.Linear`` with the folded weight, frozen."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight = nn.Parameter(self.folded_weight(), requires_grad=False)

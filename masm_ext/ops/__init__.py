@@ -1,6 +1,6 @@
 """Public functions over ``torch.ops.masm``, with their fake kernels and autograd rules."""
 
-from . import homes  # registers the Python homes of the ops
+from . import dispatch  # registers the Python implementations of the ops
 from .fold import fold
 from .masked_adamw import masked_adamw_
 from .subspace_linear import subspace_linear
@@ -9,8 +9,8 @@ from .subspace_penalty import subspace_penalty
 from .update_masks import update_masks_
 
 __all__ = [
+    "dispatch",
     "fold",
-    "homes",
     "masked_adamw_",
     "subspace_linear",
     "subspace_linear_group",

@@ -1,8 +1,7 @@
-"""``torch.library.register_autograd`` with less work per call, and what the ops do under ``torch.func``.
+"""``torch.library.register_autograd`` with less work per call, and the rules of the ops under ``torch.func``.
 
-What ``register_autograd`` does beside calling an ``autograd.Function`` (it looks up defaults in the schema, and walks
-lists of tensors as pytrees, in and out) costs the host about as much time as the rest of a call of these ops
-(benchmarks/host.py).
+``register_autograd`` looks up defaults in the schema and walks lists of tensors as pytrees, in and out. That costs the
+host about as much time as the rest of a call of these ops (benchmarks/host.py).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-#: Below the tracking of views, too: what an op returns is new memory, though it may have made it as a view of such.
+#: Below the tracking of views, too: an op returns new memory, even if it returns a view of what it allocated.
 below_autograd = torch._C._AutoDispatchBelowADInplaceOrView
 _library = torch.library.Library("masm", "IMPL")
 
@@ -22,12 +21,19 @@ _library = torch.library.Library("masm", "IMPL")
 def register_derivative(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
 ) -> Callable[..., Any]:
-    """Give ``masm::name`` its derivative; returns what calls the op, also inside ``torch.func`` transforms.
+    """Register the derivative of ``masm::name``.
 
-    Both functions are as ``torch.library.register_autograd`` takes them, but that ``ctx.needs_input_grad`` counts the
-    tensors of a list one by one. Without ``setup_context`` the op has no derivative, and ``backward`` raises the error
-    that says so. Forward-mode derivatives are refused; under ``torch.vmap`` the op runs as :func:`register_batching`
-    says.
+    Forward-mode derivatives raise NotImplementedError. Under ``torch.vmap`` the rule of :func:`register_batching`
+    applies.
+
+    Args:
+        name: of the op.
+        backward: as for ``torch.library.register_autograd``.
+        setup_context: the same, except that ``ctx.needs_input_grad`` has one entry for each tensor of a list. Without
+            it the op has no derivative, and ``backward`` raises the error.
+
+    Returns:
+        A function that calls the op, also inside ``torch.func`` transforms.
     """
     op = getattr(torch.ops.masm, name).default
     arguments = op._schema.arguments
@@ -59,11 +65,11 @@ def register_derivative(
         needed = backward(ctx, *_nested(grads, ctx.sizes.results))
         return *_flat(needed, ctx.sizes.arguments), None
 
-    # made by name: autograd shows it in graphs, profiles and errors
+    # named after the op: autograd shows the name in graphs, profiles and errors
     static = {"forward": staticmethod(forward), "backward": staticmethod(flat_backward)}
     Derivative = type(f"{name}_derivative", (torch.autograd.Function,), static)
 
-    # torch.func wants these two apart, and calls `forward` on the values of its innermost level
+    # torch.func needs these two apart, and calls `forward` on the values of its innermost level
     def forward_alone(*given):
         *flat, sizes = given
         return run(_nested(flat, sizes.arguments), sizes)
@@ -125,8 +131,8 @@ def register_derivative(
 
 
 def register_batching(name: str) -> Callable[..., Any]:
-    """Let ``masm::name`` run under ``torch.vmap``: a batch of x (and of nothing else) as rows of one call, any other
-    batch one call after another. Returns the rule: (info, dimensions, *arguments) -> (results, dimensions)."""
+    """Register ``masm::name`` for ``torch.vmap``: a batch of x alone is rows of one call, any other batch one call per
+    entry. Returns the rule: (info, dimensions, *arguments) -> (results, dimensions)."""
     op = getattr(torch.ops.masm, name).default
 
     def batched(info, in_dims, *args):
@@ -170,8 +176,8 @@ def _has_tangent(t: Tensor) -> bool:
 
 
 class _Sizes:
-    """The lengths of the lists among arguments and results, None for what is no list. (No pytree: torch.func hands it
-    on as it is.)"""
+    """The lengths of the lists among arguments and results, None for a single value. (No pytree: torch.func passes it
+    through unchanged.)"""
 
     def __init__(self, arguments: list[int | None]) -> None:
         self.arguments = arguments
@@ -179,7 +185,7 @@ class _Sizes:
 
 
 def _sizes(items: Iterable[Any]) -> list[int | None]:
-    """The length of each list among `items`, None for what is no list."""
+    """The length of each list among `items`, None for a single value."""
     return [len(item) if isinstance(item, (list, tuple)) else None for item in items]
 
 

@@ -1,3 +1,5 @@
+"""masm::fold: the dense weight of a layer."""
+
 from __future__ import annotations
 
 import torch
@@ -26,9 +28,18 @@ _call = register_derivative("fold", _no_gradient, lambda ctx, inputs, output: No
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     """The dense weight of a layer: ``weight + u^T diag(s) v``, computed in float32 (float64), rounded once.
 
-    Args: weight [N, D] of any floating dtype; u [R, N], s [R], v [R, D] in its dtype, or float32 beside half precision.
-    Returns [N, D] in the dtype of ``weight``. Not differentiable: it serves merging and inference.
+    Not differentiable: for merging and inference.
 
-    Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
+    Args:
+        weight: [N, D] of any floating dtype.
+        u: [R, N] in the dtype of ``weight``, or float32 beside half precision.
+        s: [R] in the dtype of u.
+        v: [R, D] in the dtype of u.
+
+    Returns:
+        [N, D] in the dtype of ``weight``.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit; the message names what arrived.
     """
     return _call(weight, u, s, v)

@@ -1,3 +1,5 @@
+"""masm::masked_adamw_: one AdamW step over all blocks."""
+
 from __future__ import annotations
 
 import torch
@@ -30,17 +32,18 @@ def masked_adamw_(
 ) -> tuple[Tensor, Tensor]:
     """One masked AdamW step over every block of a model, with learning-state sums from the same pass.
 
-    Shapes, dtypes and meaning: :func:`masm_ext.reference.masked_adamw_`. All tensors contiguous, on one device. Most
-    users want :class:`masm_ext.MaskedAdamW`, which keeps the state.
+    Arguments and results: :func:`masm_ext.reference.masked_adamw_`. All tensors contiguous, on one device. For training
+    use :class:`masm_ext.MaskedAdamW`, which keeps the state.
 
-    Raises RuntimeError for wrong shapes and dtypes; on the CPU also for segments that overlap or lie outside their
-    tensor or the blocks, and for masks outside [0, 1]. On CUDA the host cannot look at those without waiting: found is
-    2 there and nothing is written. Overlapping segments are not noticed on CUDA, and hold anything afterwards.
+    Raises:
+        RuntimeError: wrong shapes or dtypes; on the CPU also segments that overlap or lie outside their tensor or the
+            blocks, and masks outside [0, 1]. On CUDA the host cannot check those without waiting: found is 2, and
+            nothing is written. Overlapping segments are undefined behaviour on CUDA.
     """
     result = torch.ops.masm.masked_adamw_(
         params, grads, exp_avgs, exp_avg_sqs, penalties, steps, mask, segments, hyper, grad_scale, found_inf
     )
     if not torch.compiler.is_compiling():
-        # so that autograd notices a backward pass through values that are no longer there
+        # autograd then refuses a backward pass through the old values
         torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, steps])
     return result

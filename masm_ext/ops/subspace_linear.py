@@ -1,3 +1,5 @@
+"""masm::subspace_linear and its backward: fake, autograd and public function."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,8 +39,8 @@ def _setup_context(ctx, inputs, output) -> None:
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
-    # x is read only by dv, P only by du and ds; nobody reads either if every subspace is masked. (Reading the mask is
-    # free on the CPU only, and not possible while tracing.)
+    # Only dv needs x, only du and ds need P, and neither is needed if every subspace is masked. The mask is read on the
+    # CPU only: elsewhere the host would wait, and a tracer has no value.
     live = not (type(mask) is Tensor and mask.is_cpu and not mask.any())
     keep_x, keep_p = live and ctx.needs_input_grad[4], live and any(ctx.needs_input_grad[2:4])
     ctx.save_for_backward(x if keep_x else None, weight, u, s, v, p if keep_p else None, mask)
@@ -66,7 +68,7 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
             "changed since; change masks between steps"
         )
     M = dy.shape[:-1]
-    if x is None:  # nobody reads it: a view of one element with the right shape
+    if x is None:  # not read: a view of one element with the right shape
         x = dy.new_empty(1).expand(ctx.x_shape)
     if p is None:
         p = dy.new_empty(1, dtype=accumulate_dtype(dy.dtype)).expand(*M, s.shape[0])
@@ -106,21 +108,24 @@ def subspace_linear(
     Args:
         x: [..., D], float32, float64, bfloat16 or float16.
         weight: [N, D] in the dtype of x, the frozen semantic principal subspace. It never gets a gradient.
-        u, s, v: [R, N], [R], [R, D], the concatenated artifact subspaces, in the dtype of x, or float32 beside a
-            half-precision x. Half-precision products may round u and v to the dtype of x (a CPU with AVX512_BF16 does);
-            P and every sum are float32.
+        u: [R, N], the output directions of all subspaces, in the dtype of x, or float32 beside a half-precision x.
+            Half-precision products may round u and v to the dtype of x (a CPU with AVX512_BF16 does); P and every sum
+            are float32.
+        s: [R], the singular values, in the dtype of u.
+        v: [R, D], the input directions, in the dtype of u.
         bias: [N] in the dtype of x, or None.
         offsets: K + 1 row bounds of the subspaces in u, s and v; one subspace by default.
-        mask: bool [K]; the gradients of a subspace whose entry is False are not computed (they come back as zeros). The
-            output and dX depend on it in rounding only (where all are masked, a CPU may fold the weight). None: nothing
-            is masked.
-        strategy: how a CUDA call is computed, one of ``masm_ext.ops.homes.STRATEGIES``, for tests and benchmarks; by
-            default the table there chooses. It never changes the result beyond rounding.
+        mask: bool [K]; the gradients of a subspace with entry False are zeros and are not computed. It affects y and dX
+            in rounding only (if all are masked, a CPU may fold the weight). None: nothing is masked.
+        strategy: how a CUDA call is computed, one of ``masm_ext.ops.strategies.STRATEGIES``; by default the RULES there
+            choose. For tests and benchmarks: it never changes the result beyond rounding.
 
-    Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype and u, s, v are left as they are.
+    Returns:
+        y [..., N] in the dtype of x. Under ``torch.autocast`` in the autocast dtype: x, weight and bias are cast to it,
+        u, s and v are not.
 
-    Returns y [..., N] in the dtype of x (or the autocast dtype).
-    Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit; the message names what arrived.
     """
     x, [weight], [u], [s], [v], bias_list = cast_for_autocast(
         x, [weight], [u], [s], [v], [] if bias is None else [bias]

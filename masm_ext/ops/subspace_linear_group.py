@@ -40,10 +40,10 @@ def _fake_backward(dy, x, weight, u, s, v, p, mask, offsets, need_dx, need_du, n
 
 
 def lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
-    """Does one contiguous tensor begin where the one before it ends, in one storage? Then all can be read as one."""
+    """Whether contiguous tensors of one size follow one another in one storage, so that they can be read as one."""
     start, offset, size = tensors[0].data_ptr(), tensors[0].storage_offset(), tensors[0].numel()
     step = size * tensors[0].itemsize
-    # addresses and offsets that grow alike: one storage, which need not be asked for (it takes long)
+    # equal growth of addresses and offsets implies one storage; reading the storage itself is slow
     return all(
         t.is_contiguous() and t.data_ptr() == start + i * step and t.storage_offset() == offset + i * size
         for i, t in enumerate(tensors)
@@ -76,7 +76,7 @@ def _setup_context(ctx, inputs, output) -> None:
     _, p = output
     ctx.mark_non_differentiable(p)
     ctx.set_materialize_grads(False)
-    # by argument: the gradients of a list are asked for together
+    # by argument: the gradients of a list are needed together or not at all
     lists = [[t] if isinstance(t, Tensor) else t for t in inputs[:6]]
     ctx.needs = [any(t.requires_grad for t in tensors) for tensors in lists]
     keep_p = any(ctx.needs[2:4])
@@ -103,7 +103,7 @@ def _backward(ctx, dy: Sequence[Tensor | None], _dp: Tensor | None):
         )
     dy = [given[0].new_zeros(given[0].shape) if d is None else d for d in dy]
     R = s[0].shape[0]
-    if x is None:  # nobody reads it: a view of one element with the right shape
+    if x is None:  # not read: a view of one element with the right shape
         x = given[0].new_empty(1).expand(ctx.x_shape)
     if p is None:
         p = given[0].new_empty(1, dtype=accumulate_dtype(given[0].dtype)).expand(*ctx.x_shape[:-1], J * R)
@@ -139,14 +139,28 @@ def subspace_linear_group(
     mask: Sequence[Tensor] = (),
     strategy: str = "",
 ) -> list[Tensor]:
-    """J layers on the same x in one call: what :func:`subspace_linear` gives for each, without reading x J times.
+    """J layers on the same x in one call: the results of :func:`subspace_linear`, without reading x J times.
 
     On CUDA the P of all come from one pass over x, the outputs from one product, and dX is summed over the layers
-    before it is rounded. The lists hold one tensor a layer, of one shape and dtype; ``bias`` and ``mask`` may be empty.
-    Tensors that lie one after another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it) are read in place,
-    others are copied. J <= 4 and J R <= 256, else the formula serves the call.
+    before it is rounded. Tensors that follow one another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it)
+    are read in place, others are copied. Beyond J = 4 or J R = 256 the layers run one by one.
 
-    Returns J outputs [..., N]. Raises RuntimeError for what does not fit, naming what arrived.
+    Args:
+        x: [..., D].
+        weight: J tensors [N, D].
+        u: J tensors [R, N].
+        s: J tensors [R].
+        v: J tensors [R, D].
+        bias: J tensors [N], or none.
+        offsets: K + 1 row bounds, those of every layer; one subspace by default.
+        mask: J tensors bool [K], or none.
+        strategy: as for :func:`subspace_linear`.
+
+    Returns:
+        J outputs [..., N].
+
+    Raises:
+        RuntimeError: something does not fit; the message names what arrived.
     """
     if not len(weight):
         fail("subspace_linear_group", "expected at least one layer, got none")

@@ -1,3 +1,5 @@
+"""masm::subspace_penalty: fake, autograd and public function."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -33,8 +35,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 class _NotTwice(torch.autograd.Function):
-    """The first of its arguments, without a derivative: ``gradients`` was made without a graph, so that a second
-    derivative would be a silent zero."""
+    """The first of its arguments, without a derivative: ``gradients`` has no graph, so a second derivative would be a
+    silent zero."""
 
     generate_vmap_rule = True
 
@@ -94,15 +96,23 @@ def subspace_penalty(
 ) -> tuple[Tensor, Tensor]:
     """Orthogonality and spectral consistency summed over L layers, with their gradients from the same pass.
 
-    Args, lists over layers of any shapes (formulas: :func:`masm_ext.reference.subspace_penalty`):
+    Formulas: :func:`masm_ext.reference.subspace_penalty`. The arguments are lists over layers of any shapes. Autocast
+    is off inside. Differentiable once.
+
+    Args:
         weights: [N, D], the frozen principal subspaces, of any floating dtype. They never get a gradient.
-        u, s, v: [R, N], [R], [R, D], of one dtype, that of the weights or float32 beside half precision.
+        u: [R, N], in the dtype of the weights, or float32 beside half precision.
+        s: [R], in the dtype of u.
+        v: [R, D], in the dtype of u.
         s0: [R], the singular values at init.
         weight_norm2: one element each, ``||weight||_F^2``, in the dtype of s.
         offsets: K + 1 row bounds of the subspaces.
 
-    Returns two scalars, float32 (float64 for float64), that flow gradients into u, s and v. Autocast does not reach in.
-    Differentiable once. Raises RuntimeError for what does not fit, naming the layer and what arrived.
+    Returns:
+        Two scalars, float32 (float64 for float64), that flow gradients into u, s and v.
+
+    Raises:
+        RuntimeError: something does not fit; the message names the layer and what arrived.
     """
     if not len(u):
         fail("subspace_penalty", "expected at least one layer, got none")

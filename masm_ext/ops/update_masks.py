@@ -1,3 +1,5 @@
+"""masm::update_masks_: the learning state and masks of all blocks."""
+
 from __future__ import annotations
 
 import torch
@@ -36,10 +38,11 @@ def update_masks_(
 ) -> None:
     """Take one optimizer step into the learning state of all (layer, subspace) blocks; set the masks of the next.
 
-    Shapes, dtypes and meaning: :func:`masm_ext.reference.update_masks_`. All tensors contiguous, on one device. Most
-    users want :class:`masm_ext.LayerMasks`, which keeps the state. On CUDA nothing waits for the device.
+    Arguments: :func:`masm_ext.reference.update_masks_`. All tensors contiguous, on one device. For training use
+    :class:`masm_ext.LayerMasks`, which keeps the state. On CUDA nothing waits for the device.
 
-    Raises RuntimeError for shapes, dtypes or devices that do not fit, naming what arrived.
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit; the message names what arrived.
     """
     torch.ops.masm.update_masks_(
         sums,

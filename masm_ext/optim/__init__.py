@@ -1,3 +1,5 @@
+"""The optimizer and its parameter groups."""
+
 from .groups import param_groups
 from .masked_adamw import MaskedAdamW
 

@@ -1,3 +1,5 @@
+"""Parameter groups with rates of their own."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,14 +18,25 @@ def param_groups(
     weight_decay: float = 0.0,
     head_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups with rates of their own: "uv" (``lr``), "s" (``lr * s_lr_scale``), "head" (everything else that
-    is trainable, ``lr * head_lr_scale``).
+    """Parameter groups with rates of their own, for :class:`masm_ext.MaskedAdamW` or any other optimizer.
 
-    Why: the trailing singular values are tiny, so du and dv start 100 to 1000 times smaller than those of LoRA, and a
-    step in u or v moves the weight by s times the step. ``weight_decay`` acts on u and v, ``head_weight_decay`` (the
-    same by default) on the head; s is never decayed, because that would pull the pretrained spectrum to zero.
+    "uv" has the rate ``lr``, "s" ``lr * s_lr_scale``, "head" (every other trainable parameter) ``lr * head_lr_scale``.
+    The trailing singular values are tiny: du and dv start 100 to 1000 times smaller than those of LoRA, and a step in u
+    or v moves the weight by s times the step.
 
-    Raises ValueError if nothing is trainable.
+    Args:
+        model: a converted model.
+        lr: the rate of u and v.
+        s_lr_scale: rate of s over ``lr``.
+        head_lr_scale: rate of the head over ``lr``.
+        weight_decay: of u and v. s is never decayed: that would pull the pretrained spectrum to zero.
+        head_weight_decay: of the head, ``weight_decay`` by default.
+
+    Returns:
+        The groups that have parameters.
+
+    Raises:
+        ValueError: nothing is trainable.
     """
     layers = masm_layers(model).values()
     uv = [p for layer in layers for p in (layer.u, layer.v) if p.requires_grad]

@@ -1,9 +1,9 @@
+"""The optimizer: AdamW over blocks, with masks and decoupled penalties."""
+
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable
-from itertools import chain, pairwise
-from operator import is_, itemgetter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ..config import MASMConfig
 from ..contract import accumulate_dtype
-from ..losses import penalty_gradients, penalty_parameters
-from ..masking import LayerMasks, is_captured
-from ..nn.masm_linear import LAYERS, MASMLinear
+from ..losses import penalty_gradients, term_gradients
+from ..masks import LayerMasks
 from ..ops import masked_adamw_
-
-#: Elements of a segment at most, on a GPU: one piece is what a thread block updates at a time. Small enough that the
-#: pieces of a ViT-L/14's factors are several times as many as thread blocks on a large GPU, which evens out the ends.
-PIECE = 2048
+from ..registry import PENALTIES
+from .blocks import Blocks, layers_of
+from .hyper_table import HyperTable
+from .step_plan import StepPlan
 
 #: What a parameter group may hold: the optimizer's own settings, and what torch and its schedulers keep there.
 SETTINGS = ("lr", "betas", "eps", "weight_decay", "orthogonality", "spectral_consistency")
@@ -39,15 +38,20 @@ class MaskedAdamW(torch.optim.Optimizer):
     the same in a model of any depth). Moments and learning-state statistics see the gradient of the task alone.
 
     Args:
-        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. A key of a group that is not a setting of
-            this optimizer (``amsgrad``) is a ValueError.
-        lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``. The ``lr`` of a group may be a 0-dimensional tensor:
-            on the device of the parameters it is read there, and a CUDA graph replays with the value of the moment.
-        orthogonality, spectral_consistency: coefficients of the decoupled penalties, of every MASMLinear that owns a
-            parameter; settings of a group, as ``weight_decay`` is. 0 turns a penalty off.
-        masks: the :class:`masm_ext.LayerMasks` of the model; read before, and fed after, every step. Without it the
-            masks of the layers hold as they are. Parameters that belong to no MASMLinear are blocks that are never
-            masked.
+        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. An unknown key of a
+            group (``amsgrad``) is a ValueError.
+        lr: the rate. That of a group may be a 0-dimensional tensor: on the device of the parameters it is read there,
+            and a CUDA graph replays with its current value.
+        betas: decays of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, as in ``torch.optim.AdamW``.
+        orthogonality: coefficient of that decoupled penalty of every MASMLinear that owns a parameter; a setting of a
+            group, as ``weight_decay`` is. 0 turns it off.
+        spectral_consistency: the same for the other penalty.
+        terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`, decoupled in the
+            same way. Their gradients come from autograd, layer by layer: many small launches a step.
+        masks: the :class:`masm_ext.LayerMasks` of the model, read before and updated after every step. Without it the
+            masks of the layers stay as they are. A parameter of no MASMLinear is a block that is never masked.
 
     Moments are float32 for half-precision parameters. Parameters must be contiguous and on one device.
 
@@ -58,18 +62,18 @@ class MaskedAdamW(torch.optim.Optimizer):
     written, and ``skipped_steps`` counts it. Works with ``torch.amp.GradScaler`` (the scale is divided out inside the
     op).
 
-    On CUDA a step waits for nothing from the second on (but once in about 254 selections, when the history of the masks
-    is read), and can be captured in a CUDA graph after one or more as a warm-up. Capture again after
-    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. What
-    the host would have refused at once, such as a mask outside [0, 1], is raised as a RuntimeError when
-    ``skipped_steps`` or ``state_dict()`` is next read; those steps wrote nothing.
+    On CUDA a step waits for nothing from the second on, except once in about 254 selections, when the history of the
+    masks is read. It can be captured in a CUDA graph after one or more steps as a warm-up. Capture again after
+    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. An
+    invalid mask or segment makes ``skipped_steps`` or ``state_dict()`` raise RuntimeError when next read; such a step
+    writes nothing.
 
     Attributes:
-        masks: the LayerMasks, also where none was given; None if no parameter belongs to a MASMLinear.
+        masks: the LayerMasks, also if none was given; None if no parameter belongs to a MASMLinear.
         penalties: (orthogonality, spectral consistency) before the last step, summed over the layers, or None.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then hands over grad_scale and found_inf instead of unscaling
+    _step_supports_amp_scaling = True  # GradScaler sets grad_scale and found_inf instead of unscaling
 
     def __init__(
         self,
@@ -82,12 +86,13 @@ class MaskedAdamW(torch.optim.Optimizer):
         masks: LayerMasks | None = None,
         orthogonality: float = 0.0,
         spectral_consistency: float = 0.0,
+        terms: Mapping[str, float] | None = None,
     ) -> None:
         values = (lr, betas, eps, weight_decay, orthogonality, spectral_consistency)
         super().__init__(params, dict(zip(SETTINGS, values, strict=True)))
         every = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        layers = _layers_of(every, {id(layer) for layer in masks.layers.values()} if masks is not None else set())
-        if masks is None and layers:  # the masks of the layers, as they are
+        layers = layers_of(every, {id(layer) for layer in masks.layers.values()} if masks is not None else set())
+        if masks is None and layers:  # the masks of the layers stay as they are
             masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
         self.masks = masks
         self._check_covered(every)
@@ -95,23 +100,28 @@ class MaskedAdamW(torch.optim.Optimizer):
         if masks is not None:
             masks.claim(self._claim)
         self.penalties: tuple[Tensor, Tensor] | None = None
-        self._blocks = _Blocks(masks)
+        self._blocks = Blocks(masks)
         for p in every:
             self._blocks.add(p)
         self._steps = torch.zeros(self._blocks.count, dtype=torch.int64)
-        self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps for which the op found something: 1, 2
-        self._hyper = _Hyper()
-        self._last_plan: _Plan | None = None
+        self._outcomes = torch.zeros(2, dtype=torch.int64)  # steps with found == 1 and found == 2
+        self.terms = {name: float(coefficient) for name, coefficient in (terms or {}).items() if coefficient}
+        for name, coefficient in self.terms.items():
+            PENALTIES[name]  # raises for an unknown name
+            if not coefficient > 0:
+                raise ValueError(f"MaskedAdamW: invalid terms[{name!r}]: {coefficient!r}")
+        self._hyper = HyperTable()
+        self._last_plan: StepPlan | None = None
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were not taken because a gradient was not finite. Waits for the device.
+        """Steps skipped because a gradient was not finite. Waits for the device.
 
         Raises RuntimeError if the device refused a step.
         """
         skipped, refused = self._outcomes.tolist()
         if refused:
-            self._outcomes[1] = 0  # raised once: a state can be saved then
+            self._outcomes[1] = 0  # raised once, so that a state can be saved afterwards
             raise RuntimeError(
                 f"MaskedAdamW: {refused} steps were refused on {self._outcomes.device} and wrote nothing: a mask "
                 "outside [0, 1], or a segment outside its tensor or the blocks"
@@ -119,12 +129,15 @@ class MaskedAdamW(torch.optim.Optimizer):
         return skipped
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("masks", "_claim", "penalties", "_blocks", "_steps", "_outcomes")}
-        return {**super().__getstate__(), **own, "_hyper": _Hyper(), "_last_plan": None}
+        own = {
+            name: getattr(self, name)
+            for name in ("masks", "_claim", "penalties", "_blocks", "_steps", "_outcomes", "terms")
+        }
+        return {**super().__getstate__(), **own, "_hyper": HyperTable(), "_last_plan": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # of a state that was written before a setting existed
+        for group in self.param_groups:  # a state from before a setting existed
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
@@ -153,7 +166,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def _check_covered(self, params: list[Tensor]) -> None:
         """Raises ValueError if a layer that owns one of the parameters is not in the masks."""
         own = {id(layer) for layer in self.masks.layers.values()} if self.masks is not None else set()
-        left_out = [layer for layer in _layers_of(params, own) if id(layer) not in own]
+        left_out = [layer for layer in layers_of(params, own) if id(layer) not in own]
         if left_out:
             raise ValueError(
                 f"MaskedAdamW: {len(left_out)} layers that own parameters are not in masks=, for example "
@@ -204,37 +217,49 @@ class MaskedAdamW(torch.optim.Optimizer):
             self.masks.observe(stats, found, plan.owned)
         return loss
 
-    def _penalty_gradients(self, plan: _Plan) -> tuple[list[Tensor], Tensor | None]:
-        """Per parameter of the plan the weighted gradient of the penalties (without elements where there is none), or
-        an empty list; and whether the penalties are not finite, float32 [1], or None."""
+    def _penalty_gradients(self, plan: StepPlan) -> tuple[list[Tensor], Tensor | None]:
+        """Per parameter of the plan the weighted gradient of the penalties (empty if it has none), or an empty list.
+
+        Also 1 if the penalties are not finite, else 0, float32 [1]; None without penalties."""
         self.penalties = None
         weights = [(g["orthogonality"], g["spectral_consistency"]) for g in self.param_groups]
-        if not plan.layers or not any(map(any, weights)):
+        is_fused = any(map(any, weights))
+        if not plan.layers or not (is_fused or self.terms):
             return [], None
-        values, gradients = penalty_gradients(plan.layers)
-        self.penalties = values.unbind()
+        finite = []
+        if is_fused:
+            values, gradients = penalty_gradients(plan.layers)
+            self.penalties = values.unbind()
+            finite.append(torch.isfinite(values).all())
+        if self.terms:
+            value, further = term_gradients(plan.layers, self.terms)
+            finite.append(torch.isfinite(value))
         pieces: dict[tuple, tuple[Tensor, ...]] = {}  # by the weights of a group and the dtype of the factors
         penalties = []
         for p, group, place in zip(plan.params, plan.group_of, plan.places):
             own = weights[group]
-            if place is None or not any(own):
+            if place is None or not (any(own) or self.terms):
                 penalties.append(plan.nothing)
                 continue
             dtype, index = place
             if (own, dtype) not in pieces:
-                orthogonality, spectral = gradients[dtype].unbind()
-                weighted = torch.add(orthogonality * own[0], spectral, alpha=own[1])
+                weighted = further[dtype] if self.terms else None
+                if any(own):
+                    orthogonality, spectral = gradients[dtype].unbind()
+                    fused = torch.add(orthogonality * own[0], spectral, alpha=own[1])
+                    weighted = fused if weighted is None else fused + weighted
                 pieces[own, dtype] = weighted.split(plan.lengths[dtype])
             penalties.append(pieces[own, dtype][index].view(p.shape))
-        return penalties, torch.logical_not(torch.isfinite(values).all()).to(torch.float32).reshape(1)
+        all_finite = finite[0] if len(finite) == 1 else torch.stack(finite).all()
+        return penalties, torch.logical_not(all_finite).to(torch.float32).reshape(1)
 
-    def _plan(self, params: list[Tensor]) -> _Plan:
-        """The last plan, if it still fits: a model has hundreds of small parameters, and Python time is step time."""
+    def _plan(self, params: list[Tensor]) -> StepPlan:
+        """The last plan if it still fits: hundreds of small parameters make Python time step time."""
         plan = self._last_plan
         if plan is None or not plan.fits(params, self.state, self.param_groups):
             for p in params:
                 self._init_state(p)
-            plan = self._last_plan = _Plan(params, self.state, self.param_groups, self._blocks)
+            plan = self._last_plan = StepPlan(params, self.state, self.param_groups, self._blocks)
         return plan
 
     def _init_state(self, p: Tensor) -> None:
@@ -297,164 +322,7 @@ def _is_valid(name: str, value: Any) -> bool:
         return False
 
 
-def _layers_of(params: list[Tensor], preferred: set[int]) -> list[MASMLinear]:
-    """The MASMLinears that own parameters, in the order of these. Where a shallow copy owns them, too: the one whose id
-    is ``preferred``, or a ValueError."""
-    owners: dict[int, list[MASMLinear]] = {}
-    for layer in list(LAYERS):
-        for p in (layer.u, layer.s, layer.v):
-            owners.setdefault(id(p), []).append(layer)
-    found: dict[int, MASMLinear] = {}
-    for p in params:
-        own = owners.get(id(p), [])
-        own = [layer for layer in own if id(layer) in preferred] or own
-        if len(own) > 1:
-            raise ValueError(
-                f"MaskedAdamW: a parameter of shape {list(p.shape)} belongs to {len(own)} layers, of which one is a "
-                "shallow copy, and their masks may differ; pass masks=LayerMasks(model, config)"
-            )
-        for layer in own:
-            found[id(layer)] = layer
-    return list(found.values())
-
-
 def _dense(grad: Tensor) -> Tensor:
     if grad.is_sparse:
         raise RuntimeError("MaskedAdamW does not support sparse gradients")
     return grad.contiguous()
-
-
-class _Blocks:
-    """The table of blocks: first the L * K (layer, subspace) pairs of the masks, then one for every other parameter."""
-
-    def __init__(self, masks: LayerMasks | None) -> None:
-        self.masks = masks
-        self._rows: dict[Tensor, list[tuple[int, int, int]]] = {}  # parameter -> (begin, end, block), in elements
-        self.count = 0
-        if masks is None:
-            return
-        for row, layer in enumerate(masks.layers.values()):
-            K = layer.num_subspaces
-            for p in (layer.u, layer.s, layer.v):
-                width = math.prod(p.shape[1:])
-                self._rows[p] = [
-                    (a * width, b * width, row * K + k) for k, (a, b) in enumerate(pairwise(layer.offsets))
-                ]
-        self.count = masks.masks.numel()
-
-    def add(self, p: Tensor) -> None:
-        if p not in self._rows:
-            self._rows[p] = [(0, p.numel(), self.count)]
-            self.count += 1
-
-    def mask(self, unmasked: Tensor, claim: object) -> Tensor:
-        """float32 [B] on the device of ``unmasked``, ones for the blocks that the masks do not know."""
-        if self.masks is None:
-            return unmasked
-        return torch.cat([self.masks.in_force(claim).view(-1), unmasked])
-
-    @staticmethod
-    def parameters(groups: list[dict[str, Any]]) -> Iterable[Tensor]:
-        return chain.from_iterable(group["params"] for group in groups)
-
-    def segments(self, params: list[Tensor], piece: int | None) -> Tensor:
-        """int64 [S, 4]: (tensor, begin, end, block). With ``piece``, as a GPU wants them: in even pieces of at most so
-        many elements, and sorted by block."""
-        rows = [(t, *row) for t, p in enumerate(params) for row in self._rows[p]]
-        if piece is not None:
-            rows = [(t, a, b, block) for t, *bounds, block in rows for a, b in _pieces(*bounds, piece)]
-            rows.sort(key=itemgetter(3))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 4)
-
-
-def _pieces(begin: int, end: int, most: int) -> list[tuple[int, int]]:
-    """[begin, end) in pieces of one size but for the last; a multiple of 8, so that 16-byte accesses stay aligned."""
-    count = max(1, -(-(end - begin) // most))
-    size = max(8, -(-(end - begin) // count // 8) * 8)
-    return [(a, min(end, a + size)) for a in range(begin, end, size)] or [(begin, end)]
-
-
-class _Hyper:
-    """lr, beta1, beta2, eps and weight decay of every group, float64 [G, 5] on the device, uploaded where a value
-    changed."""
-
-    def __init__(self) -> None:
-        self._values: list[tuple[float, ...]] = []
-        self._table = self._host = torch.empty(0, 5, dtype=torch.float64)
-
-    def table(self, groups: list[dict[str, Any]], device: torch.device) -> Tensor:
-        own = [(i, g["lr"]) for i, g in enumerate(groups) if isinstance(g["lr"], Tensor) and not g["lr"].is_cpu]
-        there = {i for i, _ in own}  # a rate that lies on the device is copied there
-        values = [
-            (-1.0 if i in there else float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"])
-            for i, g in enumerate(groups)
-        ]
-        if values != self._values or self._table.device != device:
-            if is_captured(device):
-                raise RuntimeError(
-                    "MaskedAdamW: a rate, beta, eps or weight decay changed since the last step, and replays would put "
-                    "the value of now back; take one step before the capture, or make lr a tensor on the device"
-                )
-            # The copy from pinned memory does not wait. The attribute keeps that memory until the next one.
-            host = torch.tensor(values, dtype=torch.float64)
-            self._host = host.pin_memory() if device.type == "cuda" else host
-            if self._table.shape != self._host.shape or self._table.device != device:
-                self._table = torch.empty_like(self._host, device=device)
-            self._table.copy_(self._host, non_blocking=True)
-            self._values = values
-        for i, lr in own:
-            self._table.select(0, i).narrow(0, 0, 1).copy_(lr)
-        return self._table
-
-
-class _Plan:
-    """What a step over the parameters that have gradients needs and the last step over them worked out: their states,
-    groups and segments."""
-
-    def __init__(
-        self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]], blocks: _Blocks
-    ) -> None:
-        self.device = params[0].device
-        self.params = params
-        self.state = state
-        self.states = [state[p] for p in params]
-        self.all_states = list(state.values())
-        self.grouped = [list(g["params"]) for g in groups]
-        group_of = {p: i for i, group in enumerate(groups) for p in group["params"]}
-        self.group_of = [group_of[p] for p in params]
-        self.groups = torch.tensor(self.group_of, device=self.device)  # [T]
-        self.nothing = torch.empty(0, device=self.device)  # the penalty of a parameter that has none
-        ids = {id(p) for p in params}
-        layers = [] if blocks.masks is None else blocks.masks.layers.values()
-        #: those that own one of the parameters: the penalties are theirs
-        self.layers = [x for x in layers if not ids.isdisjoint((id(x.u), id(x.s), id(x.v)))]
-        lists = penalty_parameters(self.layers)
-        self.lengths = [[p.numel() for p in own] for own in lists]
-        places = {id(p): (dtype, i) for dtype, own in enumerate(lists) for i, p in enumerate(own)}
-        #: where the gradient of each parameter's penalties lies: (dtype of the factors, piece), or None
-        self.places = [places.get(id(p)) for p in params]
-        segments = blocks.segments(params, PIECE if self.device.type == "cuda" else None)
-        self.segments = segments.to(self.device)  # [S, 4]
-        self.codes = torch.tensor([1.0, 2.0], device=self.device)  # what `found` may say
-        shape = (0, 0) if blocks.masks is None else tuple(blocks.masks.masks.shape)
-        self.unmasked = torch.ones(blocks.count - math.prod(shape), device=self.device)
-        owned = torch.zeros(blocks.count, dtype=torch.bool)
-        owned[segments[:, 3]] = True
-        #: bool [L, K]: blocks that own a part of one of the parameters
-        self.owned = owned[: math.prod(shape)].view(shape).to(self.device)
-
-    def fits(self, params: list[Tensor], state: dict[Tensor, Any], groups: list[dict[str, Any]]) -> bool:
-        # by identity: a look-up by parameter would hash tensors, in Python code
-        return (
-            _same(params, self.params)
-            and state is self.state
-            and _same(state.values(), self.all_states)
-            and params[0].device == self.device
-            and len(groups) == len(self.grouped)
-            and all(_same(g["params"], own) for g, own in zip(groups, self.grouped))
-        )
-
-
-def _same(a: Collection[Any], b: Collection[Any]) -> bool:
-    """The same objects in the same order."""
-    return len(a) == len(b) and all(map(is_, a, b))

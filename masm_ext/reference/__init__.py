@@ -1,4 +1,4 @@
-"""The formulas in plain torch: the one oracle of the tests and the eager line of the benchmarks.
+"""The formulas in plain torch: the oracle of the tests and the eager baseline of the benchmarks.
 
 float32 and float64 inputs are computed in their own type; half-precision inputs are widened to float32 and the result
 is rounded once.

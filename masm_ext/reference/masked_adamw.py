@@ -1,3 +1,5 @@
+"""The formula of masm::masked_adamw_."""
+
 from __future__ import annotations
 
 import torch
@@ -24,10 +26,10 @@ def masked_adamw_(
     T parameters of any shape and their gradients; exp_avgs, exp_avg_sqs and penalties like them, float32 for
     half-precision parameters; steps int64 [B], mask float32 [B], segments int64 [S, 4] rows (tensor, begin, end, block)
     of flat element ranges, hyper float64 [T, 5] rows (lr, beta1, beta2, eps, weight_decay). ``grad_scale`` divides the
-    gradients. ``penalties`` are gradients of penalties, applied as decoupled weight decay is: ``p -= lr * penalty``,
-    past the moments; one without elements stands for none, an empty list for none at all.
+    gradients. ``penalties`` are gradients of penalties, applied as decoupled weight decay is, without the moments:
+    ``p -= lr * penalty``. A parameter without one has an empty tensor there; an empty list means no penalties.
 
-    A masked block is not touched at all: parameters, moments, step count. A mask between 0 and 1 scales the update (and
+    A masked block keeps parameters, moments and step count. A mask between 0 and 1 scales the update (and
     the decay and the penalty), not the moments. If any gradient of a live block, or its square, is not finite, or
     ``found_inf`` is set, nothing is written.
 

@@ -1,3 +1,5 @@
+"""The formulas of masm::subspace_linear, its group and their backward."""
+
 from __future__ import annotations
 
 import math
@@ -30,7 +32,7 @@ def subspace_linear(
     """``P = x v^T``, ``y = x weight^T + (P * s) u + bias``.
 
     x [..., D], weight [N, D], u [R, N], s [R], v [R, D], bias [N] -> y [..., N], P [..., R] (no columns if not need_p).
-    ``mask`` and ``offsets`` have no part in the forward pass.
+    The forward pass does not use ``mask`` and ``offsets``.
     """
     check_subspace_linear(x, weight, u, s, v, bias, mask, [0, len(s)] if offsets is None else offsets)
     p = wide(x) @ wide(v).mT  # [..., R]
@@ -58,9 +60,9 @@ def subspace_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``Q = dY u^T``, ``dX = dY weight + (Q * s) v``, ``du = (P * s)^T dY``, ``dv = (Q * s)^T x``, ``ds = sum P * Q``.
 
-    dy [..., N], p [..., R], mask bool [K] (False = masked), offsets K + 1 row bounds of the subspaces. dX is exact
-    whatever the mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not needed
-    comes back with no elements.
+    dy [..., N], p [..., R], mask bool [K] (False = masked), offsets K + 1 row bounds of the subspaces. dX does
+    not depend on the mask; rows of du, ds and dv that belong to a masked subspace are zero. A gradient that is not
+    needed has no elements.
     """
     check_subspace_linear_backward(dy, x, weight, u, s, v, p, mask, offsets)
     M = math.prod(dy.shape[:-1])
@@ -69,9 +71,9 @@ def subspace_linear_backward(
     p = p.reshape(M, s.shape[0])
     sw = wide(s)
     q = g @ wide(u).mT  # [M, R]
-    masked = None  # [R]: rows whose gradients are zero, whatever the numbers (a product would let NaN through)
+    masked = None  # [R]: rows whose gradients are set to zero (a product would keep NaN)
     if mask is not None:
-        # without a copy from the host, which would make it wait for a GPU
+        # no copy from the host: it would wait for a GPU
         masked = ~torch.cat([mask[k].expand(end - begin) for k, (begin, end) in enumerate(pairwise(offsets))])
     dx = (g @ wide(weight) + (q * sw) @ wide(v)).to(x.dtype).reshape(x.shape) if need_dx else weight.new_empty(0)
     du = ((p * sw).mT @ g).to(u.dtype) if need_du else weight.new_empty(0)
@@ -99,7 +101,7 @@ def subspace_linear_group(
     layer: Callable[..., tuple[Tensor, Tensor]] = subspace_linear,
 ) -> tuple[list[Tensor], Tensor]:
     """J layers of one shape on the same x: y J x [..., N], P [..., J R]. Lists hold one tensor a layer; bias and mask
-    may be empty. ``layer`` serves each of them."""
+    may be empty. ``layer`` computes each of them."""
     check_subspace_linear_group(x, weight, u, s, v, bias, mask, offsets)
     outputs = [
         layer(x, *parts, bias[j] if bias else None, mask[j] if mask else None, offsets, need_p)

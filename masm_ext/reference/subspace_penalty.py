@@ -1,3 +1,5 @@
+"""The formula of masm::subspace_penalty and its gradients."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -38,8 +40,8 @@ def subspace_penalty(
 
     Returns orthogonality [] and spectral [] in the accumulate dtype, and gradients [2, P], row 0 of orthogonality, row
     1 of spectral, each every u, then every v, then every s, flat; [2, 0] if they are not needed. Layers of one shape
-    are stacked; their weights are not, since that would hold the frozen model twice. ``products``: what serves
-    :func:`weight_products`, the only readings of the weights.
+    are stacked; their weights are not: that would hold the frozen model twice. ``products`` replaces
+    :func:`weight_products`, the only function that reads the weights.
 
     Raises RuntimeError for lists, shapes, dtypes or devices that do not fit.
     """
@@ -76,7 +78,7 @@ def _same_shape(weights, u, s, v, s0, weight_norm2, offsets, dtype, need_gradien
     norm2 = torch.stack([x.reshape(()) for x in weight_norm2]).to(dtype)  # [L]
     tiny, q = torch.finfo(dtype).tiny, max(1, min(weights[0].shape))
     R = s.shape[1]
-    # [R, K], row r marks the subspace of direction r. By fills: a copy from the host would make it wait for a GPU.
+    # [R, K], row r marks the subspace of direction r. By fills: a copy from the host would wait for a GPU.
     member = s.new_zeros(R, len(offsets) - 1)
     for k, (begin, end) in enumerate(pairwise(offsets)):
         member[begin:end, k] = 1

@@ -1,3 +1,5 @@
+"""The formula of masm::update_masks_, and its parts."""
+
 from __future__ import annotations
 
 import torch
@@ -7,9 +9,9 @@ from ..contract import check_update_masks
 
 
 def snr_of(signal: Tensor, power: Tensor) -> Tensor:
-    """``signal / power``: 1 where every batch pulls the same way, 0 (and as often below) where it is noise.
+    """``signal / power``: 1 for a constant gradient, 0 in the mean for noise, which scatters around it.
 
-    0 where no step was seen, or sums that overflowed leave no number.
+    0 before the first step, and if a sum overflowed.
     """
     return (signal / power).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -17,22 +19,22 @@ def snr_of(signal: Tensor, power: Tensor) -> Tensor:
 def choose_layers(snr: Tensor, selected: Tensor, hysteresis: float, keep: int, threshold: float, least: int) -> Tensor:
     """The dynamic policy: per subspace, the layers of largest snr. snr, selected [L, K] -> mask float32 [L, K].
 
-    A block that is selected already is judged with an advantage of ``hysteresis |snr|``, so that two near-equal layers
-    do not take turns. ``keep`` layers of each subspace are chosen, or, where it is 0, those above ``threshold`` and at
-    least ``least``. Between equal scores the earlier layer wins.
+    A block that is already selected has an advantage of ``hysteresis |snr|``, so that two near-equal layers do not
+    alternate. ``keep`` layers of each subspace are chosen; if it is 0, those above ``threshold``, at least ``least``.
+    Between equal scores the earlier layer wins.
     """
     score = torch.where(selected > 0, snr + hysteresis * snr.abs(), snr)
     order = score.sort(dim=0, descending=True, stable=True).indices
     places = torch.arange(len(snr), device=snr.device)[:, None].expand_as(order)
-    rank = torch.empty_like(order).scatter_(0, order, places)  # by how many layers a block is beaten
+    rank = torch.empty_like(order).scatter_(0, order, places)  # number of layers with a better score
     chosen = rank < keep if keep > 0 else (rank < least) | (score > threshold)
     return chosen.float()
 
 
 def update_statistics_(sums: Tensor, stats: Tensor, updated: Tensor, decay: float) -> None:
-    """Take the (signal, power) of one step into the averages of the blocks that it updated (bool [L, K]), in place.
+    """Add the (signal, power) of one step to the averages of the blocks that it updated (bool [L, K]), in place.
 
-    The averages start at zero and their ratio needs no correction: both have seen the same steps."""
+    The averages start at zero; their ratio needs no bias correction, since both average the same steps."""
     step = stats[: updated.numel()].view(*updated.shape, 2).movedim(-1, 0)  # [2, L, K]
     sums.copy_(torch.where(updated, decay * sums + (1 - decay) * step, sums))
 
@@ -83,7 +85,7 @@ def update_masks_(
 
     - sums float64 [2, L, K]: averages of signal and power with ``decay``, from zero;
     - counts int64 [2, L, K]: steps masked without a break, probe steps left;
-    - masks float32 [2, L, K]: what the policy wants, and what is in force (the same, or probed);
+    - masks float32 [2, L, K]: as selected, and in force (as selected, or 1 during a probe);
     - live bool [L, K]: where the mask in force is not 0;
     - counters int64 [2]: steps taken, selections made;
     - history float64 [H, L, K, 4] = (mask, snr, signal, power) and history_steps int64 [H]: a ring, selection i is in
@@ -94,10 +96,10 @@ def update_masks_(
     parameter that got a gradient. Their statistics move, unless they were masked.
 
     With ``select``, a selection is made every ``interval`` steps from step ``warmup`` on, by :func:`choose_layers`
-    (``hysteresis``, ``keep``, ``threshold``, ``least``). A masked block is probed, that is unmasked, after
+    (``hysteresis``, ``keep``, ``threshold``, ``least``). A masked block is probed (unmasked) after
     ``probe_interval`` steps (0: never) for ``probe_steps`` steps.
 
-    Nothing here waits for a GPU: what is not due is computed as well, and left out.
+    Nothing here waits for a GPU: a selection is computed in every step and discarded if none is due.
     """
     check_update_masks(
         *(sums, counts, masks, live, counters, history, history_steps, stats, found, owned, decay),

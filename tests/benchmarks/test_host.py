@@ -1,4 +1,4 @@
-"""The host's cost of a call, and that a tape starts what the plan would have started."""
+"""The host's cost of a call, and that a replay starts what the recorded call started."""
 
 import json
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")
 
 #: A process of its own: Triton keeps what it has seen of a driver. Prints, for a call that is planned and the same call
-#: played from a tape, what each launch was given; addresses as (which argument or result, offset), or, in memory that
-#: the call had for itself, (which of its allocations by first use, offset). Ends with how much memory the tapes keep.
+#: replayed, what each launch was given; addresses as (which argument or result, offset), or, in memory that
+#: the call had for itself, (which of its allocations by first use, offset). Ends with how much memory the plans keep.
 PROGRAM = """
 import gc, json, sys
 import torch
 import host
-from masm_ext.kernels import subspace_linear, tape
+from masm_ext.kernels import launch_plan, subspace_linear
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -78,7 +78,7 @@ with host.cuda_on_the_cpu() as stand_in:
                 runs.append(seen(stand_in.started, given, keeping.kept))
                 storages += [StorageWeakRef(t.untyped_storage()) for t in given + keeping.kept]
             out.append(runs)
-    assert sum(isinstance(t, tape.Tape) for t in tape._tapes.values()) == 8
+    assert sum(isinstance(t, launch_plan.LaunchPlan) for t in launch_plan._plans.values()) == 8
     del x, w, u, s, v, b, mask, dy, y, p, grads, given, keeping
     stand_in.started = None
     gc.collect()
@@ -86,18 +86,18 @@ with host.cuda_on_the_cpu() as stand_in:
 """
 
 
-def test_a_tape_starts_what_the_plan_starts(repo):
+def test_a_replay_starts_what_the_call_started(repo):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         cwd=repo / "benchmarks/gpu_model", capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     calls, kept = json.loads(done.stdout.splitlines()[-1])
-    for planned, recorded, *played in calls:
+    for planned, recorded, *replayed in calls:
         assert len(planned) >= 4 and planned == recorded and '"own"' in json.dumps(planned)
-        for run in played:
+        for run in replayed:
             assert run == planned
-    assert kept == 0, f"{kept} tensors are kept alive by tapes"
+    assert kept == 0, f"{kept} tensors are kept alive by plans"
 
 
 def test_the_command_prints_and_writes_every_case(repo, tmp_path):

@@ -15,9 +15,9 @@ pytest.importorskip("triton", reason="the model reads the tiles of the Triton ke
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, MASMLinear
 from masm_ext.decomposition import Decomposition
-from masm_ext.kernels import products, small_batch, subspace_linear, tiles
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM
-from masm_ext.optim.masked_adamw import PIECE
+from masm_ext.kernels import products, skinny_products, small_batch, subspace_linear, tiles
+from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM
+from masm_ext.optim.blocks import PIECE
 
 KINDS = {"bf16": (torch.bfloat16, False), "float32": (torch.float32, False), "tf32": (torch.float32, True)}
 GOAL_SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096), (3072, 1024))
@@ -59,6 +59,7 @@ def launched(shape, strategy, target, monkeypatch):
             return lambda *_: seen.append((name, None))
 
     monkeypatch.setattr(products, "run", record)
+    monkeypatch.setattr(skinny_products, "run", record)
     monkeypatch.setattr(small_batch, "OPS", Ops())
     monkeypatch.setattr(small_batch, "available", lambda _: shape.cuda_library)
     M, N, D, R, J = shape.M, shape.N, shape.D, shape.R, shape.layers

@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("triton", reason="the tuner reads the tiles of the Triton kernels; Triton is not installed here")
 pytest.importorskip("masm_detect.results", reason="needs the extra masm_ext[detect]")
 
-from masm_ext.ops import homes
-from masm_ext.ops.homes import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, Call
+from masm_ext.ops import strategies
+from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, Call
 
 
 def rows_with(best, dtype=torch.bfloat16):
@@ -37,10 +37,10 @@ def test_a_table_that_was_put_in_comes_out():
     found = propose(rows)
     assert sum(proposal.rows for proposal in found) == len(rows)
     assert all(proposal.mean == proposal.worst == 0 for proposal in found)
-    # the proposed code is a table of homes.py that makes these choices
-    from masm_ext.ops import homes
+    # the proposed code is a table of strategies.py that makes these choices
+    from masm_ext.ops import strategies
 
-    table = eval("(" + "".join(proposal.code("test") for proposal in found) + ")", {**vars(homes)})
+    table = eval("(" + "".join(proposal.code("test") for proposal in found) + ")", {**vars(strategies)})
 
     def choose(call):
         return next(rule.strategy for rule in table if rule.when(call))
@@ -55,7 +55,7 @@ def test_a_rule_for_stream_asks_whether_it_can_serve():
     from rules import Proposal
 
     line = Proposal(STREAM, "c.R <= 64", 3, 0.0, 0.0).code("measured")
-    rule = eval(line.removesuffix(","), vars(homes))
+    rule = eval(line.removesuffix(","), vars(strategies))
     call = Call(M=16, OUT=512, IN=512, R=16, layers=1, dtype=torch.float32, capability=90, cuda_library=True)
     assert rule.strategy == STREAM and rule.when(call)
     assert not rule.when(replace(call, M=256)) and not rule.when(replace(call, cuda_library=False))

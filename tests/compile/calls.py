@@ -1,4 +1,4 @@
-"""The calls whose kernels are compiled: what a GPU may be asked for, once for each way in which kernels differ."""
+"""The calls whose kernels are compiled: one for each way in which kernels on a GPU may differ."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Penalty(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """A step over parameters of these types, with everything that an optimizer may hand over."""
+    """A step over parameters of these types, with every optional argument of an optimizer."""
 
     name: str
     types: tuple[torch.dtype, ...]

@@ -1,4 +1,4 @@
-"""What a compiled kernel is made of, read from its PTX and, with the tools that come with Triton, from its cubin."""
+"""Contents of a compiled kernel, from its PTX and, with the tools that come with Triton, from its cubin."""
 
 from __future__ import annotations
 

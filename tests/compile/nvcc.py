@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/*.cu for sm_80, sm_90a and sm_100a and prints what each kernel is made of, as JSON.
+"""Compiles csrc/cuda/*.cu for sm_80, sm_90a and sm_100a and prints the contents of each kernel as JSON.
 
 python tests/compile/nvcc.py            # {"nvcc": version, "kernels": {"sm_90a fold: kernel<types>": contents}}
 python tests/compile/nvcc.py --only masked_adamw 90a    # of one source and architecture
@@ -25,7 +25,7 @@ REPO = Path(__file__).parents[2]
 TABLE = Path(__file__).parent / "nvcc.json"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHITECTURES = ("80", "90a", "100a")
-#: What the table holds of a kernel.
+#: Columns of the table.
 RECORDED = ("registers", "shared")
 #: As CMakeLists.txt has it.
 STANDARD = "17"
@@ -35,7 +35,7 @@ GLOBAL_ACCESS = re.compile(r"\b(LDG|STG)\.E(?:\.(?!128|64)[A-Z0-9_]+)*(?:\.(128|
 
 
 def options_of(source: str) -> list[str]:
-    """What CMakeLists.txt sets for one source."""
+    """The options that CMakeLists.txt sets for one source."""
     pattern = r'set_source_files_properties\(([^"]*) PROPERTIES COMPILE_OPTIONS "([^"]*)"'
     settings = re.findall(pattern, (REPO / "CMakeLists.txt").read_text())
     return [option for files, options in settings if source in files.split() for option in options.split(";")]

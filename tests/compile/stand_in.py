@@ -1,4 +1,4 @@
-"""Lets the real launch code run without a GPU: every launch compiles its kernel, for any capability, and starts none.
+"""Runs the real launch code without a GPU: a launch compiles its kernel, for any capability, and does not start it.
 
 The kernel is the one a GPU would get, with what Triton specialises on: alignment, and arguments that are 1.
 """
@@ -14,12 +14,12 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from masm_ext.kernels import tape, tuning
+from masm_ext.kernels import launch_plan, tuning
 from masm_ext.kernels.launch import Tile
 
 
 class StandInDriver:
-    """What Triton asks of a driver before it loads a kernel."""
+    """The driver functions that Triton calls before it loads a kernel."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -28,7 +28,7 @@ class StandInDriver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.capability  # Triton keeps the target of every device it has seen: a device for each capability
+        return self.capability  # Triton caches the target of a device: one device per capability
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -57,7 +57,7 @@ def compile_only(
             record_tile(key.split()[0], tile)
         return candidates[0]  # which the caller launches: compiled already
 
-    tape.forget()  # nothing is played, all is compiled
+    launch_plan.forget()  # nothing is replayed, all is compiled
     driver.set_active(StandInDriver(capability))
     JITFunction.run, tuning.choose = compile_and_record, launch_all
     try:

@@ -1,4 +1,4 @@
-"""Every CUDA C++ kernel compiled for sm_80, sm_90a and sm_100a without a warning, and its machine code looked at."""
+"""Every CUDA C++ kernel compiled for sm_80, sm_90a and sm_100a without a warning, and its machine code checked."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def moves_16_bytes(k):
 
 
 def multiplies(k):
-    """What streams goes through tensor cores."""
+    """The streaming kernels use tensor cores."""
     return k["kernel"] != "stream_linear_kernel" or k["mma"] > 0
 
 

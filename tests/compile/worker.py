@@ -1,4 +1,4 @@
-"""Compiles the kernels of `calls.py` in processes of its own and prints what they are made of, as JSON.
+"""Compiles the kernels of `calls.py` in separate processes and prints their contents as JSON.
 
 python tests/compile/worker.py [--reduced]            # {"triton": version, "kernels": {name: contents}, "tiles": [...]}
 python tests/compile/worker.py --only 90 bf16         # for one capability and type
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).parent / "registers.json"
-#: What the table holds of a kernel.
+#: Columns of the table.
 RECORDED = ("registers", "shared")
 
 

@@ -22,7 +22,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 
 
 def build(stem: str, folder: Path) -> ctypes.CDLL:
-    """tests/cuda_emulation/<stem>.cpp as a library. Its functions return null, or what went wrong."""
+    """tests/cuda_emulation/<stem>.cpp as a library. Its functions return null, or an error message."""
     out = folder / f"{stem}.so"
     optimize = ["-O1", "-g"] if FLAGS else ["-O2"]
     # rounded like the CUDA kernels that share their maths with the CPU: no fused multiply-add
@@ -36,8 +36,8 @@ def build(stem: str, folder: Path) -> ctypes.CDLL:
 
 
 def call(function: ctypes._CFuncPtr, *arguments: Tensor | int | float | None) -> None:
-    """Tensors are passed as their address, None as null, numbers as int64 or double. Raises RuntimeError with what the
-    kernel did wrong."""
+    """Tensors are passed as their address, None as null, numbers as int64 or double. Raises RuntimeError with the
+    error of the kernel."""
     kinds = {int: ctypes.c_int64, float: ctypes.c_double, type(None): ctypes.c_void_p}
     function.restype = ctypes.c_char_p
     error = function(

@@ -1,4 +1,4 @@
-"""The emulation itself: right kernels give right results in every order, and each kind of mistake is seen."""
+"""The emulation itself: correct kernels give correct results in every order, and each kind of mistake is detected."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def test_a_grid_barrier_that_cannot_open_is_an_error(fault, message, emulated):
         call(emulated("emulate").grid_sum_of, torch.zeros(5), torch.zeros(5), 5, fault, 0)
 
 
-def test_shared_memory_that_nobody_wrote_is_nan(emulated):
+def test_unwritten_shared_memory_is_nan(emulated):
     assert row_sums(emulated, torch.ones(2, 96), 0, UNWRITTEN_SHARED).isnan().all()
 
 

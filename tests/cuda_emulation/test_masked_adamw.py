@@ -143,7 +143,7 @@ def test_a_non_finite_gradient_writes_nothing(bad, dtype, at, emulated, seed):
     assert found.item() == 1 and (stats == 0).all()
     assert torch.equal(step.steps, before.steps)
     assert all(torch.equal(a, b) for g in (0, 2, 3) for a, b in zip(step.lists()[g], before.lists()[g]))
-    step.mask[3] = 0  # in a masked block it is not even looked at
+    step.mask[3] = 0  # in a masked block it is not read
     _, found = step.emulate(emulated, seed)
     assert found.item() == 0 and not torch.equal(step.params[0], before.params[0])
 

@@ -1,5 +1,5 @@
-"""Strategy `stream` from the op's CUDA home down: the Python code that launches its kernel, which runs emulated. The
-backward pass behind it is Triton's: tests/interpreter."""
+"""Strategy `stream` from the op's CUDA implementation down: the launching Python code and the emulated kernel. Its
+backward pass is in Triton: tests/interpreter."""
 
 import re
 
@@ -8,12 +8,12 @@ import torch
 from emulated import DTYPES, SOURCES, call
 from tolerances import RELATIVE, relative_error
 
-pytest.importorskip("triton", reason="the home of the op on CUDA imports Triton, which is not installed here")
+pytest.importorskip("triton", reason="the implementation of the op on CUDA imports Triton, which is not installed here")
 
 from masm_ext import reference
-from masm_ext.kernels import small_batch, subspace_linear, tape
+from masm_ext.kernels import launch_plan, small_batch, subspace_linear
 from masm_ext.kernels.launch import Target
-from masm_ext.ops import homes
+from masm_ext.ops import strategies
 
 GPU = Target(90, 3)
 #: Of the op that csrc/cuda/small_batch.cpp registers.
@@ -22,8 +22,8 @@ SCHEMA = "".join(re.findall(r'"(.*?)"', DEFINITION))
 
 
 class Emulated:
-    """The op of csrc/cuda/small_batch.cpp: what it checks of strides and sizes, and the kernel. ``ops``: as a torch op,
-    which is how it is called, and what a tape sees of it."""
+    """The op of csrc/cuda/small_batch.cpp: its checks of strides and sizes, and the kernel. ``ops``: as a torch op, as
+    it is called and as a launch plan records it."""
 
     def __init__(self, emulated, seed):
         self.emulated, self.seed, self.launches = emulated, seed % 2**31, 0
@@ -46,9 +46,9 @@ def ops(emulated, seed, monkeypatch):
     ops = Emulated(emulated, seed)
     monkeypatch.setattr(small_batch, "OPS", ops.ops)
     monkeypatch.setattr(small_batch, "available", lambda t: True)
-    tape.forget()  # what earlier tests recorded calls an op that is gone
+    launch_plan.forget()  # plans of earlier tests call an op that no longer exists
     yield ops
-    tape.forget()
+    launch_plan.forget()
     ops.library._destroy()
 
 
@@ -80,12 +80,14 @@ def test_forward(J, dtype, ops):
 
 def test_repeated_calls_are_played(ops, monkeypatch):
     """The third call and every later one, each with inputs of its own: other values at other addresses."""
-    played = []
-    play = tape.Tape.play
-    monkeypatch.setattr(tape.Tape, "play", lambda self, inputs: played.append(1) or play(self, inputs))
+    replayed = []
+    replay = launch_plan.LaunchPlan.replay
+    monkeypatch.setattr(
+        launch_plan.LaunchPlan, "replay", lambda self, inputs: replayed.append(1) or replay(self, inputs)
+    )
     for i in range(4):
         check(*draw((18,), 24, 40, 6))
-        assert ops.launches == i + 1 and len(played) == max(0, i - 1)
+        assert ops.launches == i + 1 and len(replayed) == max(0, i - 1)
 
 
 def test_matrices_that_lie_otherwise(ops):
@@ -104,16 +106,16 @@ def test_empty(M, N, D, R, ops):
 
 
 def test_the_table_chooses_it(ops, monkeypatch):
-    """For few rows, forward, where the library is loaded and reads the weight in place."""
+    """For few rows, forward, if the library is loaded and can read the weight in place."""
     x, weight, *others = draw((4,), 16, 2048, 17)
     check(x, weight, *others, strategy="")
     assert ops.launches == 1
     arguments = (x, 16, 2048, 17)
-    assert subspace_linear._choose(*arguments, weight, GPU, True) == homes.STREAM
-    assert subspace_linear._choose(*arguments, weight, GPU, True, dx=True) != homes.STREAM
-    assert subspace_linear._choose(*arguments, [weight[0].mT.contiguous().mT], GPU, True) != homes.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True) == strategies.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True, dx=True) != strategies.STREAM
+    assert subspace_linear._choose(*arguments, [weight[0].mT.contiguous().mT], GPU, True) != strategies.STREAM
     monkeypatch.setattr(small_batch, "available", lambda t: False)
-    assert subspace_linear._choose(*arguments, weight, GPU, True) != homes.STREAM
+    assert subspace_linear._choose(*arguments, weight, GPU, True) != strategies.STREAM
 
 
 def test_what_it_cannot_serve_is_refused(ops, monkeypatch):

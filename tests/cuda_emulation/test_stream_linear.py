@@ -74,7 +74,7 @@ def test_matches_the_formula(kind, M, N, D, R, emulated, seed):
 
 @pytest.mark.parametrize("processors", [1, 2, 132])
 def test_tiles_of_a_block(processors, emulated, seed):
-    """One block walks all tiles several at a time, or takes one."""
+    """One block takes all tiles, several at a time, or only one."""
     for M, p_first in ((3, 0), (40, 1), (40, 0)):
         layer = Layer(M, 51, 72, 20)
         layer.check(*layer.emulate(emulated, seed, processors, p_first))
@@ -99,7 +99,7 @@ def test_without_bias(emulated, seed):
 
 
 def test_a_large_v_is_read_once(emulated, seed):
-    """More than a block may read for itself."""
+    """v is larger than each block may read."""
     layer = Layer(2, 8, 2056, 16)
     layer.check(*layer.emulate(emulated, seed))
 

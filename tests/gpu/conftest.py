@@ -10,7 +10,7 @@ DRY = not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "1
 if DRY:
     interpreter = Path(__file__).parents[1] / "interpreter"
     sys.path[:0] = [str(interpreter / "suite"), str(interpreter)]
-    import mend  # noqa: F401  (mends the interpreter)
+    import bf16_patch  # noqa: F401  (patches the interpreter)
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def device():
     if not DRY:
         yield torch.device("cuda")
         return
-    from homes_on_cpu import triton_serves_the_cpu
+    from triton_on_cpu import triton_serves_the_cpu
 
     with triton_serves_the_cpu():
         yield torch.device("cpu")
@@ -26,7 +26,7 @@ def device():
 
 @pytest.fixture(scope="session")
 def gpu_only():
-    """For what has no meaning on a CPU: streams, graphs, memory, host synchronisation."""
+    """For tests without a meaning on a CPU: streams, graphs, memory, host synchronisation."""
     if DRY:
         pytest.skip("runs on a GPU only")
 

@@ -98,7 +98,7 @@ def test_autocast(dtype, device):
 @pytest.mark.parametrize("coupled", [True, False], ids=["penalties in the loss", "decoupled"])
 def test_a_training_step_is_that_of_the_formula(coupled, device):
     """Penalties in the loss or decoupled, backward and MaskedAdamW over a few steps, beside the same model in float64,
-    which the formula serves."""
+    which uses the formula."""
     model, x = converted(device)
     plain = copy.deepcopy(model).double()
     coefficients = {} if coupled else {"orthogonality": 1e-2, "spectral_consistency": 1e-3}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from masm_ext import MASMConfig, convert, load_adapter, save_adapter
-from masm_ext.adapter_files import AdapterError, digest_of, read_record
-from masm_ext.convert import record_base
+from masm_ext.adapter.files import AdapterError, digest_of, read_record
+from masm_ext.base_model import record_base
 from masm_ext.hashing import tensor_hashes, weight_hash
 
 CONFIG = MASMConfig(target_modules=["a", "b"], modules_to_save="head", num_subspaces=2, subspace_rank=2)

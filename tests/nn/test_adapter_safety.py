@@ -1,4 +1,4 @@
-"""A save never costs a good adapter, and a load that fails never costs the model."""
+"""A failed save keeps the earlier adapter, and a failed load keeps the model."""
 
 import copy
 import dataclasses
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from masm_ext import LayerMasks, MASMConfig, MASMLinear, convert, load_adapter, merge, save_adapter
-from masm_ext.adapter_files import AdapterError, digest_of
+from masm_ext.adapter.files import AdapterError, digest_of
 from masm_ext.decomposition import Decomposition
 
 CONFIG = MASMConfig(target_modules=["a", "b"], modules_to_save="head", num_subspaces=2, subspace_rank=2)
@@ -114,13 +114,13 @@ def test_what_was_written_is_read_back_before_it_replaces(folder, monkeypatch, d
         model.a.register_buffer("u0", torch.zeros(3, 12))
         message = r"layers\.a\.u0: expected shape \[4, 12\], the adapter holds \[3, 12\]"
     else:
-        from masm_ext import adapter_files
+        from masm_ext.adapter import files
 
         def lossy(path, data):
             return real(path, data[:-7] if path.suffix == ".safetensors" else data)
 
-        real = adapter_files.staged
-        monkeypatch.setattr(adapter_files, "staged", lossy)
+        real = files.staged
+        monkeypatch.setattr(files, "staged", lossy)
         message = "truncated or was changed"
     with pytest.raises(ValueError, match=message):
         save_adapter(model, folder)
@@ -219,7 +219,7 @@ REFUSALS = {
 
 
 def snapshot(model):
-    """Everything that a failed call must leave alone, by identity and by value."""
+    """Everything that a failed call must not change, by identity and by value."""
     modules = [(name, id(m), type(m), m.training) for name, m in model.named_modules()]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     flags = [(name, id(t), t.requires_grad, t._version) for name, t in tensors]

@@ -1,20 +1,20 @@
+import json
+
 import pytest
 import torch
+from torch import nn
 
-from masm_ext.decomposition import (
-    SpectrumCache,
-    choose_ranks,
-    compute_spectra,
-    partition_indices,
-    spectra_of,
-    weight_hash,
-)
+from masm_ext import MASMConfig, MASMLinear, convert, load_adapter, save_adapter
+from masm_ext.adapter.files import AdapterError, digest_of
+from masm_ext.base_model import record_base
+from masm_ext.decomposition import choose_ranks, trailing
+from masm_ext.registry import DIRECTIONS, PARTITIONS
 
 
 def test_interleaved_deals_round_robin_and_skips_full_subspaces():
-    assert partition_indices((2, 2, 2), "interleaved") == [[0, 3], [1, 4], [2, 5]]
-    assert partition_indices((1, 3, 2), "interleaved") == [[0], [1, 3, 5], [2, 4]]
-    assert partition_indices((1, 3, 2), "contiguous") == [[0], [1, 2, 3], [4, 5]]
+    assert PARTITIONS["interleaved"]((2, 2, 2)) == [[0, 3], [1, 4], [2, 5]]
+    assert PARTITIONS["interleaved"]((1, 3, 2)) == [[0], [1, 3, 5], [2, 4]]
+    assert PARTITIONS["contiguous"]((1, 3, 2)) == [[0], [1, 2, 3], [4, 5]]
 
 
 def test_energy_chooses_the_smallest_rank_that_holds_the_share():
@@ -26,50 +26,133 @@ def test_energy_chooses_the_smallest_rank_that_holds_the_share():
     assert choose_ranks(sigma, (9, 9, 9), 0.9) == (2, 1, 1)  # there are no more than q
 
 
-def test_batched_spectra_are_those_of_each_weight():
-    weights = [torch.randn(12, 9) for _ in range(5)]
-    for weight, spectrum in zip(weights, compute_spectra(weights, 4)):
-        u, sigma, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        assert torch.allclose(spectrum.sigma, sigma)
-        tail = (u[:, -4:] * sigma[-4:]) @ vh[-4:]
-        assert torch.allclose((spectrum.u.mT * spectrum.sigma[-4:]) @ spectrum.v, tail)
+CHOICES = ("trailing", "leading", "random")
 
 
-def test_hash_tells_values_shape_and_dtype_apart():
-    w = torch.zeros(4, 6)
-    hashes = {weight_hash(t) for t in (w, w.view(6, 4), w.double(), w + 1, w.to(torch.bfloat16))}
-    assert len(hashes) == 5
-    assert weight_hash(w.mT.contiguous().mT) == weight_hash(w)
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("directions", CHOICES)
+@pytest.mark.parametrize("shape", [(12, 20), (17, 9)])
+def test_the_parts_sum_to_the_weight(shape, directions, partition):
+    linear = nn.Linear(shape[1], shape[0]).double()
+    config = MASMConfig(num_subspaces=3, subspace_rank=[2, 3, 1], directions=directions, partition=partition)
+    layer = MASMLinear.from_linear(linear, config)
+    u, s, v = layer.u.detach(), layer.s.detach(), layer.v.detach()
+    subspaces = [(u[a:b].mT * s[a:b]) @ v[a:b] for a, b in zip(layer.offsets, layer.offsets[1:])]
+    total = layer.principal + sum(subspaces)
+    assert (total - linear.weight).norm() <= 1e-14 * linear.weight.norm()
+    # orthonormal factors, orthogonal to the principal part, and singular values of W itself
+    eye = torch.eye(6, dtype=torch.float64)
+    assert (u @ u.mT - eye).norm() < 1e-12 and (v @ v.mT - eye).norm() < 1e-12
+    assert (layer.principal.mT @ u.mT).norm() < 1e-12 and (layer.principal @ v.mT).norm() < 1e-12
+    sigma = torch.linalg.svdvals(linear.weight.detach())
+    assert torch.allclose(s, sigma[list(layer.directions)], atol=1e-12)
+    assert 0 < layer.energy < 1
+    if directions != "random":
+        ends = range(6) if directions == "leading" else range(len(sigma) - 6, len(sigma))
+        assert sorted(layer.directions) == list(ends)
 
 
-def test_cache_avoids_the_svd(tmp_path, monkeypatch):
-    weights = {"a": torch.randn(10, 8), "b": torch.randn(10, 8), "c": torch.randn(5, 8)}
-    hashes = {n: weight_hash(w) for n, w in weights.items()}
-    cache = SpectrumCache(tmp_path)
-    done = []
-    first = spectra_of(weights, hashes, 3, cache, done.append)
-    assert sorted(done) == ["a", "b", "c"] and len(list(tmp_path.glob("*.safetensors"))) == 3
+def test_trailing_is_the_default_and_leading_holds_more():
+    linear = nn.Linear(16, 16)
+    layers = {name: MASMLinear.from_linear(linear, MASMConfig(directions=name)) for name in CHOICES}
+    default = MASMLinear.from_linear(linear, MASMConfig())
+    for factor in ("principal", "u", "s", "v"):
+        assert torch.equal(getattr(default, factor), getattr(layers["trailing"], factor))
+    assert layers["trailing"].energy < layers["random"].energy < layers["leading"].energy
+
+
+@pytest.mark.parametrize("name", ["directions", "partition"])
+def test_an_unknown_choice_is_refused_with_those_there_are(name):
+    with pytest.raises(ValueError, match=f"MASMConfig.{name} must be one of .*, got 'best'"):
+        MASMConfig(**{name: "best"})
+    registry = {"directions": DIRECTIONS, "partition": PARTITIONS}[name]
+    with pytest.raises(ValueError, match=f"'best'; there are {', '.join(registry)}"):
+        registry["best"]
+
+
+def converted(config, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    base = {name: p.detach().clone() for name, p in model.state_dict().items()}
+    report = convert(model, config, use_cache=False, progress=False)
+    return model, base, report
+
+
+@pytest.mark.parametrize("directions", CHOICES)
+def test_convert_save_and_load(tmp_path, directions, monkeypatch):
+    config = MASMConfig(target_modules="0", subspace_rank=2, directions=directions)
+    model, base, report = converted(config)
+    x = torch.randn(5, 10)
+    plain = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    plain.load_state_dict(base)
+    assert torch.allclose(model(x), plain(x), atol=1e-6) and report.layers[0].energy == model[0].energy
+    with torch.no_grad():
+        model[0].s.mul_(1.5)
+    save_adapter(model, tmp_path)
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: pytest.fail("SVD"))
-    again = spectra_of(weights, hashes, 5, cache)
-    for name in weights:
-        assert torch.equal(first[name].u, again[name].u)
+    load_adapter(plain, tmp_path)
+    assert torch.equal(plain(x), model(x)) and plain[0].directions == model[0].directions
+    assert plain.masm_config.directions == directions
 
 
-def test_cache_with_too_few_directions_is_recomputed(tmp_path):
-    w = torch.randn(100, 90)
-    h = {"w": weight_hash(w)}
-    cache = SpectrumCache(tmp_path)
-    spectra_of({"w": w}, h, 3, cache)
-    assert cache.get(h["w"], 64) is not None and cache.get(h["w"], 70) is None
-    assert spectra_of({"w": w}, h, 70, cache)["w"].u.shape[0] == 70
-    assert cache.get(h["w"], 70) is not None
+def test_an_adapter_of_other_directions_than_its_config_is_refused(tmp_path):
+    model, base, _ = converted(MASMConfig(target_modules="0", subspace_rank=2))
+    with pytest.raises(ValueError, match="was cut along others"):
+        save_adapter(model, tmp_path, config=MASMConfig(target_modules="0", subspace_rank=2, directions="leading"))
+    path = save_adapter(model, tmp_path)
+    record = json.loads(path.read_text())
+    for change, match in (("leading", "was cut along others"), (None, "but the layer records none")):
+        record["config"]["directions"] = "leading"
+        if change is None:
+            record["layers"]["0"]["directions"] = None
+        record["sha256"] = digest_of(record)
+        path.write_text(json.dumps(record))
+        plain = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+        plain.load_state_dict(base)
+        with pytest.raises(AdapterError, match=match):
+            load_adapter(plain, tmp_path)
 
 
-def test_a_damaged_cache_file_is_named(tmp_path):
-    w = torch.randn(6, 5)
-    cache = SpectrumCache(tmp_path)
-    spectra_of({"w": w}, {"w": weight_hash(w)}, 2, cache)
-    path = next(tmp_path.glob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=path.name):
-        cache.get(weight_hash(w), 2)
+def test_an_adapter_from_before_there_was_a_choice_is_trailing(tmp_path):
+    model, base, _ = converted(MASMConfig(target_modules="0", subspace_rank=2))
+    path = save_adapter(model, tmp_path)
+    record = json.loads(path.read_text())
+    del record["config"]["directions"], record["layers"]["0"]["directions"]
+    record["sha256"] = digest_of(record)
+    path.write_text(json.dumps(record))
+    plain = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    plain.load_state_dict(base)
+    load_adapter(plain, tmp_path)
+    assert torch.equal(plain[0].principal, model[0].principal)
+    save_adapter(plain, tmp_path)  # and can be saved again
+    assert trailing(3) == [2, 1, 0]
+
+
+def test_choices_of_ones_own():
+    @DIRECTIONS.register("every_second")
+    def every_second(q, digest):
+        return [*range(0, q, 2), *range(1, q, 2)]
+
+    @PARTITIONS.register("reversed_runs")
+    def reversed_runs(ranks):
+        return PARTITIONS["contiguous"](ranks[::-1])[::-1]
+
+    try:
+        config = MASMConfig(subspace_rank=[1, 2, 1], directions="every_second", partition="reversed_runs")
+        layer = MASMLinear.from_linear(nn.Linear(10, 9), config)
+        assert layer.directions == (6, 2, 4, 0)
+    finally:
+        del DIRECTIONS._entries["every_second"], PARTITIONS._entries["reversed_runs"]
+
+
+def test_a_state_of_another_base_brings_its_directions(tmp_path):
+    config = MASMConfig(target_modules="0", subspace_rank=2, directions="random")
+    model, base, _ = converted(config)
+    other, _, _ = converted(config, seed=1)
+    other.load_state_dict(model.state_dict())
+    record_base(other)
+    save_adapter(other, tmp_path)
+    plain = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 4))
+    plain.load_state_dict(base)
+    load_adapter(plain, tmp_path)
+    assert sorted(plain[0].directions) == sorted(model[0].directions) != sorted(other[0].directions)

@@ -211,7 +211,7 @@ def test_threads_get_their_own_outputs():
     single = copy.deepcopy(model)
     group_projections(model)
     xs = [torch.randn(2, 5, 24) for _ in range(4)]
-    wants, wrong = [single(x).detach() for x in xs], []
+    expected, wrong = [single(x).detach() for x in xs], []
 
     def work(x, want):
         try:
@@ -222,7 +222,7 @@ def test_threads_get_their_own_outputs():
         except BaseException as error:
             wrong.append(repr(error))
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(xs, wants)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(xs, expected)]
     for thread in threads:
         thread.start()
     for thread in threads:

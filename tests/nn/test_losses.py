@@ -72,7 +72,7 @@ def test_zero_at_init_and_float32_is_close(dtype):
     for index, loss in enumerate((orthogonality_loss, spectral_consistency_loss)):
         want = sum(direct(layer)[index] for layer in made) / len(made)
         # beside a bfloat16 weight, W and its parts are orthogonal only to that weight's rounding
-        assert relative_error(loss(made), want) <= (2e-3 if dtype == torch.bfloat16 else 1e-4)
+        assert relative_error(loss(made), want) <= (5e-3 if dtype == torch.bfloat16 else 1e-4)
 
 
 def test_coefficients_and_autocast():

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from masm_ext import MASMConfig, MASMLinear, convert, load_adapter, merge, save_adapter, unmerge
-from masm_ext.adapter_files import AdapterError, read_record
+from masm_ext.adapter.files import AdapterError, read_record
 from masm_ext.wrappers import modules_of, unwrap, unwrapped_modules
 
 CONFIG = MASMConfig(target_modules=["backbone.q", "k"], modules_to_save="head", num_subspaces=2, subspace_rank=2)
@@ -107,7 +107,7 @@ def test_an_adapter_loads_into_a_wrapped_model(wrap, tmp_path):
     save_adapter(model, tmp_path)
     wrapped = wrap(Net())
     with torch.no_grad():
-        wrapped(x)  # what torch.compile remembers of the plain layers must not stay in force
+        wrapped(x)  # torch.compile must not reuse its cache of the plain layers
         report = load_adapter(wrapped, tmp_path)
         assert torch.equal(wrapped(x), model(x))
     assert [layer.name for layer in report.layers] == ["backbone.q", "backbone.k"]

@@ -46,7 +46,7 @@ def spoil(op, name, kind):
 
 
 def error_of(call):
-    """What masm says, without what torch puts around it."""
+    """The message of masm, without the text that torch adds."""
     with pytest.raises(Exception) as caught:
         call()
     found = re.search(r"masm::[^\n'\"]*", str(caught.value))
@@ -97,7 +97,7 @@ def test_the_kernel_the_formula_and_the_fake_agree(op, name, kind):
 
 @pytest.mark.parametrize(("op", "name"), CASES)
 def test_compile_and_export_give_the_same_error(op, name):
-    """For the kinds that the tracers do not refuse on their own, before they ask the op."""
+    """For the mistakes that the tracers do not refuse before they call the op."""
     for kind in ("shape", "device") if name in ("u", "v", "grads", "stats") else ("shape",):
         args = list(spoil(op, name, kind).values())
         want = error_of(lambda args=args: kernel(op)(*args))

@@ -70,7 +70,7 @@ def test_a_non_finite_gradient_writes_nothing(bad, dtype):
     for group in (0, 2, 3):
         assert all(torch.equal(a, b) for a, b in zip(args[group], before[group]))
     assert torch.equal(args[5], before[5])
-    # in a masked block it is not even looked at
+    # in a masked block it is not read
     _, found = masked_adamw_(*args, torch.tensor([1.0, 1.0, 1.0, 0.0]), SEGMENTS, HYPER)
     assert found.item() == 0 and not torch.equal(args[0][0], before[0][0])
 
@@ -136,7 +136,7 @@ def test_the_order_of_segments_does_not_matter_to_the_parameters(order):
 
 
 def test_the_optimizer_notices_replaced_states_and_moved_groups():
-    """What a step keeps for the next one is dropped where it does not fit any more."""
+    """State kept for the next step is dropped if it no longer fits."""
     params = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
     ours, twin = (MaskedAdamW(x, lr=0.1) for x in (params, [torch.nn.Parameter(p.detach().clone()) for p in params]))
 

@@ -314,7 +314,7 @@ def test_subspace_fidelity(alpha):
     s = sigma[-R:]
     moved = s * (1 + 0.01 * (torch.rand(R, dtype=torch.float64) < 0.5).double().mul(2).sub(1))
     for dtype, low_rank_only, least in ((torch.float32, False, 0.9999), (torch.bfloat16, True, 0.95)):
-        # a bfloat16 y cannot show a change that small beside a dense product: there the low-rank path is looked at
+        # a bfloat16 y cannot show a change that small beside a dense product: the low-rank path alone is compared
         x = torch.randn(M, D, dtype=torch.float64).to(dtype)
         w = (weight * (not low_rank_only)).to(dtype)
         wide = {k: t.float() for k, t in factors.items()}

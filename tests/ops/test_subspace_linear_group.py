@@ -57,7 +57,7 @@ def test_outputs_and_gradients_match_float64_autograd(J, bias, dtype, factor_dty
         if a.shape != (3,):  # not s; dX is rounded after each layer on a CPU
             assert relative_error(a.grad, b.grad) <= (2 if a is x else 1) * GRADIENT[dtype]
     for s, s64, u64, v64, d in zip(lists["s"], exact["s"], exact["u"], exact["v"], dy):
-        # ds = sum_m P * Q may cancel: held against its terms
+        # ds = sum_m P * Q may cancel: compared with its terms
         terms = ((x64 @ v64.mT) * (d.double() @ u64.mT)).abs().sum((0, 1)).norm()
         assert (s.grad.double() - s64.grad).norm() <= GRADIENT[dtype] * terms
 
@@ -74,7 +74,7 @@ def test_masks_are_those_of_the_layers():
         assert first[:2].abs().min() > 0 and first[2:].abs().max() == 0 and second.abs().max() == 0
 
 
-def test_an_output_that_nobody_uses():
+def test_an_output_that_is_not_used():
     x, lists, offsets = make(2, (4,), 6, 5, (2,), torch.float64)
     leaves(lists)
     y = subspace_linear_group(x.requires_grad_(), *lists.values(), offsets=offsets)

@@ -1,4 +1,4 @@
-"""The choice among a kernel's tiles: kept on disk, shared between processes, never made where nothing can be timed."""
+"""The choice among a kernel's tiles: kept on disk, shared between processes, not made where timing is impossible."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ TILES = (Tile(1, 1, 1, 1, 1), Tile(2, 2, 2, 2, 2))
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Stands in for a GPU whose fastest tile is the last; counts how often it was asked."""
+    """Stands in for a GPU whose fastest tile is the last; counts its calls."""
     asked = []
     monkeypatch.setattr(tuning, "measure", lambda key, tiles, launch: asked.append(tiles) or tiles[-1])
     monkeypatch.setattr(tuning.torch.cuda, "is_available", lambda: True)
@@ -103,7 +103,7 @@ class Backward(torch.autograd.Function):
 
 
 def test_nothing_is_timed_in_a_backward_pass(timed, tmp_path):
-    """Other ranks may be waiting for this one: a known choice or the first tile serves."""
+    """Other ranks may be waiting for this one: a known choice or the first tile is used."""
     x = torch.ones(1, requires_grad=True)
     seen = []
     for _ in range(2):
@@ -114,15 +114,15 @@ def test_nothing_is_timed_in_a_backward_pass(timed, tmp_path):
 
 
 def test_a_plan_is_recorded_in_a_backward_pass(timed, tmp_path, monkeypatch):
-    """Though its tiles were never timed: they never will be there."""
-    spoiled = []
-    monkeypatch.setattr(tuning, "recording", lambda: SimpleNamespace(spoil=lambda *_, **__: spoiled.append(1)))
+    """Even if its tiles were never timed: a backward pass never times them."""
+    rejected = []
+    monkeypatch.setattr(tuning, "recording", lambda: SimpleNamespace(reject=lambda *_, **__: rejected.append(1)))
     Backward.apply(torch.ones(1, requires_grad=True), lambda: float(choose(tmp_path).BM)).backward()
-    assert spoiled == [] and choose(tmp_path) == TILES[1] and spoiled == [1]
+    assert rejected == [] and choose(tmp_path) == TILES[1] and rejected == [1]
 
 
 def test_deterministic_mode_takes_the_first_tile(timed, tmp_path):
-    """What was timed, here or on another day, does not count."""
+    """In deterministic mode earlier times are ignored."""
     assert choose(tmp_path) == TILES[1]
     torch.use_deterministic_algorithms(True)
     try:
@@ -134,10 +134,10 @@ def test_deterministic_mode_takes_the_first_tile(timed, tmp_path):
 
 def test_a_plan_belongs_to_a_mode():
     """What is recorded in deterministic mode is not replayed outside, nor the other way round."""
-    from masm_ext.kernels import tape
+    from masm_ext.kernels import launch_plan
 
     def key():
-        return tape._key(choose, (torch.ones(2),), {})[0]
+        return launch_plan._key(choose, (torch.ones(2),), {})[0]
 
     before = key()
     torch.use_deterministic_algorithms(True)

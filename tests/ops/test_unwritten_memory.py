@@ -1,4 +1,4 @@
-"""No op returns memory that nothing wrote: torch.empty gives NaN here, and outputs are compared with the formula."""
+"""No op returns unwritten memory: torch.empty gives NaN here, and outputs are compared with the formula."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""One of two processes of test_state.py: FOLDER RANK. Rank 0 also trains alone, on both halves of each batch."""
+"""One of two processes of test_frameworks.py: FOLDER RANK. Rank 0 also trains alone, on both halves of each batch."""
 
 import sys
 from pathlib import Path

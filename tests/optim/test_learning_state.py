@@ -1,4 +1,4 @@
-"""What the masks see: the gradient of the task, without a noise floor; penalties act beside it."""
+"""The statistics behind the masks: the gradient of the task, unbiased by noise and without the penalties."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_before_the_second_step_nothing_is_known():
 
 
 def mixed(p, generator):
-    """Signal and noise in other shares for each layer and factor."""
+    """Shares of signal and noise that differ between layers and factors."""
     return constant(p, None) * (0.1 + p.shape[-1] / 16) + noise(p, generator)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups
-from masm_ext.optim import masked_adamw
+from masm_ext.optim import blocks, masked_adamw
 
 #: "equal to torch.optim.AdamW to a few units in the last place": the bound after 100 steps, relative to the largest
 #: element. The single-step bound is in test_one_step_is_within_two_ulp.
@@ -293,7 +293,7 @@ def test_another_rate_counts_from_the_next_step_on(kind):
 
 
 def test_steps_that_the_device_refused_are_told(monkeypatch):
-    """The host of a GPU cannot look at masks and segments without waiting: the op says 2, and writes nothing."""
+    """The host cannot check masks on a GPU without waiting: the op returns found = 2 and writes nothing."""
     model, masks = build()
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     train(model, optimizer, 1, torch.Generator().manual_seed(0))
@@ -304,14 +304,14 @@ def test_steps_that_the_device_refused_are_told(monkeypatch):
     assert masks.step == 1
     with pytest.raises(RuntimeError, match="2 steps were refused on cpu"):
         optimizer.state_dict()
-    assert optimizer.skipped_steps == 0 and optimizer.state_dict()["masked"]["skipped"] == 0  # told once
+    assert optimizer.skipped_steps == 0 and optimizer.state_dict()["masked"]["skipped"] == 0  # raised once
     optimizer.step()
     with pytest.raises(RuntimeError, match="1 steps were refused on cpu"):
         optimizer.skipped_steps  # noqa: B018
 
 
 def test_pieces_cover_their_segments():
-    """On a GPU long segments are cut evenly, and those of a block lie together."""
+    """On a GPU long segments are cut evenly and sorted by block."""
     model, masks = build()
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -327,12 +327,12 @@ def test_pieces_cover_their_segments():
             assert [last[0], last[2], last[3]] == [tensor, begin, block] and (begin - last[1]) % 8 == 0
             last[2] = end
     assert joined == sorted(whole.tolist(), key=lambda row: row[3])
-    assert masked_adamw._pieces(8, 24, 100) == [(8, 24)] and masked_adamw._pieces(5, 5, 8) == [(5, 5)]
-    assert masked_adamw._pieces(16, 16 + 2500, 2048) == [(16, 1272), (1272, 2516)]
+    assert blocks.pieces_of(8, 24, 100) == [(8, 24)] and blocks.pieces_of(5, 5, 8) == [(5, 5)]
+    assert blocks.pieces_of(16, 16 + 2500, 2048) == [(16, 1272), (1272, 2516)]
 
 
 def test_masks_and_optimizer_travel_by_pickle():
-    """As to another process: views of the state must be views there."""
+    """A pickled optimizer keeps its views of the state as views."""
     model, masks = build(mask_warmup=1, mask_interval=2, mask_active_fraction=0.5, mask_probe_interval=3)
     optimizer = MaskedAdamW(param_groups(model, 1e-2), masks=masks)
     train(model, optimizer, 4, torch.Generator().manual_seed(1))

@@ -1,5 +1,5 @@
-"""A step on CUDA must not wait for the device. Seen here without one: fake tensors that say they are on it, under a
-mode that refuses whatever would wait."""
+"""A step on CUDA must not wait for the device. Tested without one: fake tensors on "cuda", under a mode that raises for
+every operation that would wait."""
 
 from contextlib import contextmanager
 
@@ -31,7 +31,7 @@ def build(device, **fields):
 def warm(**options):
     """An optimizer on "cuda" after its first step, and the mode that its next steps must pass."""
     with FakeTensorMode(), pytest.MonkeyPatch.context() as patch:
-        # The methods themselves look for a real device before they call the op.
+        # The methods check for a real device before they call the op.
         patch.setattr(
             torch.Tensor, "copy_", lambda to, source, non_blocking=False: aten.copy_(to, source, non_blocking)
         )
@@ -53,7 +53,7 @@ def test_a_step_waits_for_nothing():
         for _ in range(3):
             optimizer.step()
         assert watch.uploads == 0
-        # a graph of an earlier forward pass stays good: to see whether a mask changed would be to wait
+        # a graph of an earlier forward pass stays valid: detecting a changed mask would mean waiting
         assert all(layer.mask is mask for layer, mask in zip(optimizer.masks.layers.values(), held))
         assert [mask._version for mask in held] == versions
         assert all(t.device.type == "cuda" for t in (optimizer.masks.masks, optimizer._steps, optimizer._outcomes))
@@ -137,7 +137,7 @@ def test_this_test_sees_waiting(inserted, monkeypatch):
 
 
 def test_a_callable_policy_waits():
-    """As LayerMasks says: the host must know whether a selection is due."""
+    """The host must know whether a selection is due (LayerMasks)."""
     with warm() as (optimizer, _):
         optimizer.masks.policy = lambda snr, step, current: current
         with pytest.raises(Waits):
@@ -145,7 +145,7 @@ def test_a_callable_policy_waits():
 
 
 def test_the_formula_of_the_masks_waits_for_nothing():
-    """It serves CUDA where the CUDA library was not built."""
+    """Triton implements the op on CUDA without the CUDA library."""
     state, arguments = fresh(5, 2), step(5, 2, torch.Generator().manual_seed(0))
     for name in ("best layers", "threshold", "no selection"):
         with NoWaiting():

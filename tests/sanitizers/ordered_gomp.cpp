@@ -1,4 +1,4 @@
-// Preloaded before libgomp under ThreadSanitizer: libgomp is not instrumented, so the sanitizer must be told that what
+// Preloaded before libgomp under ThreadSanitizer: libgomp is not instrumented, so the sanitizer must be informed that what
 // came before a parallel region happens before it, and the region before what comes after.
 #include <dlfcn.h>
 

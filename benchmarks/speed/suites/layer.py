@@ -12,7 +12,7 @@ from masm_detect.gpu import Meter
 from providers import PROVIDERS, Setting, gate, stir
 from torch import Tensor, nn
 
-from masm_ext.ops.homes import STREAM_ROWS
+from masm_ext.ops.strategies import STREAM_ROWS
 
 
 def cases(options: Options) -> list[Case]:

@@ -111,7 +111,7 @@ def _version() -> str:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     """Errors whose message contains what to do: settings, data, files, checkpoints. Any other error is a bug."""
-    from masm_ext.checkpoint import AdapterError
+    from masm_ext.adapter import AdapterError
 
     files = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
     return (UserError, AdapterError, *files)

@@ -10,7 +10,7 @@ from masm_detect.methods.registry import METHODS
 from masm_detect.training.run import train
 from tiny import run_config
 
-from masm_ext.checkpoint import AdapterError
+from masm_ext.adapter import AdapterError
 
 
 @pytest.mark.parametrize("method", METHODS)

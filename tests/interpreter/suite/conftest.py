@@ -10,12 +10,12 @@ collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["tes
 
 if not collect_ignore_glob:
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    import mend  # noqa: F401  (mends the interpreter)
+    import bf16_patch  # noqa: F401  (patches the interpreter)
 
 
 @pytest.fixture(autouse=True)
 def poison():
-    """Memory that torch.empty returns is full of NaN: what a kernel leaves out is seen."""
+    """torch.empty returns NaN: an element that a kernel does not write fails its test."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -23,10 +23,10 @@ def poison():
 
 
 @pytest.fixture(autouse=True)
-def no_tapes():
-    """A test may patch what plans depend on: what it records is its own."""
-    from masm_ext.kernels import tape
+def no_plans():
+    """Plans are not shared between tests: a test may patch what they depend on."""
+    from masm_ext.kernels import launch_plan
 
-    tape.forget()
+    launch_plan.forget()
     yield
-    tape.forget()
+    launch_plan.forget()

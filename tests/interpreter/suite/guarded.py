@@ -1,4 +1,4 @@
-"""Tensors on the edge of memory that may not be touched, or wholly in it: a stray read or write ends the process."""
+"""Tensors at the edge of protected memory, or inside it: a stray read or write ends the process."""
 
 import ctypes
 import mmap

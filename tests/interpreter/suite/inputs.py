@@ -12,7 +12,7 @@ from masm_ext.kernels.launch import Target, Tile
 
 #: sm_90 moves tiles by TMA where shapes allow it, sm_80 by pointers. Few SMs: several chunks, but not many.
 POINTERS, TMA = Target(80, 2), Target(90, 2)
-#: Programs cost, elements do not.
+#: The interpreter's time grows with programs, not with elements.
 TILE = Tile(32, 32, 32, 4, 2)
 
 #: By dtype, "tf32" for float32 with tf32 allowed: relative error of y, dX and P; and of sums over rows. Half precision:
@@ -109,7 +109,7 @@ def check(call: Call, strategy, target=POINTERS, tile=TILE, needs=(True,) * 5, p
     names = ("dx", "du", "ds", "dv", "dbias")
     for name, a, b, like in zip(names, got_grads, grads, (call.x, call.u[0], call.s[0], call.v[0], call.weight[0])):
         assert a.dtype == like.dtype
-        if name == "ds" and b.numel():  # sum_m P * Q may cancel: held against its terms
+        if name == "ds" and b.numel():  # sum_m P * Q may cancel: compared with its terms
             q = torch.cat([dy.double() @ u.double().mT for dy, u in zip(call.dy, call.u)], -1)
             assert float((a.double() - b).norm()) <= sums * float((p * q).abs().sum(0).norm()), name
         else:

@@ -1,25 +1,25 @@
-"""The CUDA homes behind the dispatcher: autograd, opcheck, the compiler, autocast and checkpoints around the kernels.
+"""The Triton implementations behind the dispatcher: autograd, opcheck, the compiler, autocast and checkpoints.
 
-In this process they serve CPU tensors in place of the C++ home, which is what PyTorch then sees of them on a GPU.
+In this process they serve CPU tensors in place of C++, so that PyTorch sees of them what it sees on a GPU.
 """
 
 import dataclasses
 
 import pytest
 import torch
-from homes_on_cpu import triton_serves_the_cpu
 from inputs import POINTERS, draw, error
 from torch import nn
+from triton_on_cpu import triton_serves_the_cpu
 
 import masm_ext
 from masm_ext import MASMConfig, convert, group_projections
-from masm_ext.kernels import products, small_batch
-from masm_ext.kernels import subspace_linear as linear_home
-from masm_ext.ops import fold, homes, subspace_linear
+from masm_ext.kernels import products, skinny_products, small_batch
+from masm_ext.kernels import subspace_linear as linear_on_cuda
+from masm_ext.ops import fold, strategies, subspace_linear
 
 
 @pytest.fixture(scope="module", autouse=True)
-def homes_of_cuda():
+def triton_on_cpu():
     with triton_serves_the_cpu():
         yield
 
@@ -159,7 +159,8 @@ def test_no_call_reads_a_tensor_on_the_host(monkeypatch):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda t, *a, n=name, f=original: waits.append(n) or f(t, *a))
     # the launch code alone: what the interpreter does with tensors is not its own
-    monkeypatch.setattr(products, "run", lambda *a, **k: None)
+    for module in (products, skinny_products):
+        monkeypatch.setattr(module, "run", lambda *a, **k: None)
     for strategy in ("kext", "single", "addmm", "folded"):
         _, p = call.forward(strategy, POINTERS)
         call.backward(p, strategy, POINTERS)
@@ -178,12 +179,14 @@ def test_the_table_names_only_what_can_serve_a_call(library, monkeypatch):
                     for R in (1, 4, 16, 48, 64, 65, 256, 257):
                         for layers in (1, 3, 5):
                             for learning in (True, False):
-                                call = homes.Call(M, OUT, IN, R, layers, dtype, capability, learning, False, library)
+                                call = strategies.Call(
+                                    M, OUT, IN, R, layers, dtype, capability, learning, False, library
+                                )
                                 dx = dataclasses.replace(call, cuda_library=False, backward=True)
-                                for name in (homes.choose(call), homes.choose(dx)):
+                                for name in (strategies.choose(call), strategies.choose(dx)):
                                     chosen.add(name)
-                                    if name != homes.REFERENCE:
+                                    if name != strategies.REFERENCE:
                                         x = torch.empty(M, IN, dtype=dtype, device="meta")
-                                        if layers == 1 or not linear_home._too_many(layers, R):
-                                            linear_home._check_supported("subspace_linear", x, R, layers, name)
-    assert chosen == set(homes.STRATEGIES) - (set() if library else {homes.STREAM})
+                                        if layers == 1 or not linear_on_cuda._too_many(layers, R):
+                                            linear_on_cuda._check_supported("subspace_linear", x, R, layers, name)
+    assert chosen == set(strategies.STRATEGIES) - (set() if library else {strategies.STREAM})

@@ -9,7 +9,7 @@ from guarded import guarded, untouchable
 from inputs import POINTERS, TILE, TMA, TOLERANCE, Call, check, draw, error
 
 from masm_ext import reference
-from masm_ext.kernels import products
+from masm_ext.kernels import operands, products
 from masm_ext.kernels.launch import Tile
 from masm_ext.kernels.tiles import both_max_rank
 
@@ -87,7 +87,7 @@ def test_groups(layers, strategy, target):
 def test_layers_are_read_in_place_only_where_they_lie_side_by_side():
     whole = torch.randn(3, 4, 5)
     for tensors in (whole.unbind(0), whole.flip(0).unbind(0), whole[[0, 1, 2]].unbind(0)):
-        assert products.side_by_side(tensors).data_ptr() == tensors[0].data_ptr()
+        assert operands.side_by_side(tensors).data_ptr() == tensors[0].data_ptr()
     for tensors in (
         whole.unbind(0)[::-1],
         [whole[0], whole[2]],
@@ -96,7 +96,7 @@ def test_layers_are_read_in_place_only_where_they_lie_side_by_side():
         whole.mT.unbind(0),
         list(torch.randn(3, 4, 10)[..., :5]),
     ):
-        together = products.side_by_side(tensors)
+        together = operands.side_by_side(tensors)
         assert together.data_ptr() != tensors[0].data_ptr()
         assert torch.equal(together, torch.cat(list(tensors)))
 
@@ -148,7 +148,7 @@ def test_every_combination_of_needs(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_p_has_no_columns_where_nobody_reads_it(strategy):
+def test_p_has_no_columns_if_it_is_not_read(strategy):
     call = draw(40, 20, 24, (2, 3), torch.float32)
     y, p = call.forward(strategy, need_p=False)
     assert p.shape == (40, 0) and error(y[0], call.exact()[0][0]) <= TOLERANCE[torch.float32][0]

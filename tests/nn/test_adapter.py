@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from masm_ext import LayerMasks, MASMConfig, convert, load_adapter, save_adapter
-from masm_ext.adapter_files import FORMAT_VERSION, AdapterError, digest_of, read_record
+from masm_ext.adapter.files import FORMAT_VERSION, AdapterError, digest_of, read_record
 
 CONFIG = MASMConfig(
     target_modules=["0", "2"], modules_to_save="4", num_subspaces=2, subspace_rank=[3, 2], train_bias=True

@@ -2,7 +2,7 @@ import torch
 
 import masm_ext
 from masm_ext.ops import subspace_linear
-from masm_ext.ops.homes import ADDMM, HOMES, REFERENCE, SINGLE, STREAM, Call, choose
+from masm_ext.ops.dispatch import IMPLEMENTATIONS
 
 OPS = (
     *("subspace_linear", "subspace_linear_backward", "subspace_linear_group", "subspace_linear_group_backward"),
@@ -11,15 +11,15 @@ OPS = (
 KEY = {"cpu": "CPU", "cuda": "CUDA"}
 
 
-def test_every_op_has_one_home_on_every_device():
-    assert set(HOMES) == {(op, device) for op in OPS for device in KEY}
-    for (op, device), (_, file) in HOMES.items():
+def test_every_op_has_one_implementation_on_every_device():
+    assert set(IMPLEMENTATIONS) == {(op, device) for op in OPS for device in KEY}
+    for (op, device), (_, file) in IMPLEMENTATIONS.items():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"masm::{op}", KEY[device]), (op, device)
         assert file.endswith((".cpp", ".cu", ".py"))
 
 
-def test_homes_are_where_the_table_says(repo):
-    for _, file in HOMES.values():
+def test_implementations_are_where_the_table_says(repo):
+    for _, file in IMPLEMENTATIONS.values():
         assert (repo / file).is_file(), file
     dump = {op: torch._C._dispatch_dump(f"masm::{op}") for op in OPS}
     for op in OPS:
@@ -54,18 +54,3 @@ def test_build_info_is_plain_json():
     assert json.loads(json.dumps(info)) == info
     assert set(info["ops"]) == {f"masm::{op}" for op in OPS}
     assert info["libraries"]["libmasm_cpu"] == "loaded"
-
-
-def test_few_rows_stream_where_the_cuda_library_is_loaded():
-    def chosen(M, IN, R, dtype=torch.bfloat16, library=True, **more):
-        return choose(Call(M, 1024, IN, R, 1, dtype, 90, cuda_library=library, **more))
-
-    assert chosen(16, 4096, 17) == chosen(1, 2048, 64) == STREAM
-    # without it, or where every block would read too much of x
-    assert chosen(16, 4096, 17, library=False) == chosen(17, 4096, 17) == chosen(16, 1024, 64) == SINGLE
-    # dX is never its
-    assert chosen(16, 4096, 16, library=False, backward=True) == SINGLE
-    assert chosen(64, 4096, 64, torch.float32, library=False, backward=True) == REFERENCE
-    # more rows or directions than the kernels serve
-    assert chosen(65, 1024, 16, torch.float32) == ADDMM and chosen(64, 1024, 65, torch.float32) == REFERENCE
-    assert chosen(1, 4096, 16, torch.float64) == REFERENCE

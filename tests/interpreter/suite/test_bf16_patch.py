@@ -1,4 +1,4 @@
-"""The canary: is the interpreter right about bfloat16 and tf32?"""
+"""Canary: the patched interpreter rounds bfloat16 and tf32 as a GPU does."""
 
 import torch
 import triton
@@ -25,7 +25,7 @@ def test_a_bfloat16_dot_product_is_rounded_once():
     assert (c.double() - exact).norm() / exact.norm() < 4e-3
 
 
-def test_tf32_keeps_ten_bits_and_only_where_asked():
+def test_tf32_keeps_ten_bits_and_only_where_requested():
     a, b = torch.randn(16, 16), torch.randn(16, 16)
     c = torch.empty_like(a)
     exact, error = a.double() @ b.double(), {}

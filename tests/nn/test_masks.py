@@ -8,7 +8,8 @@ from torch import nn
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
 from masm_ext.convert import with_targets
-from masm_ext.masking import HISTORY_ROWS, bias_variance
+from masm_ext.masks import bias_variance
+from masm_ext.masks.history import HISTORY_ROWS
 from masm_ext.selection import SelectedLayers
 
 
@@ -172,7 +173,7 @@ def test_select_layers_leaves_batch_statistics_and_modes_alone():
 
 @pytest.mark.parametrize("fields", [dict(mask_active_fraction=0.3), dict(mask_threshold=0.4)], ids=str)
 def test_a_callable_is_treated_as_the_policy_of_the_config(fields):
-    """The host asks a callable in the middle of a step; statistics, probes and history go on as without."""
+    """The host calls a policy in the middle of a step; statistics, probes and history are the same as without."""
     fields |= dict(mask_warmup=2, mask_interval=3, mask_probe_interval=2, mask_probe_steps=2)
     _, own = build(**fields)
     _, asked = build(policy=lambda snr, step, current: bias_variance(snr, current, own.config), **fields)
@@ -306,9 +307,9 @@ def test_a_policy_that_raises_leaves_the_state_as_it_was():
 
 
 def test_the_history_is_bounded(monkeypatch):
-    from masm_ext import masking
+    from masm_ext.masks import history
 
-    monkeypatch.setattr(masking, "HISTORY_KEPT", 5)
+    monkeypatch.setattr(history, "HISTORY_KEPT", 5)
     _, masks = build(mask_warmup=1, mask_interval=1)
     for _ in range(12):
         observe(masks, torch.rand(4, 2), torch.ones(4, 2))

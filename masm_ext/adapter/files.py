@@ -1,8 +1,8 @@
 """The files of an adapter and the checks on reading them.
 
 A folder with ``adapter.json`` and one safetensors file that it names. The JSON holds the format version, the config,
-per layer its row bounds and the identity of its base weight, the names of the saved modules, the identity (SHA-256,
-dtype, shape) of every other tensor of the base, the masks, and a SHA-256 of itself.
+per layer its row bounds, its directions and the identity of its base weight, the names of the saved modules, the
+identity (SHA-256, dtype, shape) of every other tensor of the base, the masks, and a SHA-256 of itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .config import MASMConfig
-from .files import locked, staged
+from ..config import MASMConfig
+from ..files import locked, staged
 
 FORMAT = "masm_ext adapter"
 FORMAT_VERSION = 2
@@ -39,8 +39,9 @@ def write_adapter(
     tensors: Mapping[str, Tensor],
     check: Callable[[dict[str, Any], dict[str, Tensor]], None],
 ) -> Path:
-    """Write an adapter beside the one in ``folder``, read it back, ``check(record, tensors)`` what was read, and put it
-    in its place. If a step raises, ``folder`` is left as it was. Returns the path of the JSON.
+    """Write an adapter to temporary files, read them back, call ``check(record, tensors)``, and rename them into place.
+
+    If a step raises, ``folder`` stays as it was. Returns the path of the JSON.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
@@ -94,7 +95,7 @@ def parse_record(path: Path) -> dict[str, Any]:
             )
         if record["sha256"] != digest_of(record):
             raise ValueError("its content is not what was written (SHA-256)")
-        if version == 1:  # without what version 2 added
+        if version == 1:  # version 2 added these
             record |= {"base": None, "saved_modules": None}
             record["layers"] = {n: {**e, "shape": None, "bias": None} for n, e in record["layers"].items()}
         _check_record(record)
@@ -106,7 +107,7 @@ def parse_record(path: Path) -> dict[str, Any]:
 
 
 def _check_record(record: dict[str, Any]) -> None:
-    """Raises one of many errors if a record cannot be used."""
+    """Raises ValueError, KeyError, TypeError and others if a record cannot be used."""
     K, masks = MASMConfig.from_dict(record["config"]).num_subspaces, record["masks"]
     if masks is not None and [len(row) for row in masks] != [K] * len(record["layers"]):
         raise ValueError("masks do not have the shape [L, K]")
@@ -120,6 +121,9 @@ def _check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"layer {name!r} has wrong offsets {offsets}: expected K + 1 = {K + 1} ints from 0")
         if any(a >= b for a, b in pairwise(offsets)):
             raise ValueError(f"layer {name!r} has wrong offsets {offsets}: every subspace needs a rank of 1 or more")
+        directions = entry.get("directions")
+        if directions is not None and not all(type(i) is int for i in directions):
+            raise ValueError(f"layer {name!r} has directions {directions!r}: expected ints")
         if not isinstance(entry["energy"], int | float):
             raise ValueError(f"layer {name!r} has energy {entry['energy']!r}")
         _check_identity(name, {**entry, "sha256": entry["base_sha256"]})
@@ -154,7 +158,7 @@ def digest_of(record: dict[str, Any]) -> str:
 
 
 def tensors_named_by(path: Path) -> str | None:
-    """The tensor file of the adapter that is about to be replaced, if there is a readable one."""
+    """The tensor file of the adapter to be replaced, None if it is missing or unreadable."""
     try:
         name = json.loads(path.read_bytes())["tensors"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -172,3 +176,9 @@ def read_tensors(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise AdapterError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def some(names: Collection[str], most: int = 3) -> str:
+    """The first of some names, for a message."""
+    shown = ", ".join(list(names)[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Lets the CUDA homes serve CPU tensors in this process, so that PyTorch sees of them what it sees on a GPU."""
+"""Lets Triton serve CPU tensors in this process: PyTorch sees of the kernels what it sees on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from inputs import TMA
 
 from masm_ext.kernels import fold, masked_adamw, subspace_linear, subspace_penalty, update_masks
-from masm_ext.ops.homes import HOMES, TRITON
+from masm_ext.ops.dispatch import IMPLEMENTATIONS, TRITON
 
 MODULES = {
     "subspace_linear": subspace_linear,
@@ -24,7 +24,9 @@ MODULES = {
 
 @contextmanager
 def triton_serves_the_cpu() -> Iterator[None]:
-    assert set(MODULES) >= {op for (op, device), (kind, _) in HOMES.items() if device == "cuda" and kind == TRITON}
+    assert set(MODULES) >= {
+        op for (op, device), (kind, _) in IMPLEMENTATIONS.items() if device == "cuda" and kind == TRITON
+    }
     library = torch.library.Library("masm", "IMPL")
     for op, module in MODULES.items():
         library.impl(op, getattr(module, op), "CPU", allow_override=True)

@@ -1,8 +1,8 @@
-"""Makes Triton's interpreter compute as a GPU does where it does not (Triton 3.6 to 3.9).
+"""Patches Triton's interpreter (3.6 to 3.9) to round bfloat16 and tf32 as a GPU does.
 
 - bfloat16 is kept as raw 16-bit integers: casts truncate, and dot products work on the integers (errors of 1e10). Here
-  casts round to nearest even and operands are widened to float32. (Arithmetic on bfloat16 stays wrong: no kernel here
-  does any, and one that did would fail its test.)
+  casts round to nearest even and operands are widened to float32. Arithmetic on bfloat16 stays wrong: kernels here do
+  none.
 - tf32 products are computed in float32. Here their operands are rounded to tf32's 10 bits of mantissa.
 - Triton 3.6 turns arrays of one element into indices as numpy 2.4 no longer allows. Here as Triton 3.9 does.
 
@@ -34,7 +34,7 @@ def rounded_to_tf32(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x), rounded, x).astype(np.float32).reshape(np.shape(x))
 
 
-def _mend() -> None:
+def _patch() -> None:
     builder = interpreter.InterpreterBuilder
     convert, dot = interpreter._convert_float, builder.create_dot
 
@@ -65,4 +65,4 @@ def _mend() -> None:
     interpreter._patch_lang_tensor = patch_lang_tensor
 
 
-_mend()
+_patch()

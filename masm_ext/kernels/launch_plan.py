@@ -1,10 +1,11 @@
-"""Repeats what a call launched, without the Python that planned it.
+"""Launch plans: what a call launched, replayed without the Python that chose it.
 
-What an op launches follows from the shapes, strides, types, devices and alignment of its arguments: from its key. The
-first call with a key runs as it is written. The second is recorded: what is allocated, which kernels start with which
-addresses, which torch ops run between them. From the third on the tape is played, which costs the host a fraction
-(benchmarks/host.py); a model that runs eagerly waits for the host. A call whose launches depend on values, or whose
-arguments share elements, is never recorded; one that is being tuned, not yet.
+What an op launches follows from its key: shapes, strides, types, devices and alignment of the arguments. The first call
+with a key runs as written. The second is recorded: allocations, kernels with their addresses, torch ops between them.
+From the third on the plan is replayed, at a fraction of the host's time (benchmarks/host.py).
+
+Never recorded: calls whose launches depend on values, and calls whose arguments share elements. Not yet recorded: a
+call whose tiles are still to be timed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .launch import on_device, record_on, recording
 aten = torch.ops.aten
 _ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
 _VALUES = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
-#: Keys that are kept; past it all are forgotten.
+#: Keys kept; beyond it all are dropped.
 MOST = 4096
 
 
@@ -38,7 +39,7 @@ class Unrepeatable(Exception):
 
 
 class Ref(NamedTuple):
-    """A tensor as a place in memory: `offset` bytes from the start of what lies in slot number `slot`."""
+    """A tensor as a place in memory: `offset` bytes from the start of the tensor in slot `slot`."""
 
     slot: int
     offset: int
@@ -56,7 +57,7 @@ class Ref(NamedTuple):
 
 
 class Empty(NamedTuple):
-    """A tensor without elements: it lies nowhere."""
+    """A tensor without elements: it has no address."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -66,7 +67,7 @@ class Empty(NamedTuple):
 
 
 class Address(NamedTuple):
-    """What the launcher of a kernel reads of a tensor that a descriptor describes."""
+    """Stands in for the tensor of a descriptor: a kernel's launcher reads its address only."""
 
     value: int
 
@@ -74,7 +75,7 @@ class Address(NamedTuple):
         return self.value
 
 
-# The steps of a tape. They work on `slots`: the tensors that live, the arguments of the call first.
+# The steps of a plan work on `slots`: the live tensors, the arguments of the call first.
 
 
 class Allocate(NamedTuple):
@@ -87,24 +88,30 @@ class Allocate(NamedTuple):
     def uses(self) -> tuple[int, ...]:
         return (self.slot,)
 
-    def play(self, slots: list[Tensor]) -> None:
+    def replay(self, slots: list[Tensor]) -> None:
         slots[self.slot] = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=slots[0].device)
 
 
 class Release(NamedTuple):
-    """Gives memory back after the last step that uses it, as the planning code does by leaving a function."""
+    """Frees memory after its last use, as leaving a function does in the code that was recorded."""
 
     slots: tuple[int, ...]
 
-    def play(self, slots: list[Any]) -> None:
+    def replay(self, slots: list[Any]) -> None:
         for slot in self.slots:
             slots[slot] = None
 
 
 @dataclass(slots=True)
 class Launch:
-    """A compiled kernel, which takes addresses for tensors. `pointers`: (argument, slot, offset in bytes);
-    `descriptors`: (argument, slot, offset, the other fields of the TensorDescriptor)."""
+    """A compiled kernel, which takes addresses for tensors.
+
+    Attributes:
+        start: launches it.
+        arguments: with None in place of tensors.
+        pointers: (argument, slot, offset in bytes).
+        descriptors: (argument, slot, offset in bytes, the other fields of the TensorDescriptor).
+    """
 
     start: Callable[..., object]
     arguments: list[Any]
@@ -115,12 +122,12 @@ class Launch:
     def uses(self) -> tuple[int, ...]:
         return tuple(slot for _, slot, *_ in (*self.pointers, *self.descriptors))
 
-    def play(self, slots: list[Tensor]) -> None:
+    def replay(self, slots: list[Tensor]) -> None:
         arguments = self.arguments.copy()
         for i, slot, offset in self.pointers:
             arguments[i] = slots[slot].data_ptr() + offset
         for i, slot, offset, fields in self.descriptors:
-            # as dataclasses.replace, without the checks: the key holds what they look at
+            # dataclasses.replace without its checks: they depend on the key only
             arguments[i] = descriptor = object.__new__(TensorDescriptor)
             descriptor.__dict__.update(fields, base=Address(slots[slot].data_ptr() + offset))
         self.start(*arguments)
@@ -128,8 +135,14 @@ class Launch:
 
 @dataclass(slots=True)
 class Run:
-    """A torch op, or a kernel in Triton's interpreter, which takes tensors. `leaves` and `structure`: its arguments as
-    a pytree; `writes`: may it write to them; `results`: (place among what it returns, slot) of each new tensor."""
+    """A torch op, or a kernel in Triton's interpreter; both take tensors.
+
+    Attributes:
+        function: the op.
+        leaves, structure: its arguments as a pytree.
+        writes: whether it may write to them.
+        results: (place among what it returns, slot) of each new tensor.
+    """
 
     function: Callable[..., Any]
     leaves: list[Any]
@@ -141,7 +154,7 @@ class Run:
     def uses(self) -> tuple[int, ...]:
         return (*(leaf.slot for leaf in self.leaves if isinstance(leaf, Ref)), *(slot for _, slot in self.results))
 
-    def play(self, slots: list[Tensor]) -> None:
+    def replay(self, slots: list[Tensor]) -> None:
         leaves = [leaf.of(slots) if isinstance(leaf, (Ref, Empty)) else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.structure)
         returned = self.function(*args, **kwargs)
@@ -151,13 +164,13 @@ class Run:
                 slots[slot] = flat[place]
 
 
-class Tape(TorchDispatchMode):
-    """Records inside ``record_on(tape)``: torch ops and allocations as a mode, launches by :meth:`launch`."""
+class LaunchPlan(TorchDispatchMode):
+    """Records inside ``record_on(plan)``: torch ops and allocations as a mode, launches by :meth:`launch`."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.spoiled = ""  # why it cannot be played
-        self.again = False  # whether the next recording may be better
+        self.rejected = ""  # why it cannot be replayed
+        self.again = False  # whether a later recording may succeed
         self._device = inputs[0].device
         self._inputs = self._count = 0
         self._steps: list[Any] = []
@@ -166,15 +179,15 @@ class Tape(TorchDispatchMode):
         for t in inputs:
             self._inputs = self._own(t) + 1
 
-    def spoil(self, why: str, again: bool = False) -> None:
-        """This recording is of no use. `again`: the next may be."""
-        self.spoiled, self.again = self.spoiled or why, self.again or again
+    def reject(self, why: str, again: bool = False) -> None:
+        """Give this recording up. `again`: a later one may succeed."""
+        self.rejected, self.again = self.rejected or why, self.again or again
 
     def _own(self, t: Tensor) -> int:
         slot, self._count = self._count, self._count + 1
         if t.numel():
             extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
-            # kept until the end, so that no address is given away twice
+            # kept until the end: no address may be reused while recording
             self._owned.append((t.data_ptr(), t.data_ptr() + extent * t.itemsize, slot, t))
         return slot
 
@@ -184,14 +197,14 @@ class Tape(TorchDispatchMode):
                   if first <= address < end and _is_element(own, address - first)]  # fmt: skip
         if len(owners) != 1:
             raise Unrepeatable(
-                f"no step made a tensor of shape {list(t.shape)} that is read"
+                f"no step made the tensor of shape {list(t.shape)} that a step reads"
                 if not owners
-                else "arguments share elements: an address does not tell which is meant"
+                else "arguments share elements: an address does not identify one"
             )
         return owners[0]
 
     def _leaf(self, value: Any) -> Any:
-        """What stands on the tape for an argument or a result."""
+        """An argument or a result as the plan keeps it."""
         if not isinstance(value, Tensor):
             return value
         if value.numel() == 0:
@@ -201,11 +214,11 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         returned = func(*args, **kwargs)
-        if not self.spoiled:
+        if not self.rejected:
             try:
                 self._record(func, args, kwargs, returned)
             except Unrepeatable as error:
-                self.spoil(str(error))
+                self.reject(str(error))
         return returned
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
@@ -220,15 +233,15 @@ class Tape(TorchDispatchMode):
         new = [i for i, t in enumerate(results) if t.untyped_storage()._cdata not in storages]
         writes = func._schema.is_mutable
         if not new and not writes:
-            return  # a view, which its address will tell
+            return  # a view: steps find it by its address
         leaves = [self._leaf(value) for value in given]
         self._steps.append(Run(func, leaves, structure, writes, [(i, self._own(results[i])) for i in new]))
 
     def launch(
         self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any], options: dict[str, Any]
     ) -> None:
-        """`compiled`: what ``kernel[grid](*arguments, **options)`` gave."""
-        if self.spoiled:
+        """Record a launch. `compiled`: what ``kernel[grid](*arguments, **options)`` returned."""
+        if self.rejected:
             return
         try:
             if isinstance(kernel, triton.JITFunction):
@@ -239,7 +252,7 @@ class Tape(TorchDispatchMode):
                 leaves = [self._leaf(leaf) for leaf in leaves]
                 self._steps.append(Run(partial(_interpret, kernel[grid]), leaves, structure, True))
         except Unrepeatable as error:
-            self.spoil(str(error))
+            self.reject(str(error))
 
     def _launch(
         self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: Sequence[Any], options: dict[str, Any]
@@ -260,29 +273,30 @@ class Tape(TorchDispatchMode):
         return step
 
     def end(self, outputs: Sequence[Tensor | list[Tensor]]) -> bool:
-        """Close the tape after the call that returned `outputs`. Can it be played?"""
+        """Close the plan after the call that returned `outputs`. Returns whether it can be replayed."""
         try:
             self._outputs = [self._leaf(o) if isinstance(o, Tensor) else [self._leaf(t) for t in o] for o in outputs]
         except Unrepeatable as error:
-            self.spoil(str(error))
+            self.reject(str(error))
         self._check()
         self._release()
         self._owned.clear()
-        return not self.spoiled
+        return not self.rejected
 
     def _check(self) -> None:
-        """Was all that the steps allocate written by them? As far as can be told: nobody says what a compiled kernel
-        writes of that which it is given."""
+        """Reject the plan if memory that a step allocates is written outside of it.
+
+        A compiled kernel counts as writing every tensor it takes: its signature does not say which."""
         unwritten = set()
         for step in self._steps:
             if isinstance(step, Allocate):
                 unwritten |= {step.slot} if math.prod(step.shape) else set()
                 continue
             if isinstance(step, Run) and not step.writes and unwritten.intersection(step.uses):
-                self.spoil(f"something that is not on the tape wrote what {step.function} reads")
+                self.reject(f"something outside the plan wrote what {step.function} reads")
             unwritten.difference_update(step.uses)
         if unwritten:
-            self.spoil("something that is not on the tape wrote what a step allocates")
+            self.reject("something outside the plan wrote what a step allocates")
 
     def _release(self) -> None:
         leaves = [leaf for o in self._outputs for leaf in (o if type(o) is list else [o])]
@@ -294,16 +308,16 @@ class Tape(TorchDispatchMode):
             steps += [step, Release(tuple(over))] if over else [step]
         self._steps = steps
 
-    def play(self, inputs: Sequence[Tensor]) -> tuple[Tensor | list[Tensor], ...]:
-        """What the recorded call returned, for these arguments."""
+    def replay(self, inputs: Sequence[Tensor]) -> tuple[Tensor | list[Tensor], ...]:
+        """The results of the recorded call for these arguments."""
         slots: list[Any] = [*inputs, *[None] * (self._count - self._inputs)]
         for step in self._steps:
-            step.play(slots)
+            step.replay(slots)
         return tuple(o.of(slots) if type(o) is not list else [leaf.of(slots) for leaf in o] for o in self._outputs)
 
 
 def _is_element(t: Tensor, offset: int) -> bool:
-    """Does an element of `t` begin `offset` bytes behind its first?"""
+    """Whether an element of `t` begins `offset` bytes behind its first."""
     left, inside = divmod(offset, t.itemsize)
     for stride, size in sorted(zip(t.stride(), t.shape), reverse=True):
         if stride:
@@ -315,48 +329,53 @@ def _interpret(kernel: Callable[..., object], *arguments: Any, **options: Any) -
     kernel(*(TensorDescriptor.from_tensor(*a) if isinstance(a, tuple) else a for a in arguments), **options)
 
 
-_tapes: dict[tuple[Any, ...], Tape | bool] = {}  # False: called once; True: never to be recorded
+#: By key. False: called once; True: cannot be recorded.
+_plans: dict[tuple[Any, ...], LaunchPlan | bool] = {}
 
 
 def forget() -> None:
-    """Drop all tapes: something that plans depend on beside their keys has changed."""
-    _tapes.clear()
+    """Drop all plans: something that they depend on beside their keys has changed."""
+    _plans.clear()
 
 
 def repeated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Play `function` from a tape where it can. It maps tensors, lists of tensors and values to a tuple of new tensors
-    and lists of them; what it launches must follow from its key, or from what calls :func:`forget` when it changes. The
-    first argument is, or begins with, a tensor."""
+    """Replay `function` from a plan where one can be recorded.
+
+    Args:
+        function: maps tensors, lists of tensors and values to a tuple of new tensors and lists of them; the first
+            argument is a tensor or a list of tensors. What it launches must follow from its key, or from a state whose
+            changes call :func:`forget`.
+    """
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if recording() is not None:  # a part of the call that is being recorded
+        if recording() is not None:  # inside a call that is being recorded
             return function(*args, **kwargs)
         key, tensors = _key(function, args, kwargs)
-        tape = _tapes.get(key)
-        if isinstance(tape, Tape):
+        plan = _plans.get(key)
+        if isinstance(plan, LaunchPlan):
             with on_device(tensors[0]), autocast_off(tensors[0]):
-                return tape.play(tensors)
-        if tape is None:
-            if len(_tapes) >= MOST:
+                return plan.replay(tensors)
+        if plan is None:
+            if len(_plans) >= MOST:
                 forget()
-            _tapes[key] = False
-        if tape is not False:
+            _plans[key] = False
+        if plan is not False:
             return function(*args, **kwargs)
-        tape = Tape(tensors)
-        with record_on(tape):
+        plan = LaunchPlan(tensors)
+        with record_on(plan):
             outputs = function(*args, **kwargs)
-        if tape.end(outputs):
-            _tapes[key] = tape
-        elif not tape.again:
-            _tapes[key] = True
+        if plan.end(outputs):
+            _plans[key] = plan
+        elif not plan.again:
+            _plans[key] = True
         return outputs
 
     return call
 
 
 def _key(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, list[Tensor]]:
-    """What the plan of a call depends on, and its tensors in their order."""
+    """What the launches of a call depend on, and its tensors in their order."""
     tensors: list[Tensor] = []
     deterministic = torch.are_deterministic_algorithms_enabled()  # the choice of tiles depends on it
     key: list[Any] = [function, torch.backends.cuda.matmul.fp32_precision, deterministic, *kwargs]

@@ -1,0 +1,200 @@
+"""Writing the adapter of a converted model.
+
+:mod:`masm_ext.adapter.files` describes the files. The JSON is renamed into place last, and only after both files were
+read back: a folder always holds one complete adapter, old or new.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entries, base_tensors, check_whole
+from ..config import MASMConfig
+from ..contract import dtype_name
+from ..conversion_report import trainable_parameters
+from ..decomposition import order_of
+from ..hashing import tensor_hashes
+from ..masks import LayerMasks
+from ..nn.masm_linear import MASMLinear
+from ..selection import saved_modules, saved_state
+from ..wrappers import modules_of, unwrap, unwrapped_modules
+from .files import FORMAT, FORMAT_VERSION, AdapterError, some, write_adapter
+from .plan import FACTORS, plan_layers
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    *,
+    masks: LayerMasks | None = None,
+    config: MASMConfig | None = None,
+) -> Path:
+    """Write the learned part of a converted model to a folder.
+
+    Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, all parameters and
+    buffers under ``config.modules_to_save``, the masks of the layers, and the SHA-256 of every frozen parameter and
+    floating-point buffer of the base. Not saved: the frozen weights. Names are those of the unwrapped model
+    (``torch.compile``, DataParallel and others add parts to names, which an adapter does not have).
+
+    The adapter is read back and checked as :func:`load_adapter` would, against the base that the model was converted
+    from, before it replaces an adapter in ``folder``. If anything fails, ``folder`` stays as it was.
+
+    Args:
+        model: a converted model, or a wrapper around it.
+        folder: created if it does not exist.
+        masks: optional, since the layers hold their masks; if given, it must belong to the layers of this model.
+        config: the one that the model was converted with, by default.
+
+    Returns:
+        The path of ``adapter.json``.
+
+    Raises:
+        ValueError: before anything is written, if the model has no MASMLinear, ``config`` or ``masks`` do not match its
+            layers, a trainable parameter would not be saved, or a frozen tensor changed since conversion.
+        TypeError: ``masks`` is no LayerMasks.
+    """
+    layers = modules_of(model, MASMLinear)
+    if not layers:
+        raise ValueError("save_adapter: the model has no MASMLinear (is it merged? unmerge it first)")
+    if masks is not None:
+        _check_masks(masks, layers)
+    config = _config_of(model, layers, config)
+    modules = dict(unwrapped_modules(model))
+    saved = saved_modules(modules, config.modules_to_save)
+    state = saved_state(modules, saved)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        for factor in FACTORS:
+            tensors[f"layers.{name}.{factor}"] = getattr(layer, factor)
+        if config.train_bias and layer.bias is not None:
+            tensors[f"layers.{name}.bias"] = layer.bias
+    tensors |= {f"saved.{name}": value for name, value in state.items()}
+    for name, value in tensors.items():
+        check_whole(name, value)
+    _check_all_trained_are_saved(model, tensors)
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "layers": {name: _layer_entry(name, layer, config) for name, layer in layers.items()},
+        "saved_modules": saved,
+        "base": _base_of(model, base_tensors(modules, layers, saved, config.train_bias)),
+        "masks": [layer.selected_mask.int().tolist() for layer in layers.values()],
+    }
+    try:
+        return write_adapter(Path(folder), record, tensors, lambda *written: _check_loadable(*written, state))
+    except AdapterError as error:
+        raise ValueError(
+            f"save_adapter: this model makes an adapter that cannot be loaded: {error} (if the model is sharded, "
+            "gather it first)"
+        ) from error
+
+
+def _check_loadable(record: dict[str, Any], tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Plan the load of an adapter onto a description of its base: linear layers without data, and the saved state."""
+    linears = {}
+    for name, entry in record["layers"].items():
+        (N, D), dtype = entry["shape"], getattr(torch, entry["dtype"])
+        linears[name] = nn.Linear(D, N, bias=entry["bias"], device="meta", dtype=dtype)
+    plan_layers(record, tensors, linears, state)
+
+
+def _check_masks(masks: LayerMasks, layers: Mapping[str, MASMLinear]) -> None:
+    if not isinstance(masks, LayerMasks):
+        raise TypeError(f"save_adapter: masks= must be a LayerMasks, got a {type(masks).__name__}; leave it out")
+    own = list(masks.layers.values())
+    if [id(layer) for layer in own] != [id(layer) for layer in layers.values()]:
+        raise ValueError(
+            f"save_adapter: masks= was made for {len(own)} layers of another model, this one has {len(layers)} "
+            f"({', '.join(list(layers)[:3])} ...); leave masks= out: the layers hold the masks in force"
+        )
+
+
+def _config_of(model: nn.Module, layers: Mapping[str, MASMLinear], config: MASMConfig | None) -> MASMConfig:
+    """The config to save, checked against the layers."""
+    stored = [m.__dict__[CONFIG_ATTRIBUTE] for _, m in unwrapped_modules(model) if CONFIG_ATTRIBUTE in m.__dict__]
+    if config is None:
+        config = unwrap(model).__dict__.get(CONFIG_ATTRIBUTE)
+    if config is None:
+        raise ValueError("save_adapter: pass the module that was given to convert(), or config=")
+    for name, layer in layers.items():
+        if layer.num_subspaces != config.num_subspaces:
+            raise ValueError(
+                f"save_adapter: config.num_subspaces is {config.num_subspaces}, but {name!r} has "
+                f"{layer.num_subspaces} subspaces; pass the config that the model was converted with, or none"
+            )
+        if config.energy is None and layer.ranks != config.ranks:
+            raise ValueError(
+                f"save_adapter: config.subspace_rank gives ranks {list(config.ranks)}, but {name!r} has "
+                f"{list(layer.ranks)}; pass the config that the model was converted with, or none"
+            )
+    if any(other.train_bias != config.train_bias for other in stored):
+        raise ValueError(
+            f"save_adapter: config.train_bias is {config.train_bias}, but the model was converted with "
+            f"{not config.train_bias}; pass the config that it was converted with, or none"
+        )
+    return config
+
+
+def _check_all_trained_are_saved(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    saved = {id(t) for t in tensors.values()}
+    lost = [f"{name} {list(p.shape)}" for name, p in trainable_parameters(model).items() if id(p) not in saved]
+    if lost:
+        raise ValueError(
+            f"save_adapter: {len(lost)} trainable parameters would not be saved: {some(lost, 20)}. Name their "
+            "modules in modules_to_save (for biases of converted layers: train_bias=True) before convert, or freeze "
+            "them before training"
+        )
+
+
+def _layer_entry(name: str, layer: MASMLinear, config: MASMConfig) -> dict[str, Any]:
+    if not layer.base_hash.strip("0"):
+        raise ValueError(
+            f"save_adapter: {name!r} does not know the weight it was made from (no base_hash), so no base could be "
+            "checked on load; make it by convert() or MASMLinear.from_linear"
+        )
+    q = min(layer.out_features, layer.in_features)
+    return {
+        "offsets": list(layer.offsets),
+        "energy": layer.energy,
+        "directions": list(layer.directions or order_of(config.directions, q, layer.base_hash)[: layer.offsets[-1]]),
+        "base_sha256": layer.base_hash,
+        "dtype": dtype_name(layer.base_dtype),
+        "shape": [layer.out_features, layer.in_features],
+        "bias": layer.bias is not None,
+    }
+
+
+def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEntry]:
+    """The identity of the frozen tensors at conversion. Raises ValueError if one changed since."""
+    at_conversion: dict[str, BaseEntry] = {}
+    for name, module in unwrapped_modules(model):
+        for key, entry in module.__dict__.get(BASE_ATTRIBUTE, {}).items():
+            at_conversion[f"{name}.{key}" if name else key] = entry
+    now = base_entries(frozen, tensor_hashes(frozen))
+    base = {name: at_conversion.get(name, entry) for name, entry in now.items()}
+    cast = [name for name, entry in now.items() if entry["dtype"] != base[name]["dtype"]]
+    changed = [name for name, entry in now.items() if entry != base[name] and name not in cast]
+    if changed:
+        raise ValueError(
+            f"save_adapter: {len(changed)} frozen tensors changed since convert(): {some(changed, 20)}. An adapter "
+            "does not carry them, so the loaded model would be another one. Name their modules in modules_to_save "
+            "before convert, or keep them as they are in training (batch norms: in eval mode; averages made by hand: "
+            "of the trainable parameters only). Where other base "
+            "weights were loaded on purpose after convert(), call masm_ext.base_model.record_base(model) then"
+        )
+    if cast:
+        warnings.warn(
+            f"{len(cast)} frozen tensors were cast since convert(), from {base[cast[0]]['dtype']} to "
+            f"{now[cast[0]]['dtype']} ({some(cast)}): the adapter belongs to the base as it was then; whether "
+            "they changed in training cannot be checked",
+            stacklevel=3,
+        )
+    return base

@@ -1,0 +1,73 @@
+"""The static policy: which layers to decompose, from one calibration pass before conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import MASMConfig
+from ..reference import snr_of
+from ..selection import SelectedLayers, matching_linears
+from .policies import bias_variance
+
+
+def select_layers(
+    model: nn.Module,
+    config: MASMConfig,
+    batches: Iterable[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+) -> SelectedLayers:
+    """Rank the layers of a model that is not yet converted by the bias-variance of their weight gradients.
+
+    Per layer, with G_b the gradient of the weight on batch b of n: ``power = mean_b ||G_b||^2``, ``signal =
+    (n ||mean_b G_b||^2 - power) / (n - 1)`` (the mean over pairs of different batches, so that noise gives 0), ``snr =
+    signal / power``. The pass runs in eval mode. The model's mode, ``requires_grad`` flags and gradients are restored.
+
+    Args:
+        model: the pretrained model.
+        config: ``target_modules``, ``exclude_modules`` and ``modules_to_save`` give the candidates,
+            ``mask_active_fraction`` (or ``mask_threshold``) how many are chosen, ``mask_calibration_batches`` how many
+            batches are read.
+        batches: what ``loss_fn`` takes; at least two.
+        loss_fn: (model, batch) -> scalar loss.
+
+    Returns:
+        The full names of the layers of largest snr, in module order, for ``convert(target_modules=...)``.
+
+    Raises:
+        ValueError: fewer than two batches, or no layer matches.
+    """
+    linears = matching_linears(model, config.target_modules, config.exclude_modules, config.modules_to_save)
+    modes = {m: m.training for m in model.modules()}
+    flags = {p: p.requires_grad for p in model.parameters()}
+    weights = [layer.weight for layer in linears.values()]
+    mean = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+    second = torch.zeros(len(weights), dtype=torch.float64)
+    count = 0
+    try:
+        model.eval()  # batch statistics and dropout are neither moved nor measured
+        for p in flags:
+            p.requires_grad_(False)
+        for w in weights:
+            w.requires_grad_(True)
+        for count, batch in enumerate(batches, start=1):
+            grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
+            for i, g in enumerate(grads):
+                mean[i] += (g.float() - mean[i]) / count
+                second[i] += (float(g.double().square().sum()) - second[i]) / count
+            if count == config.mask_calibration_batches:
+                break
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+    if count < 2:
+        raise ValueError(f"select_layers needs at least two batches to tell bias from variance, got {count}")
+    of_mean = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)
+    snr = snr_of((count * of_mean - second) / (count - 1), second)[:, None]
+    chosen = bias_variance(snr, torch.zeros_like(snr), config)[:, 0]
+    return SelectedLayers(name for name, keep in zip(linears, chosen) if keep)
