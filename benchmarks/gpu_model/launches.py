@@ -24,31 +24,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
-import torch
+from gpus import GPUS, Gpu
+from shapes import Factors, Shape
 
-from masm_ext.ops.strategies import (
-    COMPUTED_RANK,
-    FOLDED,
-    MAX_LAYERS,
-    MAX_RANK,
-    REFERENCE,
-    SINGLE,
-    STREAM,
-    STREAM_RANK,
-    STREAM_ROWS,
-    Call,
-)
-from masm_ext.optim.blocks import PIECE
-
-try:
-    from masm_ext.kernels import tiles
-    from masm_ext.kernels.launch import Target, Tile, padded
-    from masm_ext.kernels.products import shared_operands
-    from masm_ext.kernels.skinny_products import chunk_rows_of
-except ImportError as error:
-    raise ImportError(
-        f"benchmarks/gpu_model/launches.py reads the tiles of the Triton kernels: pip install triton ({error})"
-    ) from error
+from masm_ext.kernels import tiles
+from masm_ext.kernels.launch import Tile, padded
+from masm_ext.kernels.products import shared_operands
+from masm_ext.kernels.skinny_products import chunk_rows_of
 
 #: Thread blocks of masked_adamw_kernel that a multiprocessor holds: 128 threads of 112 to 120 registers.
 ADAMW_RESIDENT = 4
@@ -58,111 +40,6 @@ TRITON_RESIDENT = {"inspect_gradients": 9, "update_segments": 3}
 #: Tiles that cuBLAS may choose from, and the fewest rows of the inner dimension that it splits off.
 CUBLAS_TILES = ((128, 256), (128, 128), (64, 64), (128, 32), (32, 128))
 SPLIT_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """From the data sheet of the SXM board, without sparsity: Hz, FLOP/s by kind of product, bytes/s, bytes of L2.
-    `l2_speed`, bytes/s, is an estimate: no data sheet has it."""
-
-    name: str
-    capability: int
-    processors: int
-    clock: float
-    half: float
-    tf32: float
-    ieee: float
-    memory: float
-    l2: float
-    l2_speed: float
-
-    @property
-    def target(self) -> Target:
-        return Target(self.capability, self.processors, self.name)
-
-    @property
-    def narrow(self) -> int:
-        """Columns below which a product gets no faster: its other operand comes from shared memory at 128 bytes a
-        cycle, as long as the tensor cores work on so many."""
-        return round(self.half / (self.processors * self.clock * 128))
-
-
-GPUS = {
-    "a100": Gpu("A100", 80, 108, 1.41e9, 312e12, 156e12, 19.5e12, 2.04e12, 40e6, 4.5e12),
-    "h100": Gpu("H100", 90, 132, 1.83e9, 989e12, 494e12, 67e12, 3.35e12, 50e6, 5.5e12),
-    "h200": Gpu("H200", 90, 132, 1.83e9, 989e12, 494e12, 67e12, 4.8e12, 50e6, 5.5e12),
-    "b200": Gpu("B200", 100, 148, 1.85e9, 2250e12, 1125e12, 75e12, 8.0e12, 126e6, 10e12),
-}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """J `layers` of one shape on one x. `live`: directions of a layer that are not masked, all by default. `learning`:
-    gradients of u, s and v are wanted. `cuda_library`: libmasm_cuda is loaded."""
-
-    M: int
-    N: int
-    D: int
-    R: int
-    layers: int = 1
-    dtype: torch.dtype = torch.bfloat16
-    tf32: bool = False
-    learning: bool = True
-    live: int | None = None
-    cuda_library: bool = True
-
-    @property
-    def size(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def kind(self) -> str:
-        return "half" if self.size == 2 else "tf32" if self.tf32 else "ieee"
-
-    def calls(self, capability: int) -> tuple[Call, Call]:
-        """What the forward product and that of dX ask of `masm_ext.ops.strategies.choose`."""
-        rest = (self.R, self.layers, self.dtype, capability, self.learning, self.tf32)
-        dx = Call(self.M, self.D, self.N, *rest, backward=True)
-        return Call(self.M, self.N, self.D, *rest, self.cuda_library), dx
-
-    def serves(self, strategy: str) -> bool:
-        """Can the kernels, and does it keep what was learned? Folding into a rounded weight does not."""
-        if strategy == REFERENCE:
-            return True
-        held = self.R * self.layers <= MAX_RANK and self.layers <= MAX_LAYERS and self.size < 8
-        exact = self.kind == "ieee" or strategy != FOLDED
-        if strategy == STREAM:
-            fits = self.size == 2 and self.D % 8 == 0 and self.M <= STREAM_ROWS and self.R <= STREAM_RANK
-            return held and self.cuda_library and fits
-        most = COMPUTED_RANK if self.layers == 1 or self.M <= tiles.SMALL_ROWS else 16
-        return held and exact and (strategy != SINGLE or most >= self.R)
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What a step of MaskedAdamW updates: u, s and v of the layers of `shapes` (N, D), R directions in K subspaces,
-    float32. `live`: share of the blocks (layer, subspace) that are not masked. `penalized`: gradients of penalties are
-    applied, too (what computing them costs is not in it)."""
-
-    shapes: tuple[tuple[int, int], ...]
-    R: int
-    K: int
-    live: float = 1.0
-    penalized: bool = False
-
-    @property
-    def blocks(self) -> int:
-        return len(self.shapes) * self.K
-
-    @property
-    def elements(self) -> int:
-        return self.R * sum(N + D + 1 for N, D in self.shapes)
-
-    @property
-    def segments(self) -> int:
-        """Pieces of a block's rows of one tensor, as masm_ext.optim.masked_adamw cuts them."""
-        ranks = [self.R // self.K + (k < self.R % self.K) for k in range(self.K)]
-        return sum(max(1, ceil(r * width / PIECE)) for N, D in self.shapes for r in ranks for width in (N, 1, D))
 
 
 @dataclass(frozen=True)

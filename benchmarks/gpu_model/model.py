@@ -20,7 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speed"))  # the timer, the shapes and the providers
 
 from cases import BOTH, DTYPES, FORWARD, LAYERS, MODELS, SUBSPACES
-from launches import GPUS, Costs, Factors, Launch, Shape, seconds
+from gpus import GPUS
+from launches import Costs, Launch, seconds
+from shapes import Factors, Shape
 
 from masm_ext.kernels import tiles
 from masm_ext.ops.strategies import ADDMM, FOLDED, KEXT, REFERENCE, SINGLE, STRATEGIES, STREAM, choose

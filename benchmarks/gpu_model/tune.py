@@ -28,12 +28,14 @@ import torch.nn.functional as F
 from bench import Call as Timed
 from bench import Clock, Outcome, interleave, statistics
 from cases import Case, Options
-from launches import GPUS, Shape, seconds
+from gpus import GPUS
+from launches import seconds
 from masm_detect.results import ResultError
 from model import Model
 from providers import TOLERANCE, check, relative_error
 from rules import Row, losses, propose
 from run import measure_all
+from shapes import Shape
 from store import load_results
 
 from masm_ext import _library, reference

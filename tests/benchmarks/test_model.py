@@ -88,8 +88,9 @@ def launched(shape, strategy, target, monkeypatch):
 def test_launches_are_those_of_the_kernels(monkeypatch, precision):
     """Names, grids and counts, for the default tile of each kernel; a change of the launch code fails here. P ahead of
     `stream` is launched by the same op."""
-    from launches import GPUS, Shape
+    from gpus import GPUS
     from model import Model
+    from shapes import Shape
 
     choose = tiles.tiles
     monkeypatch.setattr(tiles, "tiles", lambda *arguments: choose(*arguments)[:1])  # as tuning without a GPU
@@ -126,8 +127,9 @@ def test_launches_are_those_of_the_kernels(monkeypatch, precision):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_units_and_growth(kind):
-    from launches import GPUS, Shape
+    from gpus import GPUS
     from model import PEERS, Model
+    from shapes import Shape
 
     dtype, tf32 = KINDS[kind]
     for gpu in GPUS.values():
@@ -164,8 +166,9 @@ def test_units_and_growth(kind):
 
 
 def test_a_faster_gpu_is_faster():
-    from launches import GPUS, Shape
+    from gpus import GPUS
     from model import Model
+    from shapes import Shape
 
     for strategy in (KEXT, SINGLE, ADDMM, REFERENCE):
         times = [Model(GPUS[name]).cost(Shape(8224, 4096, 1024, 16), strategy)[1] for name in ("a100", "h100", "b200")]
@@ -175,7 +178,8 @@ def test_a_faster_gpu_is_faster():
 
 def test_what_serves_is_what_the_op_takes(monkeypatch):
     """`Shape.serves` agrees with the checks of the launch code, but for folding into a rounded weight."""
-    from launches import GPUS, Shape
+    from gpus import GPUS
+    from shapes import Shape
 
     for M, R, J in ((8, 16, 1), (8, 65, 1), (8, 256, 1), (8, 257, 1), (8, 64, 4), (8, 65, 4), (8, 4, 5), (65, 4, 1)):
         for strategy, library in ((KEXT, True), (SINGLE, True), (STREAM, True), (STREAM, False), (ADDMM, True)):
@@ -197,8 +201,9 @@ SWEEP_RANKS = (4, 16, 64, 128, 256)
 
 def choice_losses(kind, tokens, learning, ranks=SWEEP_RANKS, layers=1):
     """What today's choices lose to the best strategies, forward and backward together: {(M, N, D, R): loss}."""
-    from launches import Shape, seconds
+    from launches import seconds
     from model import Model
+    from shapes import Shape
 
     (dtype, tf32), model, out = KINDS[kind], Model(), {}
     for N, D in GOAL_SHAPES:
@@ -270,8 +275,8 @@ def optimizer_of(shapes, ranks):
 @pytest.mark.parametrize("model", ["vit-s", "vit-l"])
 def test_the_optimizer_moves_the_bytes_of_its_tensors(model, ranks):
     from cases import MODELS
-    from launches import Factors
     from model import Model
+    from shapes import Factors
 
     shapes, h100 = MODELS[model].attention, Model()
     optimizer, params = optimizer_of(shapes, ranks)
@@ -300,8 +305,10 @@ def test_the_optimizer_moves_the_bytes_of_its_tensors(model, ranks):
 
 def test_a_step_of_the_optimizer_is_sane(repo, capsys):
     from cases import MODELS, SUBSPACES
-    from launches import ADAMW_RESIDENT, GPUS, TRITON_RESIDENT, Factors, seconds
+    from gpus import GPUS
+    from launches import ADAMW_RESIDENT, TRITON_RESIDENT, seconds
     from model import Model, main
+    from shapes import Factors
 
     f, h100 = Factors(tuple(MODELS["vit-l"].attention), 16, SUBSPACES), Model()
     time = seconds(h100.masked_adamw(f))
