@@ -139,7 +139,14 @@ class MASMConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MASMConfig:
-        """Inverse of :meth:`to_dict`. Raises ValueError for unknown fields."""
+        """Inverse of :meth:`to_dict`.
+
+        Args:
+            values: fields by name; a missing one takes its default.
+
+        Raises:
+            ValueError: unknown fields.
+        """
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"MASMConfig has no field {sorted(unknown)}; was this written by a newer masm_ext?")

@@ -59,11 +59,15 @@ def _problems(thing) -> Iterator[str]:
 def _arguments(thing) -> list[str]:
     if thing.is_class:
         if thing.has_labels("dataclass"):
-            return [m.name for m in thing.attributes.values() if not m.name.startswith("_") and m.annotation]
+            fields = thing.attributes.values()  # properties among them
+            return [
+                m.name for m in fields if m.annotation and not m.name.startswith("_") and "property" not in m.labels
+            ]
         thing = thing.members.get("__init__")
         if thing is None or thing.is_alias:
             return []
-    return [p.name for p in thing.parameters if p.name not in ("self", "cls") and not p.name.startswith("_")]
+    names = [p.name for p in thing.parameters if not p.name.startswith("_")]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
 def _named(thing) -> set[str]:

@@ -127,7 +127,7 @@ class LayerMasks:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One dict per selection: step, mask, snr, signal, power (nested lists, [L][K]).
+        """One dict per selection: step, mask, snr, signal, power (nested lists of L lists of K).
 
         The last 1,024 selections are kept. The device holds 256, which a step copies before they are overwritten; that
         step waits. Replays of a CUDA graph do not copy: read this property between them, or a warning reports the
@@ -160,16 +160,25 @@ class LayerMasks:
         self._version = self._state[3]._version
 
     def claim(self, owner: object) -> None:
-        """Called by a new optimizer: the layers' masks and step counts become rows of this table.
+        """Make the layers' masks and step counts rows of this table. A new optimizer calls it.
 
-        The next step of an earlier owner of the layers, or of this object, raises."""
+        The next step of an earlier owner of the layers, or of this object, raises.
+
+        Args:
+            owner: the optimizer.
+        """
         self._owner = owner
         self._attach()
 
     def in_force(self, owner: object | None = None) -> Tensor:
         """:attr:`masks` on the device of the layers, including changes made in the masks of the layers.
 
-        Raises RuntimeError if another optimizer or LayerMasks owns the layers."""
+        Args:
+            owner: the optimizer that reads them; None: any.
+
+        Raises:
+            RuntimeError: another optimizer or LayerMasks owns the layers.
+        """
         if self._owner is None:
             self.claim(self)
         if owner is not None and owner is not self._owner:
@@ -288,7 +297,14 @@ class LayerMasks:
         return {**state, "step": self.step, "layer_names": list(self.layer_names), **history}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state belongs to other layers or another version."""
+        """Check that a state can be loaded; nothing is changed.
+
+        Args:
+            state: as :meth:`state_dict` returns it.
+
+        Raises:
+            ValueError: the state belongs to other layers or another version.
+        """
         parts = self._parts()
         missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)
         if missing:
@@ -306,7 +322,14 @@ class LayerMasks:
             raise ValueError("LayerMasks: selected must hold values in [0, 1]")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state. Raises ValueError as :meth:`check_state` does, before anything changes."""
+        """Restore a state.
+
+        Args:
+            state: as :meth:`state_dict` returns it.
+
+        Raises:
+            ValueError: as :meth:`check_state`, before anything changes.
+        """
         self.check_state(state)
         self.in_force()
         parts = self._parts()

@@ -152,6 +152,14 @@ class MASMLinear(nn.Module):
         return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Restore the identity of the base weight and the step count, from a ``state_dict``.
+
+        Args:
+            state: uint8 [80], as :meth:`get_extra_state` returns it.
+
+        Raises:
+            ValueError: not such a tensor.
+        """
         digits = [int(value) // 16 for value in torch.as_tensor(state).double().round().tolist()]
         if len(digits) != 80 or not all(0 <= digit < 16 for digit in digits):
             raise ValueError(f"MASMLinear: expected an extra state of 80 elements in [0, 255], got {state!r}")
@@ -202,7 +210,11 @@ class MASMLinear(nn.Module):
 
     @staticmethod
     def ungroup(layers: Sequence[MASMLinear]) -> None:
-        """Undo :meth:`group` for the groups that these layers are in."""
+        """Undo :meth:`group`.
+
+        Args:
+            layers: every group that one of them is in is dissolved.
+        """
         for layer in layers:
             if layer.layer_group is not None:
                 layer.layer_group.dissolve()
@@ -221,7 +233,14 @@ class MASMLinear(nn.Module):
         return tuple(b - a for a, b in pairwise(self.offsets))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., N]."""
+        """The layer's output, ``x W_now^T + bias``.
+
+        Args:
+            x: [..., D], in the dtype of ``principal`` or under autocast.
+
+        Returns:
+            [..., N], in the dtype of ``x``.
+        """
         if self.layer_group is not None:
             y = self.layer_group.output(self, x)
             if y is not None:
@@ -255,6 +274,7 @@ class MASMLinear(nn.Module):
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
+        """Shape, ranks and dtype, for ``print(model)``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"subspaces={self.num_subspaces}, ranks={list(self.ranks)}, dtype={self.principal.dtype}"

@@ -142,6 +142,14 @@ class MaskedAdamW(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, as :meth:`torch.optim.Optimizer.add_param_group`.
+
+        Args:
+            param_group: "params" and any settings of this optimizer.
+
+        Raises:
+            ValueError: an unknown setting.
+        """
         unknown = sorted(set(param_group) - KNOWN - SCHEDULED)
         if unknown:
             raise ValueError(
@@ -175,7 +183,14 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one step; returns the closure's loss, if there is one."""
+        """Take one step.
+
+        Args:
+            closure: computes gradients and returns the loss; None: the gradients are there already.
+
+        Returns:
+            The closure's loss, if there is one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -277,7 +292,14 @@ class MaskedAdamW(torch.optim.Optimizer):
         return {**super().state_dict(), "masked": masked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError if the state was saved over other blocks."""
+        """Restore a state.
+
+        Args:
+            state_dict: as :meth:`state_dict` returns it.
+
+        Raises:
+            ValueError: the state was saved over other blocks.
+        """
         if "masked" not in state_dict:
             raise ValueError("MaskedAdamW: this state_dict was not written by MaskedAdamW (no 'masked' entry)")
         steps, masks = state_dict["masked"]["steps"], state_dict["masked"].get("masks")

@@ -158,6 +158,8 @@ class MasmOptions:
         subspace_rank: rank of each subspace: one number, or a list of K; ignored if energy is given
         energy: in (0, 1): the rank of a layer is the smallest whose trailing singular directions hold this share of its
             squared Frobenius norm, rounded up to a multiple of K; null: subspace_rank
+        directions: which singular directions of a weight are trained: trailing those of the smallest singular values,
+            leading those of the largest, random a draw
         partition: interleaved assigns the trailing directions round robin, so that each subspace spans the same share
             of the spectrum; contiguous assigns consecutive directions
         orthogonality: coefficient of the penalty that keeps the subspaces orthonormal, and apart from each other and
@@ -182,10 +184,11 @@ class MasmOptions:
     num_subspaces: int = 3
     subspace_rank: int | list[int] = 4
     energy: float | None = None
-    partition: Literal["interleaved", "contiguous"] = "interleaved"
+    directions: str = "trailing"
+    partition: str = "interleaved"
     orthogonality: float = 1e-2
     spectral_consistency: float = 1e-3
-    mask_policy: Literal["bias_variance", "static", "none"] = "bias_variance"
+    mask_policy: str = "bias_variance"
     mask_warmup: int = 20
     mask_interval: int = 10
     mask_decay: float = 0.98
@@ -212,6 +215,7 @@ class MethodConfig:
         s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.005
         head_lr: peak learning rate of the classifier; null: 0.003
         weight_decay: weight decay of AdamW; null: 0.01
+        masm: subspaces, penalties and masks of masm and masm-nomask
     """
 
     name: MethodName = "masm"
@@ -318,6 +322,11 @@ class TrainConfig:
     """A training run: everything that its weights depend on, and its output folder.
 
     Attributes:
+        data: the data sets and how their images are read
+        model: the frozen backbone
+        method: how it is adapted
+        optim: the schedule
+        runtime: the machine
         out: the run folder to write
         resume: continue the interrupted run in out
     """
@@ -354,6 +363,7 @@ class EvalConfig:
         frames_per_video: number of evenly spread frames kept of each video; null: all
         protocol: identity of a video in the video metrics: correct keeps videos of different methods apart, dfb-compat
             merges those of one name, as DeepfakeBench's code does
+        runtime: the machine
     """
 
     runs: list[str] = field(default_factory=list)

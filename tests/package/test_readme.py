@@ -30,11 +30,12 @@ def test_files_the_readme_names_exist(repo):
 
 def test_masm_commands_parse(repo, tmp_path):
     main = pytest.importorskip("masm_detect.commands.main", reason="needs the extra masm_ext[detect]")
-    text = (repo / "README.md").read_text()
-    [config] = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
+    guide = (repo / "docs/commands.md").read_text()
+    text = (repo / "README.md").read_text() + guide
+    [config] = re.findall(r"```yaml\n(.*?)```", guide, flags=re.S)
     (tmp_path / "run.yaml").write_text(config)
     commands = re.findall(r"^masm (\w.*?)(?:\s+#.*)?$", text, flags=re.M)
-    assert {c.split()[0] for c in commands} == {"prepare", "train", "eval"}
+    assert {c.split()[0] for c in commands} == {"prepare", "train", "eval", "demo"}
     for command in commands:
         parser, _ = main.build_parser()
         values = parser.parse_args(shlex.split(command.replace("run.yaml", str(tmp_path / "run.yaml"))))

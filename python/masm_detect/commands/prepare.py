@@ -10,15 +10,6 @@ from .arguments import add_config_file, options_of
 
 HELP = "cut faces out of videos or images, write a DeepfakeBench JSON"
 
-_OPTION_HELP = {
-    "dataset": "name of the data set, and of its JSON file",
-    "size": "side of a crop in pixels",
-    "scale": "size of a crop relative to the face, 1.3: a margin of 0.15 on each side",
-    "detector": "class of the face detector; null: MTCNN",
-    "split_seed": "seed that draws the shares in splits",
-    "progress": "show a progress bar",
-}
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The source and output folders, and the options of `data.prepare.prepare`."""
@@ -28,8 +19,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="folder with real/ and fake-<method>/")
     parser.add_argument("out", type=str, help="folder for the crops, the JSON and the report")
     parser.add_function_arguments(prepare, skip={"source", "out"})
-    for action in parser._actions:  # options that the docstring of prepare does not explain one by one
-        action.help = _OPTION_HELP.get(action.dest, action.help)
 
 
 def run(values: Any) -> None:

@@ -51,15 +51,24 @@ def prepare(
 
     Args:
         source: folder with `real/` and `fake-<method>/`.
+        out: folder for the crops, the JSON and the report.
+        dataset: name of the data set, and of its JSON file.
         frames_per_video: at most this many frames of a video, evenly spread over all of it.
-        size, scale: side of a crop in pixels, and its margin (see `faces.align_crop`).
-        detector: None = MTCNN (`mtcnn.MtcnnDetector`).
-        splits: None = no split; (train, val, test) shares, drawn by group with `split_seed`; or a table or JSON file
-            {"train": [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has
-            it. Videos named target_source, as in FaceForensics++, are split by pair, together with both originals.
+        size: side of a crop in pixels.
+        scale: size of a crop relative to the face; 1.3 is a margin of 0.15 on each side (`faces.align_crop`).
+        detector: the face detector; None: MTCNN (`mtcnn.MtcnnDetector`).
+        splits: shares of train, validation and test (0.7,0.15,0.15), drawn by group; or a table or JSON file {"train":
+            [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has them; None: no
+            split. Videos named target_source, as in FaceForensics++, stay together with both originals.
+        split_seed: seed that draws the shares.
+        progress: show a progress bar.
 
-    Raises PrepareError for wrong settings or layout, and if no face is found at all. Single unreadable files, and files
-    without a face, are in the report.
+    Returns:
+        What was written, and every frame and video without a crop, with the reason.
+
+    Raises:
+        PrepareError: wrong settings or layout, or no face at all. Single files that cannot be read, or show no face,
+            are in the report.
     """
     source, out = Path(source), Path(out)
     if frames_per_video < 1 or size < 16 or scale < 1:

@@ -37,8 +37,16 @@ def load_samples(
     """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders.
 
     Args:
+        paths: the files and folders.
         splits: read these splits only; None: all.
-        root, prefix_map, compression, label_map, missing: as in `read_deepfakebench`, for JSON files.
+        root: for JSON files: the folder of relative frame paths; None: the folder of the file.
+        prefix_map: for JSON files: {prefix of a path in the file: prefix here}; the longest match wins.
+        compression: for JSON files: "c23", "c40", ... where the file has several; None: the only one.
+        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}.
+        missing: for JSON files: "error" raises for a frame that does not exist, "skip" leaves it out with a warning.
+
+    Returns:
+        The samples, in the order of the paths.
 
     Raises:
         ConfigError: no path, a path given twice, or a path without a sample of `splits`.

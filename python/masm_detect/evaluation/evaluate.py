@@ -27,7 +27,15 @@ from .predict import score_samples
 
 
 def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[TrainConfig, Detector]:
-    """The configuration and the trained detector of a run folder written by `masm train`."""
+    """The configuration and the trained detector of a run folder written by `masm train`.
+
+    Args:
+        folder: the run folder.
+        device: where the detector is put.
+
+    Raises:
+        ConfigError: the folder holds no run, or one that is not finished.
+    """
     folder = Path(folder)
     config = load_config(folder / "config.yaml")
     if not (folder / "adapter").is_dir():
@@ -42,6 +50,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Score every run of `config` on its data sets and write results.json and auc.png to `config.out`.
 
     torch's settings of the process (`runtime.process_settings`) are restored at the end.
+
+    Args:
+        config: runs, data sets and output folder.
 
     Returns:
         The content of results.json: {"provenance", "config", "runs": {run name: {"method", "seen_in_training",

@@ -25,12 +25,18 @@ def predict(
     workers: int | None = None,
     progress: str | None = None,
 ) -> Tensor:
-    """Logits [len(dataset)], float32 on the CPU, in the order of the data set.
+    """Logits [n] of the n samples of a data set, float32 on the CPU, in its order.
 
     Args:
+        detector: the model; it is set to eval mode and stays on its device.
+        dataset: the samples, with the transform of the detector's backbone (`data.frames.frame_dataset`).
+        batch_size: images in a batch.
         precision: "bf16" (autocast) or "fp32".
         workers: processes that read the images, as in `data.loading.Batches`.
         progress: label of a progress bar; None: no bar.
+
+    Returns:
+        Logits, float32 [n]: above 0 is called fake.
     """
     device = next(detector.parameters()).device
     detector.eval()
@@ -44,5 +50,14 @@ def predict(
 
 
 def score_samples(detector: Detector, dataset: FrameDataset, **options: Any) -> np.ndarray:
-    """P(fake) of each sample, float64 [len(dataset)]; options as of `predict`."""
+    """P(fake) of each sample: the sigmoid of `predict`.
+
+    Args:
+        detector: the model.
+        dataset: the n samples.
+        options: as of `predict`.
+
+    Returns:
+        float64 [n], in [0, 1].
+    """
     return torch.sigmoid(predict(detector, dataset, **options).double()).numpy()

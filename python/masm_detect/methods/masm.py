@@ -13,6 +13,7 @@ from torch import Tensor
 from masm_detect.config import ConfigError, MethodConfig
 from masm_detect.models.detector import Detector
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
+from masm_ext.registry import MASK_POLICIES
 
 from .method import Calibration, MethodSpec, Rates
 
@@ -56,7 +57,7 @@ class Masm(MethodSpec):
         )
         return MaskedAdamW(
             groups,
-            masks=LayerMasks(detector, settings) if settings.mask_policy == "bias_variance" else None,
+            masks=LayerMasks(detector, settings) if MASK_POLICIES[settings.mask_policy] is not None else None,
             orthogonality=settings.orthogonality,
             spectral_consistency=settings.spectral_consistency,
         )

@@ -76,7 +76,12 @@ def fit(
     """Train `detector` by `method` on `train_set` and validate it on `val_set` after each epoch.
 
     Args:
+        detector: made trainable by `method`.
+        method: of `methods.build.build_method`.
+        train_set: the training samples, with augmentation.
         val_set: source validation; the best epoch is chosen on it.
+        optim: epochs, batch size and schedule.
+        runtime: precision, workers, seed, checkpoints.
         folder: where `history.jsonl` and the checkpoints (`last/`) are written; None: nothing is written.
         resume: continue from the checkpoint in `folder`.
 

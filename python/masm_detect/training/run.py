@@ -51,6 +51,12 @@ def train(config: TrainConfig) -> RunResult:
 
     torch's settings of the process (`runtime.process_settings`) are restored at the end.
 
+    Args:
+        config: all settings of the run.
+
+    Returns:
+        The run with its trained detector.
+
     Raises:
         ConfigError: the folder holds another run, or `config.resume` is set and it holds none.
         Interrupted, TrainingError: as `loop.fit`.

@@ -50,6 +50,7 @@ def test_sigkill_in_another_process(tiny_data, tiny_backbone, tmp_path):
         "run.train(load_config(Path(sys.argv[1])))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run.yaml")], env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     train(replace(config, resume=True))
