@@ -2,8 +2,8 @@
 
     python benchmarks/speed/report.py benchmarks/speed/results/all-cpu.json [--out FOLDER]
 
-Writes NAME.md and, where the suites are in it, NAME-bars.png (ratios over the baseline), NAME-roofline.png and
-NAME-scale.png beside the JSON file or into FOLDER.
+Writes NAME.md and, where the suites are in it, NAME-ratios.png and NAME-summary.png (ratios over the baseline),
+NAME-roofline.png and NAME-scale.png, beside the JSON file or into FOLDER.
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     folder = asked.out or asked.file.parent
     text = markdown(results)
     write_text(folder / f"{asked.file.stem}.md", text)
-    for name, draw in (("bars", plot_bars), ("roofline", plot_roofline), ("scale", plot_scale)):
+    plots = {
+        "ratios": plot_ratios,
+        "summary": lambda results: plot_ratios(results, most=3),
+        "roofline": plot_roofline,
+        "scale": plot_scale,
+    }
+    for name, draw in plots.items():
         figure = draw(results)
         if figure is not None:
             save_figure(figure, folder / f"{asked.file.stem}-{name}.png", dpi=110)
@@ -249,34 +255,48 @@ def _quick(results: Results) -> bool:
     return bool(results["settings"].get("quick"))
 
 
-def plot_bars(results: Results) -> Figure | None:
-    """Ratio over the baseline of each provider: one panel a case of layer, group and step; bars p20-p80. None if there
-    is none."""
+#: What the panels call a provider.
+TITLES = {"reference": "plain PyTorch", "compiled": "torch.compile", "effort": "Effort", "peft-lora": "PEFT LoRA",
+          "peft-pissa": "PEFT PiSSA", "peft-osf": "PEFT OSF", "masm": "MASM"}  # fmt: skip
+
+
+def plot_ratios(results: Results, most: int | None = None) -> Figure | None:
+    """Ratio over the baseline of each provider: one panel a case of layer, group and step; a dot is the median of the
+    rounds, a line their 20th to 80th percentile. None if there is no such case.
+
+    most: at most so many panels, the first case of each suite and dtype.
+    """
     panels = [
-        (key, case["measures"][measure]["providers"], case)
+        (suite, key, case["measures"][measure]["providers"], case)
         for suite, measure in (("layer", BOTH), ("group", BOTH), ("step", "step"))
         for key, case in _of(results, suite).items()
         if measure in case["measures"]
     ]
+    if most is not None:
+        first: dict[tuple[str, str], Any] = {}
+        for panel in panels:
+            first.setdefault((panel[0], panel[-1]["dtype"]), panel)
+        panels = [panel for (suite, _), panel in first.items() if suite != "group"][:most]
     if not panels:
         return None
-    figure, axes = _figure(len(panels), (4.2, 2.6))
-    for ax, (key, table, case) in zip(axes, panels):
+    figure, axes = _figure(len(panels), (4.2, 2.9))
+    for ax, (_, key, table, case) in zip(axes, panels):
         shown = {p: e["ratio"] for p, e in table.items() if "ratio" in e and p != case["baseline"]}
-        names = list(shown)[::-1]
-        values = [shown[n]["median"] for n in names]
-        spans = [[max(0.0, v - shown[n]["p20"]) for n, v in zip(names, values)]]
-        spans.append([max(0.0, shown[n]["p80"] - v) for n, v in zip(names, values)])
-        colors = ["tab:blue" if n.startswith("masm") else "silver" for n in names]
-        # A bar begins at the baseline: its length is what a layer costs above it.
-        ax.barh(names, [v - 1 for v in values], left=1, xerr=spans, color=colors, error_kw={"linewidth": 0.8})
+        for place, (name, ratio) in enumerate(shown.items()):
+            color = "tab:green" if name.startswith("masm") else "tab:gray"
+            ax.plot([ratio["p20"], ratio["p80"]], [place, place], color=color, linewidth=1.2, alpha=0.7)
+            ax.plot(ratio["median"], place, "o", color=color, markersize=5)
+        ax.set_yticks(range(len(shown)), [TITLES.get(name, name) for name in shown])
+        ax.invert_yaxis()
         ax.axvline(1, color="black", linewidth=0.8)
         for goal in case["goals"]:
             if goal["provider"] == "masm":
                 ax.axvline(goal["limit"], color="tab:green", linestyle=":", linewidth=1)
-        ax.set_title(key, fontsize=8)
-        ax.tick_params(labelsize=7)
-        ax.set_xlabel(f"over {case['baseline']}", fontsize=7)
+        ax.set_title(key.replace("/", ", "), fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.grid(axis="x", alpha=0.3)
+        ax.set_xlabel(f"time over {case['baseline']} (1: no cost)", fontsize=8)
+    figure.supxlabel("dot: median of the rounds; line: 20th to 80th percentile; dotted: goal of MASM", fontsize=8)
     return figure
 
 

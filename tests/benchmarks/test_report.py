@@ -47,7 +47,7 @@ def test_report_from_a_made_result(tmp_path, capsys):
     assert "1.10 [1.09, 1.11]" in text and "**missed**" in text and "frozen 50%, masm 50%" in text
     assert "| broken | wrong | y 1 > 1e-05 |" in text and "needs the package peft" in text
     assert "| float32 M | masm |" in text and "M = 4: 1.50" in text
-    for name in ("bars", "roofline", "scale"):
+    for name in ("ratios", "summary", "roofline", "scale"):
         assert (tmp_path / f"made-{name}.png").read_bytes().startswith(b"\x89PNG")
     file.write_text("{}")
     assert report.main([str(file)]) == 2 and "not a result" in capsys.readouterr().err

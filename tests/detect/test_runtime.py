@@ -8,7 +8,7 @@ import pytest
 import torch
 from masm_detect.config import ConfigError, EvalConfig, OptimConfig, RuntimeConfig
 from masm_detect.evaluation.evaluate import evaluate
-from masm_detect.runtime import process_settings
+from masm_detect.runtime import process_settings, resolve_device
 from masm_detect.training import loop
 from masm_detect.training.run import train
 from tiny import run_config
@@ -73,3 +73,23 @@ def test_train_and_evaluate_leave_the_settings_of_the_caller(before, tiny_data, 
     assert settings() == before
     evaluate(EvalConfig([config.out], [str(tiny_data)], str(tmp_path / "eval"), runtime=runtime))
     assert settings() == before
+
+
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch):
+    for available, kind in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert resolve_device(RuntimeConfig().device).type == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mps", "runtime.device is 'mps', but masm_ext has operators for the CPU and for NVIDIA GPUs"),
+        ("gpu", "runtime.device is 'gpu'; give auto, cpu, cuda or cuda:0"),
+        ("cuda", "sees no CUDA device"),
+    ],
+)
+def test_a_device_that_cannot_serve_is_refused(name, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        resolve_device(name)
