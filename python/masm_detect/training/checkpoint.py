@@ -22,7 +22,7 @@ from masm_detect.results import ResultError, read_json, remove_stale, write_text
 from masm_ext.files import write_atomically
 
 FORMAT = "masm-detect-checkpoint"
-VERSION = 3
+VERSION = 4
 
 
 def save(folder: Path | str, state: dict[str, Any]) -> None:
