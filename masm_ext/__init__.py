@@ -4,7 +4,7 @@ An interpretation of arXiv 2601.01041; see docs/method.md, "The method, and what
 """
 
 from ._version import __version__ as __version__
-from .adapter import load_adapter, save_adapter
+from .adapter import AdapterError, load_adapter, save_adapter
 from .config import MASMConfig
 from .conversion_report import ConversionReport
 from .convert import convert
@@ -17,6 +17,7 @@ from .optim import MaskedAdamW, param_groups
 from .recompute import recompute_inputs
 
 __all__ = [
+    "AdapterError",
     "ConversionReport",
     "LayerMasks",
     "MASMConfig",

@@ -42,7 +42,7 @@ CPU_LIBRARY = _load("libmasm_cpu")
 if CPU_LIBRARY is None:
     raise ImportError(
         "masm_ext: its compiled library libmasm_cpu.so is not installed. Run `pip install .` in the source folder "
-        "(see README, Install)."
+        "(see docs/install.md)."
     )
 # The CUDA library needs the CUDA runtime that a CUDA torch brings. Loading it does not initialise CUDA.
 CUDA_LIBRARY = _load("libmasm_cuda") if torch.version.cuda is not None else None

@@ -1,4 +1,4 @@
-"""The choices of the method: one frozen dataclass."""
+"""The configuration of the method."""
 
 from __future__ import annotations
 
@@ -12,47 +12,48 @@ from .registry import DIRECTIONS, MASK_POLICIES, PARTITIONS
 
 @dataclass(frozen=True)
 class MASMConfig:
-    """Every choice of the method, checked on construction.
+    """The configuration of the method, checked on construction.
 
     The formulas behind the fields are an interpretation of the paper (arXiv 2601.01041), whose own values are not
     public; see docs/method.md, "The method, and what is ours". Names in ``directions``, ``partition`` and
-    ``mask_policy`` come from :mod:`masm_ext.registry`.
+    ``mask_policy`` come from :mod:`masm_ext.registry`. A block is one subspace of one layer.
 
     Args:
-        target_modules: which ``nn.Linear`` layers to convert. A string or several: an exact module name, a dotted
-            suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``) or
-            ``"re:<regex>"`` that matches the whole name. If a module of exactly that name exists, a plain name means
-            that module alone: ``"head"`` is the head of the model, not also the one inside its vision tower.
-        exclude_modules: the same forms; has precedence over ``target_modules``.
-        modules_to_save: the same forms; modules that stay trainable and are saved with the adapter (the head).
-        num_subspaces: K, the number of artifact subspaces.
+        target_modules: the ``nn.Linear`` layers to convert. One string or several: an exact module name, a dotted
+            suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``), or
+            ``"re:<regex>"`` that matches the whole name. A plain name that is the full name of a module selects only
+            that module: ``"head"`` selects the head of the model, not also the one inside its vision tower.
+        exclude_modules: layers not to convert, in the same forms; takes precedence over ``target_modules``.
+        modules_to_save: modules that stay trainable and are saved with the adapter (the head), in the same forms.
+        num_subspaces: K, the number of artifact subspaces of a layer.
         subspace_rank: rank of each subspace: one int, or K ints. Ignored if ``energy`` is given.
         energy: in (0, 1): per layer, the smallest R whose artifact directions hold this share of ``||W||_F^2``,
-            rounded up to a multiple of K.
-        directions: which R singular directions are the artifact directions: "trailing" the last (smallest sigma),
-            "leading" the first, "random" a draw seeded by the hash of the weight.
-        partition: "interleaved" deals the artifact directions round robin, so that each subspace spans the same share
-            of the spectrum; "contiguous" cuts them in runs.
-        train_bias: let the biases of converted layers learn (frozen by default).
-        orthogonality: coefficient of that penalty in :func:`masm_ext.regularization_loss`; 0 turns it off.
-            :class:`masm_ext.MaskedAdamW`, which decouples the penalties, takes its coefficients as arguments.
-        spectral_consistency: the same for the other penalty.
-        mask_policy: "bias_variance" (dynamic), "static" (layers chosen once by :func:`masm_ext.select_layers`, whose
-            result :func:`masm_ext.convert` takes as ``target_modules=``) or "none".
-        mask_warmup: steps before the first selection, with all blocks active.
+            rounded up to a multiple of K. None: the ranks are ``subspace_rank``.
+        directions: which R singular directions are the artifact directions: "trailing" (the smallest sigma), "leading"
+            (the largest), or "random" (drawn with the hash of the weight as seed).
+        partition: how the subspaces share the artifact directions: "interleaved" (round robin, so that each subspace
+            covers the whole range of sigma) or "contiguous" (consecutive directions).
+        train_bias: train the biases of converted layers too.
+        orthogonality: coefficient of the orthogonality penalty in :func:`masm_ext.regularization_loss`; 0: off.
+            :class:`masm_ext.MaskedAdamW` does not read it: pass the coefficient to the optimizer.
+        spectral_consistency: likewise, of the spectral consistency penalty.
+        mask_policy: "bias_variance" (blocks are selected during training), "static" (layers are selected once, by
+            :func:`masm_ext.select_layers`; pass its result to :func:`masm_ext.convert` as ``target_modules=``) or
+            "none".
+        mask_warmup: steps before the first selection; until then all blocks are active.
         mask_interval: steps between selections.
-        mask_decay: of the averages of signal and power, per step.
-        mask_active_fraction: share of the layers that each subspace may update.
-        mask_threshold: if given, a block is active if its snr is above it, instead of the best fraction.
-        mask_hysteresis: advantage of an active block as a share of its snr (0.1 = 10%), so that masks do not flicker.
-        mask_min_active: layers that stay active for each subspace at least.
-        mask_probe_interval: steps after which a masked block is unmasked again; 0: never.
-        mask_probe_steps: steps of such a probe, in which its statistics move.
-        mask_calibration_batches: batches of the calibration pass of the static policy.
+        mask_decay: decay per step of the running averages of signal and power.
+        mask_active_fraction: share of the layers in which each subspace is active.
+        mask_threshold: in [0, 1]: select the blocks with an snr above this, instead of ``mask_active_fraction``.
+        mask_hysteresis: bonus on the snr of an active block, relative (0.1 = 10%), so that masks do not flicker.
+        mask_min_active: minimum number of layers in which each subspace stays active.
+        mask_probe_interval: steps after which a masked block is unmasked for a while (a probe); 0: never.
+        mask_probe_steps: number of steps of a probe, in which the statistics of the block are updated.
+        mask_calibration_batches: maximum number of batches that ``select_layers`` reads.
 
     Raises:
         ValueError: a value out of range, or an unknown name.
-        TypeError: module patterns that are no strings, or ranks that are no ints.
+        TypeError: a module pattern is not a string, or a rank is not an int.
     """
 
     target_modules: str | Sequence[str] = ()

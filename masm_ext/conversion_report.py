@@ -1,4 +1,4 @@
-"""What a conversion did, as a table."""
+"""The report of a conversion, printed as a table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ConvertedLayer:
     """One row of a :class:`ConversionReport`.
 
     Attributes:
-        name: of the module.
-        shape: (N, D).
-        ranks: r_1 .. r_K.
-        trainable_share: trainable parameters over those of the ``nn.Linear`` that was replaced.
-        energy: share of ``||W||_F^2`` that the artifact part holds.
+        name: name of the module.
+        shape: (N, D), output and input features.
+        ranks: (r_1, ..., r_K).
+        trainable_share: trainable parameters of the layer, relative to all parameters of the replaced ``nn.Linear``.
+        energy: share of ``||W||_F^2`` in the artifact part.
     """
 
     name: str
@@ -33,12 +33,12 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What :func:`masm_ext.convert` did. ``print(report)`` shows a table.
+    """The report of :func:`masm_ext.convert`; ``print(report)`` shows it as a table.
 
     Attributes:
         layers: the converted layers, in module order.
-        trainable_parameters: elements of all trainable parameters.
-        total_parameters: elements of all parameters before conversion.
+        trainable_parameters: number of trainable parameters (elements).
+        total_parameters: number of parameters (elements) before the conversion.
         other_trainable: name and shape of every trainable parameter outside the converted layers.
     """
 

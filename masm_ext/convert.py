@@ -1,4 +1,4 @@
-"""Putting MASMLinears in the place of ``nn.Linear`` layers."""
+"""Replaces ``nn.Linear`` layers by MASMLinear layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from .base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entries, base_tensors
 from .config import MASMConfig
@@ -21,6 +20,7 @@ from .conversion_report import ConversionReport, report_of
 from .decomposition import choose_ranks, order_of, split
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
+from .progress import Progress
 from .selection import (
     Patterns,
     SelectedLayers,
@@ -44,32 +44,32 @@ def convert(
 ) -> ConversionReport:
     """Replace the matching ``nn.Linear`` layers of a model by :class:`MASMLinear`, in place, and freeze the rest.
 
-    Afterwards exactly these parameters are trainable: u, s, v of the converted layers (their biases with
-    ``config.train_bias``) and everything under ``config.modules_to_save``, which is never converted. The output of the
-    model does not change.
+    Afterwards exactly these parameters are trainable: u, s, v of the converted layers (and their biases with
+    ``config.train_bias``), and everything under ``config.modules_to_save``, which is never converted. Up to rounding,
+    the output of the model does not change.
 
-    Names are those of the unwrapped model (see :mod:`masm_ext.wrappers`). The model keeps the SHA-256 of every frozen
-    tensor, so that :func:`masm_ext.save_adapter` detects one that changed.
+    Layers are named as in the unwrapped model (see :mod:`masm_ext.wrappers`). The model keeps the SHA-256 of every
+    frozen tensor; :func:`masm_ext.save_adapter` uses them to detect a changed tensor.
 
     Args:
         model: a model that holds its pretrained weights.
-        config: ``config.target_modules`` names the layers.
-        target_modules: instead of the config's: patterns, a callable ``(name, module) -> bool``, or the result of
-            :func:`masm_ext.select_layers`, which ``mask_policy="static"`` requires.
-        cache_dir: folder of the SVDs kept between runs, ``~/.cache/masm_ext/svd`` by default, keyed by the hash of the
-            weight and ``config.directions``.
-        use_cache: whether that folder is read and written.
+        config: the configuration; ``config.target_modules`` selects the layers.
+        target_modules: replaces ``config.target_modules``: patterns, a callable ``(name, module) -> bool``, or the
+            result of :func:`masm_ext.select_layers` (required if ``config.mask_policy`` is "static").
+        cache_dir: folder where SVDs are cached between runs, by default ``~/.cache/masm_ext/svd``. The key is the hash
+            of the weight and ``config.directions``.
+        use_cache: read and write that folder.
         progress: show a progress bar.
 
     Returns:
-        One row per layer, and every other trainable parameter.
+        A report: one row per converted layer, and every other trainable parameter.
 
     Raises:
-        ValueError: no layer matches, the model is converted already, a rank does not fit a layer, a weight has NaN or
-            infinite elements, the policy is static and no layers were selected, or a layer cannot be replaced without
-            changing the output (:func:`masm_ext.selection.check_convertible`). The model is changed only after every
-            layer has been decomposed.
-        TypeError: as ValueError, for layers of a type that cannot be replaced.
+        ValueError: no layer matches; the model is already converted; a rank does not fit a layer; a weight has NaN or
+            infinite elements; the policy is "static" and ``target_modules`` is not the result of ``select_layers``; or
+            replacing a layer would change the output (:func:`masm_ext.selection.check_convertible`). If conversion
+            fails, the model is unchanged.
+        TypeError: a layer has a type or dtype that cannot be replaced.
     """
     converted = modules_of(model, MASMLinear)
     if converted:
@@ -81,9 +81,9 @@ def convert(
         if not isinstance(target_modules, SelectedLayers):
             arrived = "nothing" if target_modules is None else f"a {type(target_modules).__name__}"
             raise ValueError(
-                f'mask_policy "static" decomposes only the layers that select_layers chose: pass target_modules='
-                f"select_layers(model, config, batches, loss_fn), got {arrived}. For names that were kept there is "
-                'masm_ext.selection.SelectedLayers(names); mask_policy "none" converts all that target_modules matches'
+                f'mask_policy "static" converts only layers that select_layers chose: pass target_modules='
+                f"select_layers(model, config, batches, loss_fn), got {arrived}. To convert layers by name, pass "
+                'masm_ext.selection.SelectedLayers(names), or set mask_policy "none"'
             )
         config = with_targets(config, target_modules)
     linears = matching_linears(
@@ -103,7 +103,7 @@ def convert(
     hashes = {name: everything[f"{name}.weight"] for name in weights}
     cache = SpectrumCache(cache_dir) if use_cache else None
     count = max(min(w.shape) for w in weights.values()) if config.energy is not None else sum(config.ranks)
-    with tqdm(total=len(linears), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
+    with Progress(total=len(linears), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
         order = partial(order_of, config.directions)
         spectra = spectra_of(weights, hashes, count, cache, order, config.directions, lambda _: bar.update())
 
@@ -126,7 +126,7 @@ def replace_layers(
     base: dict[str, BaseEntry],
     values: Mapping[str, Tensor] | None = None,
 ) -> ConversionReport:
-    """Freeze all but the modules ``saved``, insert the built layers and write ``values`` into the state of ``saved``.
+    """Freeze all modules except ``saved``, insert the built layers, and copy ``values`` into the state of ``saved``.
 
     Used by convert and load_adapter. If a step raises, all of them are undone.
     """
@@ -171,6 +171,6 @@ def with_targets(config: MASMConfig, names: Sequence[str]) -> MASMConfig:
     """The config with exact target names.
 
     ``mask_policy="static"`` takes the result of :func:`masm_ext.select_layers` as ``convert(target_modules=...)``
-    instead: a config does not show where its names come from.
+    instead, because names in a config do not show how they were selected.
     """
     return dataclasses.replace(config, target_modules=tuple("re:" + re.escape(n) for n in names), exclude_modules=())

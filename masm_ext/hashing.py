@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -22,6 +22,12 @@ def weight_hash(weight: Tensor) -> str:
     elif data.numel():
         digest.update(data.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def directions_hash(directions: Sequence[int]) -> str:
+    """16 hexadecimal digits that differ between sets of singular directions; "" for none."""
+    text = ",".join(map(str, sorted(directions)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is installed, and which file implements which op."""
+"""Versions, and the file that implements each op."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .ops.dispatch import IMPLEMENTATIONS
 
 
 def build_info() -> dict[str, Any]:
-    """What is installed and which file implements which op. Initialises no CUDA.
+    """Versions, and the file that implements each op on each device. Does not initialize CUDA.
 
     Returns:
         Plain JSON types under masm_ext, python, torch, torch_cuda (the CUDA version torch was built with, or None),
@@ -24,7 +24,7 @@ def build_info() -> dict[str, Any]:
     elif _library.CUDA_BUILT:
         cuda = "built, not loaded: this torch is a CPU build"
     else:
-        cuda = "not built (see README, Install)"
+        cuda = "not built (see docs/install.md)"
     ops: dict[str, dict[str, str]] = {}
     for (op, device), (kind, file) in sorted(IMPLEMENTATIONS.items()):
         ops.setdefault(f"masm::{op}", {})[device] = f"{kind}: {file}"

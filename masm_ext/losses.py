@@ -1,6 +1,6 @@
 """Regularisers of the artifact subspaces, over ``masm::subspace_penalty``. The current weight is never formed.
 
-Terms after the words of arXiv 2601.01041 (orthogonality and spectral consistency constraints); the formulas are ours.
+The terms follow the text of arXiv 2601.01041 (orthogonality and spectral consistency); the formulas are ours.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ Layers = nn.Module | Sequence[MASMLinear]
 
 
 def orthogonality_loss(model: Layers) -> Tensor:
-    """Overlap between subspaces, departure from orthonormality inside each, and interference with the principal part.
+    """Penalty on non-orthonormal subspaces and on overlap between subspaces or with the principal part.
 
     Per layer ``sum_{j<k} (||u_j u_k^T||^2 + ||v_j v_k^T||^2) + sum_k (||u_k u_k^T - I||^2 + ||v_k v_k^T - I||^2)
-    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` (Frobenius norms). Zero at init.
+    + sum_k (||weight^T u_k^T||^2 + ||weight v_k^T||^2) / ||weight||^2`` with Frobenius norms; ``weight`` is the frozen
+    principal part. Zero at init, up to rounding.
 
     Args:
         model: a converted model, or its MASMLinears.
 
     Returns:
-        The mean over the layers, a scalar that flows gradients into u and v.
+        The mean over the layers, a scalar, differentiable in u and v.
 
     Raises:
         ValueError: the model has no MASMLinear.
@@ -40,18 +41,20 @@ def orthogonality_loss(model: Layers) -> Tensor:
 
 
 def spectral_consistency_loss(model: Layers) -> Tensor:
-    """Squared relative change of ``||W||_F^2`` and of each subspace's singular values.
+    """Penalty on relative changes of ``||W||_F^2`` and of the trained singular values.
 
-    Per layer ``((||What||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``, What the current
-    weight and sigma_rms the root mean square of W's singular values. Zero at init. Relative to the trailing
-    ``||s_k0||^2``, of 1e-4 to 1e-12, the second term would outweigh the task after one useful step. The change of the
-    norm is a difference of artifact terms, because float32 would lose it in the principal part, which cancels.
+    Per layer ``((||W_hat||^2 - ||W||^2) / ||W||^2)^2 + sum_k ||s_k - s_k0||^2 / (r_k sigma_rms^2)``. ``W_hat`` is the
+    current weight, ``W`` the pretrained one, ``s_k0`` the initial ``s_k``, and ``sigma_rms`` the root mean square of
+    W's singular values. Zero at init, up to rounding. The second term is not relative to ``||s_k0||^2``: for trailing
+    directions that is 1e-4 to 1e-12, and the term would exceed the task loss after one useful step. ``||W_hat||^2 -
+    ||W||^2`` is computed from the artifact terms alone, where the principal part cancels; in float32 the difference of
+    the two full norms would be lost.
 
     Args:
         model: a converted model, or its MASMLinears.
 
     Returns:
-        The mean over the layers, a scalar that flows gradients into u, s and v.
+        The mean over the layers, a scalar, differentiable in u, s and v.
 
     Raises:
         ValueError: the model has no MASMLinear.
@@ -60,24 +63,23 @@ def spectral_consistency_loss(model: Layers) -> Tensor:
 
 
 def regularization_loss(model: Layers, config: MASMConfig, terms: Mapping[str, float] | None = None) -> Tensor:
-    """The penalties of a config, and any others by name, as one loss to add to that of the task.
+    """The two penalties, and any registered ones, as one loss term to add to the task loss.
 
-    In the loss, penalties take part in the moments of the optimizer. :class:`masm_ext.MaskedAdamW` decouples them
-    instead; use one or the other.
+    As part of the loss, the penalties enter the moments of the optimizer. :class:`masm_ext.MaskedAdamW` can apply them
+    decoupled instead. Use one of the two ways, not both.
 
     Args:
         model: a converted model, or its MASMLinears.
-        config: ``orthogonality`` and ``spectral_consistency`` are the coefficients of those two penalties, which come
-            from one pass over the layers.
-        terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`; each is a plain
-            PyTorch formula, averaged over the layers. To add one::
+        config: ``orthogonality`` and ``spectral_consistency`` are the coefficients of the two penalties.
+        terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`. Each penalty is
+            a function of one layer in plain PyTorch; its mean over the layers is added. To register one::
 
                 @PENALTIES.register("nuclear")
                 def nuclear(layer: MASMLinear) -> Tensor:
                     return layer.s.abs().sum()
 
     Returns:
-        A scalar that flows gradients into u, s and v.
+        A scalar, differentiable in u, s and v.
 
     Raises:
         ValueError: the model has no MASMLinear, or a name is unknown.

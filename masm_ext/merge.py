@@ -10,9 +10,9 @@ from .wrappers import modules_of
 
 
 class MergedLinear(nn.Linear):
-    """An ``nn.Linear`` with a folded weight that keeps the MASMLinear it came from, so that :func:`unmerge` is exact.
+    """An ``nn.Linear`` with the folded weight. It keeps its MASMLinear for :func:`unmerge`.
 
-    The parked layer is no submodule: it is in no state_dict, and ``.to`` reaches it only at unmerge.
+    The MASMLinear is not a submodule: it is in no state_dict, and ``.to`` moves it only when it is restored.
     """
 
     def __init__(self, layer: MASMLinear) -> None:
@@ -31,16 +31,15 @@ class MergedLinear(nn.Linear):
 
 
 def merge(model: nn.Module, *, keep: bool = True) -> int:
-    """Fold every artifact part into its weight, in place: MASMLinears become ``nn.Linear`` layers for deployment.
+    """Replace every MASMLinear by an ``nn.Linear`` with the folded weight, in place, for deployment.
 
-    The merged output equals the converted one to the rounding of the weight's dtype (1e-5 relative in float32). In
-    bfloat16 and float16 folding can bury small updates in the rounding of W: measure before you ship (docs/method.md,
-    Numerics).
+    The output changes only by the rounding of the weight's dtype (1e-5 relative in float32). In bfloat16 and float16
+    small updates can be lost in the rounding of W: compare outputs before you deploy (docs/method.md, Numerics).
 
     Args:
         model: a converted model.
-        keep: park the layers for :func:`unmerge`, at the price of their memory. Without it they become plain
-            ``nn.Linear`` objects and the fold is final.
+        keep: keep the MASMLinears in memory for :func:`unmerge`. If False, the layers become plain ``nn.Linear``
+            objects, and the merge cannot be undone.
 
     Returns:
         The number of merged layers.
@@ -56,7 +55,7 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
 
 
 def unmerge(model: nn.Module) -> int:
-    """Undo :func:`merge`: restore the parked MASMLinears bit for bit.
+    """Undo :func:`merge`: restore the MASMLinears bit for bit.
 
     Args:
         model: a model merged with ``keep=True``.
@@ -65,7 +64,7 @@ def unmerge(model: nn.Module) -> int:
         The number of restored layers.
 
     Raises:
-        ValueError: no merged layer is parked.
+        ValueError: the model has no merged layer that can be restored.
     """
     merged = _merged(model)
     if not merged:

@@ -1,4 +1,4 @@
-"""Activation memory: the inputs of MASMLinears are rebuilt in the backward pass where that costs little."""
+"""Saves activation memory: recomputes inputs of MASMLinears in the backward pass, where that is cheap."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _TRANSFORMERS_TYPES = {
 
 @contextmanager
 def recompute_inputs(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
-    """Drop the inputs of MASMLinears that the backward pass can rebuild. Run the forward pass inside.
+    """Do not store an input of a MASMLinear that the backward pass can recompute. Use it around the forward pass.
 
-    A frozen linear layer keeps nothing for the backward pass; a MASMLinear keeps its input x, for dv. If x is the
-    output of a norm or an activation, whose own input autograd keeps anyway, x is dropped and computed again from that
-    input when dv is due. Gradients are the same bit for bit. The backward pass may run anywhere; it raises RuntimeError
-    if a tensor that it needs was changed in place.
+    For the gradient of v a MASMLinear stores its input x; a frozen linear layer stores nothing. If x is the output of a
+    norm or an activation, autograd stores the input of that module anyway. Then x is not stored, and is recomputed from
+    that input in the backward pass. The gradients are the same bit for bit. The backward pass may run outside the
+    context. It raises RuntimeError if a tensor that it needs was changed in place.
 
-    Modules with in-place outputs, keyword arguments or other forward hooks keep their output. Not for
-    ``torch.compile``, which decides on recomputation itself. Under autocast only inputs that are already in the
-    autocast dtype are dropped (a cast makes a new tensor).
+    The output of a module is still stored if the module works in place, was called with keyword arguments, or has other
+    forward hooks. Not for ``torch.compile``, which makes its own choice. Under autocast, x is dropped only if it
+    already has the autocast dtype, because a cast makes a new tensor.
 
     Args:
-        model: its ``torch.nn`` LayerNorm, RMSNorm, GELU, SiLU and Mish, and the smooth activations of
-            ``transformers.activations``, are the modules that may run again; no subclasses of them.
-        modules: these instead. Each must map one tensor to a new one, without randomness, and its backward pass must
-            keep its input, or memory is lost instead of gained.
+        model: the model. Modules that may be recomputed are ``torch.nn`` LayerNorm, RMSNorm, GELU, SiLU and Mish, and
+            the smooth activations of ``transformers.activations``, but no subclasses of them.
+        modules: recompute these modules instead. Each must map one tensor to a new tensor, without randomness, and must
+            store its input for its own backward pass; otherwise memory use rises.
 
     Yields:
         None.

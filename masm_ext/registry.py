@@ -51,6 +51,10 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"there is no {self.kind} {name!r}; there are {', '.join(self._entries)}")
         return self._entries[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry called ``name``, or ``default``."""
+        return self._entries.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

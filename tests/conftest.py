@@ -42,7 +42,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def seed(request) -> int:
-    """Every test draws fresh inputs; a failure shows the seed that repeats them, and the number of threads."""
+    """Every test draws fresh inputs; a failure shows the seed that repeats them, and the threads with them."""
     value = request.config.getoption("--seed")
     value = int.from_bytes(os.urandom(4), "little") if value is None else value
     print(f"inputs drawn with --seed {value}")

@@ -72,7 +72,7 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
             model=ModelConfig(backbone=str(backbone), image_size=28, local_files_only=True),
             method=MethodConfig(name=method, rank=None if method.startswith("masm") else 2, masm=masm, lr=1e-2),
             optim=OptimConfig(epochs=3, batch_size=4),
-            runtime=RuntimeConfig(seed=5, progress=False, checkpoint_every=2, precision="fp32"),
+            runtime=RuntimeConfig(device="cpu", seed=5, progress=False, checkpoint_every=2, precision="fp32"),
             out=str(out),
         ),
         **changes,

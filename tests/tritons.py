@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-#: Where `make test` installs the second one.
+#: Where `make test-kernels` installs the second one.
 OTHER = Path(sys.prefix) / "triton-3.6"
 VERSIONS = ("pinned", "3.6")
 
@@ -16,7 +16,7 @@ def environment_of(version: str) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     if version == "3.6":
         if not (OTHER / "triton").is_dir():
-            pytest.skip(f"no {OTHER.name} in the environment: `make test` installs it")
+            pytest.skip(f"no {OTHER.name} in the environment: `make test-kernels` installs it")
         environment["PYTHONPATH"] = os.pathsep.join([str(OTHER), os.environ.get("PYTHONPATH", "")])
     else:
         pytest.importorskip("triton", reason="Triton is not installed (it has no build for this platform?)")

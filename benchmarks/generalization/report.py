@@ -1,10 +1,10 @@
-"""Summary of the studies from `results/*.json`: a Markdown table and a plot each.
+"""Summarises the studies from `results/*.json`: per study Markdown tables, and a plot for each direction.
 
     python benchmarks/generalization/report.py [--work WORK]
 
-Mean and standard deviation over seeds. With `--work` (where `run.py` left the scores), also the 95% interval of that
-mean, by the jackknife over the clusters of the test set (videos, or images) for all seeds together; it is
-then written into the results, so that later reports have it without the scores.
+The tables give the mean and standard deviation over seeds. With `--work` (the work folder of `run.py`, which holds the
+scores) they also give the 95% interval of the mean, by a jackknife over the groups of the test set (videos, or images)
+for all seeds together. The intervals are also written into the results, so that later reports do not need the scores.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from masm_detect.report.plots import plot_auc_dots
 from masm_detect.results import read_json, write_json, write_text
 from studies import STUDIES, Study
 
+#: How the intervals of a result file were made.
+POOLED = "jackknife over groups"
+
 
 def main() -> int:
     """Write `results/<study>.md` and `results/<study>.png` for every study that has results."""
@@ -40,9 +43,10 @@ def main() -> int:
         if options.work is not None:
             results["pooled"] = pooled_intervals(study, results, options.work / "scores" / study.name)
             results["pooled_runs"] = sorted(results["runs"])
+            results["pooled_method"] = POOLED
             write_json(file, results)
-        elif results.get("pooled_runs") != sorted(results["runs"]):
-            results.pop("pooled", None)  # of other runs than those there are now
+        elif results.get("pooled_method") != POOLED or results.get("pooled_runs") != sorted(results["runs"]):
+            results.pop("pooled", None)  # of other runs than those there are now, or made in another way
         text = summary(study, results)
         write_text(options.results / f"{study.name}.md", text)
         for direction in study.directions:
@@ -153,26 +157,23 @@ def _interval_of_mean(seeds: list[dict[str, np.ndarray]], forgeries: Sequence[st
     Seeds are tested on one set: leaving a group out leaves it out of all of them.
     """
     labels, groups, methods = (seeds[0][name] for name in ("label", "group", "method"))
-    names, place = np.unique(groups, return_inverse=True)
-    # The mean without each group: what a group that has no unit of a forgery leaves as it is keeps its value.
-    without = np.zeros(len(names))
-    aucs = []
-    fakes, reals = np.zeros(len(names), dtype=bool), np.zeros(len(names), dtype=bool)
-    reals[place[labels == 0]] = True
+    used = (labels == 0) | np.isin(methods, list(forgeries))
+    names, place = np.unique(groups[used], return_inverse=True)
+    place_of = np.full(len(labels), -1)
+    place_of[used] = place
+    aucs, share = [], np.zeros(len(names))
     for forgery in forgeries:
         keep = (labels == 0) | (methods == forgery)
-        fakes[place[keep & (labels == 1)]] = True
-        kept = np.unique(place[keep])
+        kept = np.unique(place_of[keep])
         for seed in seeds:
             values = leave_one_out(groups[keep], labels[keep], seed["score"][keep])
             if values is None:
                 return None
             aucs.append(values.auc)
-            without += values.auc
-            without[kept] += values.without - values.auc
-    mean = float(np.mean(aucs))
-    share = np.clip(without / len(aucs), 1e-6, 1 - 1e-6)
-    return logit_interval(mean, np.log(share / (1 - share)), np.where(~fakes, 0, np.where(~reals, 1, 2)))
+            share += values.whole  # for a group without a unit of this forgery
+            share[kept] += values.share - values.whole
+    fakes, reals = (np.bincount(place, weights=labels[used] == label, minlength=len(names)) > 0 for label in (1, 0))
+    return logit_interval(float(np.mean(aucs)), share / len(aucs), np.where(~fakes, 0, np.where(~reals, 1, 2)))
 
 
 def _deviation(values: list[float]) -> float:

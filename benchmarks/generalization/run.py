@@ -4,8 +4,8 @@
 
 One result is one training run: study / direction / method / seed. Each is written to `results/<study>.json` as soon
 as it is there, so an interrupted run continues where it stopped; a file made with other settings is refused.
-Runs go side by side, one thread each: on a small model that is about 1.4 times as fast as one run with all threads.
-Nothing but numbers leaves the work folder.
+Runs are executed in parallel, one thread each: on a small model that is about 1.4 times as fast as one run with all
+threads. Only numbers are written outside the work folder.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--directions", nargs="+", help="default: all of the study")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--limit", type=int, help="train on about so many samples only: to try the program out")
+    parser.add_argument("--limit", type=int, help="for a quick trial: train on about this many samples only")
     return parser
 
 

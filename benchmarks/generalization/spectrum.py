@@ -1,4 +1,4 @@
-"""Baseline of the gan-faces study: logistic regression on the radial power spectrum, without any image content."""
+"""Baseline of both studies: logistic regression on the radial power spectrum, without any image content."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The two studies: which real data, how it is normalised and split, what is trained on and what is tested.
 
-Both keep three things apart: forgeries trained on ("seen"), forgeries never trained on ("unseen"), and people or
-images in training, validation and test. The test part is the same for every method and seed; `seed` redraws training
-and validation.
+In both, forgeries are "seen" (trained on) or "unseen" (never trained on), and no person or image of the test is in
+training or validation. The test part is the same for every method and seed. In gan-faces `seed` redraws training and
+validation; in ffpp validation holds later frames of the training videos, the same for every seed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Study:
     methods.
 
     `directions`: name -> the forgeries trained on. `headline`: the metric of the summary, "auc" (frames) or
-    "video_auc". `cluster`: what its intervals resample. `caution`: what a reader must know beside the numbers.
+    "video_auc". `cluster`: what its intervals leave out as one. `caution`: what a reader must know beside the numbers.
     """
 
     name: str

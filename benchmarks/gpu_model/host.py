@@ -3,11 +3,10 @@
     python benchmarks/gpu_model/host.py
     python benchmarks/gpu_model/host.py --seconds 20 --out host.json
 
-The real launch code runs on CPU tensors: kernels are compiled for an H100, and a stand-in for the driver starts none.
-Layers are so small that computing takes the peers' CPU operators less than being called does. What a launch costs in
-Triton's launcher in C (where it encodes a TMA descriptor, too) and in the driver, a few us each, is in no figure. A
-model that runs eagerly on a GPU waits for the host wherever a layer's
-kernels take less than this.
+The real launch code runs on CPU tensors: kernels are compiled for an H100, but a stand-in for the driver does not start
+them. The layers are so small that the peers' CPU operators spend less time on computing than on the call. Not included:
+the time in Triton's C launcher (which also encodes TMA descriptors) and in the driver, a few us each per launch. An
+eager model on a GPU waits for the host wherever the kernels of a layer take less than the time measured here.
 """
 
 from __future__ import annotations

@@ -9,12 +9,13 @@ Seconds of a launch:
 - flop: of one program, padding included. rate: of one multiprocessor by the data sheet, times the share that cuBLAS
   reaches, times Triton's share of cuBLAS. Beside half precision the low-rank part is tf32: half the rate.
 - operands: bytes that a program takes in, through a port of 64 bytes a cycle.
-- steps: of a program's loop in which the tensor cores run empty (tests/compile lists these kernels: `drains`).
+- steps: steps of a program's loop that wait for all products, so that the tensor cores idle (these kernels are the
+  exceptions in `keeps_multiplying`, tests/compile/test_compile.py).
 - traffic: bytes from and to memory, each matrix once. scratch: T and partial sums, in L2 if they fit, else traffic.
 - waits: loads one after another that nothing hides.
 
-Every kernel runs with that tile of masm_ext/kernels/tiles.py that is fastest here, as tuning would choose it. K is
-missing because it costs nothing: subspaces are rows of one factor. Letters as in docs/method.md; a product is [M, IN]
+Every kernel uses the tile of masm_ext/kernels/tiles.py that is fastest in this model, as tuning would on a GPU. K costs
+nothing (subspaces are rows of one factor), so it is no parameter. Letters as in docs/method.md; a product is [M, IN]
 times [IN, OUT]: D and N forward, N and D for dX.
 """
 

@@ -230,14 +230,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, help="out_features")
     parser.add_argument("--d", type=int, help="in_features")
     parser.add_argument("--r", type=lambda text: [int(r) for r in text.split(",")], default=list(RANKS), metavar="R,R")
-    parser.add_argument("--layers", type=int, default=1, help="layers on one x, as one call")
+    parser.add_argument("--layers", type=int, default=1, help="layers that read the same x, in one call (default 1)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
     parser.add_argument("--tf32", action="store_true", help="float32 products in tf32")
-    parser.add_argument("--inference", action="store_true", help="nothing learns")
+    parser.add_argument("--inference", action="store_true", help="no gradient of u, s or v is needed")
     parser.add_argument("--optimizer", choices=list(MODELS), help="print a step of MaskedAdamW, R = the first of --r")
-    parser.add_argument("--masked", type=float, default=0.0, metavar="SHARE", help="of the blocks, with --optimizer")
+    parser.add_argument("--masked", type=float, default=0.0, metavar="SHARE", help="--optimizer: masked blocks")
     parser.add_argument("--penalized", action="store_true", help="with gradients of penalties, with --optimizer")
-    parser.add_argument("--triton", type=float, default=1.0, help="Triton's half-precision products over cuBLAS")
+    parser.add_argument("--triton", type=float, default=1.0, help="half precision: Triton's speed over cuBLAS")
     parser.add_argument("--launches", choices=STRATEGIES, help="print every launch of a strategy, R = the first of --r")
     return parser
 

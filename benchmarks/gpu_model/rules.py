@@ -1,9 +1,9 @@
 """A short list of rules that chooses well among strategies, from the seconds of each: measured by tune.py or modelled.
 
 A row is a `Call` and the seconds of every strategy that can serve it. The loss of a choice is its seconds over those of
-the best strategy, less one. Rows of one kind (half precision, tf32, float32; forward, inference or dX) get a list of
-their own, grown from its end: the strategy that serves all of them best, then, in front of it, the rule that lowers the
-mean loss most, as long as one lowers it by `GAIN`. A rule is a strategy and up to two bounds.
+the best strategy, minus one. Each kind of rows (half precision, tf32, float32; forward, inference or dX) has its own
+list. The list starts with the single strategy that is best for all rows. Then the rule that lowers the mean loss most
+is put in front, repeatedly, until no rule lowers it by `GAIN`. A rule is a strategy and up to two bounds.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
     python benchmarks/gpu_model/tune.py --model h100  # the same from the cost model: modelled, not measured
 
 It prints RULES for masm_ext/ops/strategies.py with their evidence, and what today's choices lose to the best strategy.
-Every strategy is compared with float64 first; one that is wrong is not timed. Forward and backward are timed apart, for
-each asks the table on its own, with the host ahead of the GPU.
+Every strategy is compared with float64 first; one that is wrong is not timed. Forward and backward are timed
+separately, because RULES apply to each of them. The time is that of the GPU alone: it starts when the host has
+launched the whole call.
 """
 
 from __future__ import annotations
@@ -274,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with TEXT in their name, e.g. bfloat16/M8224")
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--minutes", type=float, help="start no case that would end later; --resume goes on")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/speed/results/tune-GPU.json)")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/gpu_model/results/tune-GPU.json)")
     parser.add_argument("--resume", action="store_true", help="go on with the result file")
     parser.add_argument("--dry-run", action="store_true", help="list the cases and check the formula; needs no GPU")
     parser.add_argument("--report", type=Path, metavar="JSON", help="print the proposal of a result file; needs no GPU")

@@ -1,7 +1,7 @@
-"""The timer: calls of several providers side by side in one run, and the statistics of what it saw.
+"""The timer: runs calls of several providers side by side, and computes statistics of their times.
 
-In every round each provider runs once, in an order drawn anew, so that a slow minute of the machine, a warm cache or a
-clock change meets all of them alike. Ratios are taken inside a round and their median is reported, with the 20th and
+In every round each provider runs once, in a random order, so that a slow minute of the machine, a warm cache or a clock
+change affects all of them alike. Ratios are taken inside a round and their median is reported, with the 20th and
 80th percentile.
 """
 

@@ -25,10 +25,10 @@ def over(measure: str, provider: str) -> str:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a run measures unless it is told otherwise. `tokens` of a layer: 8 images of 257 on a CPU, 32 on a GPU.
-    `model_dtypes` and `converted` are those of a whole model; `left_out`: its programs that run only where they are
-    named: on a CPU a group is no different from its layers, on a GPU a compiler, or an SVD of each layer, would take
-    longer than all measurements together. `minutes`: a run starts no case that would, by its estimate, end later.
+    """The default settings of a run. `tokens` of a layer: 8 images of 257 on a CPU, 32 on a GPU. `model_dtypes` and
+    `converted` apply to whole models. `left_out`: providers that run only if `--providers` names them. On a CPU a group
+    equals its layers; on a GPU compiling, or an SVD of each layer, would take longer than all measurements together.
+    `minutes`: a run starts no case whose estimated end is later.
     """
 
     tokens: int

@@ -7,7 +7,7 @@ from typing import Any
 
 from store import load_results
 
-#: Changes of a ratio below this share are not told, however narrow the intervals.
+#: Smaller relative changes of a ratio are not reported, however narrow the intervals.
 SMALLEST = 0.01
 
 

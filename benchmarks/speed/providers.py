@@ -1,8 +1,9 @@
 """The layers that are compared, each as a user of its library would have it, and the gate that all must pass.
 
-A provider adapts named linears of a model in place, so that one definition serves a single layer and a whole model. It
-also says what it computes, as a dense weight made of its trained tensors: from that the gate derives the float64 output
-and gradients that its layer is held to. All train the same number R of directions unless they say otherwise.
+A provider adapts named linear layers of a model in place, so that one definition serves a single layer and a whole
+model. It also defines its formula, as a dense weight made of its trained tensors. From the formula the gate computes
+the float64 output and gradients, and compares the layer with them. All providers train the same number R of directions,
+except where their docstring names a difference.
 """
 
 from __future__ import annotations

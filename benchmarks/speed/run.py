@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", type=_list_of(DTYPES), metavar="A,B", help=", ".join(DTYPES))
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument(
-        "--model", choices=list(MODELS), help="of step, memory and losses (default vit-s; vit-l on cuda)"
+        "--model", choices=list(MODELS), help="for step, memory and losses (default vit-s; vit-l on cuda)"
     )
     parser.add_argument("--batch", type=int, help="images of a step (default 16; 32 on cuda; 4 with --quick)")
     parser.add_argument(

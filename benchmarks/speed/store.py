@@ -1,4 +1,4 @@
-"""Result files: what they are called inside, and how one is opened."""
+"""Result files: the format name and version, and reading a file."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ cudaError_t masked_adamw(const AdamWParameter* parameters, const AdamWTables& ta
 // The forward pass of up to 64 rows; see small_batch.h.
 cudaError_t stream_linear(const StreamCall& call, cudaStream_t stream);
 
-// masm::update_masks_: takes a step into the learning state and sets the masks of the next.
+// masm::update_masks_: adds the sums of a step to the learning state and sets the masks of the next step.
 cudaError_t update_masks(const MaskTable& table, const MaskPolicy& policy, cudaStream_t stream);
 
 }  // namespace masm::cuda

@@ -1,3 +1,4 @@
+// Launches the kernels of masked_adamw.cuh: the number of resident blocks, the upload of parameters, the step.
 #include <algorithm>
 #include <cstring>
 

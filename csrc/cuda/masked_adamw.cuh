@@ -6,8 +6,7 @@
 // 2. Updates, and sums gradient times the first moment before the step. Segments go in reverse order: the gradients
 //    read last are still in the L2 cache.
 // 3. Adds the sums of the segments to those of the blocks, in segment order: the same bits in every run. If the
-// segments
-//    are sorted by block, a block reads its own only, from the first, which the second sweep recorded.
+//    segments are sorted by block, a block reads only its own, from the first, which the second sweep recorded.
 #pragma once
 #include <cstdint>
 

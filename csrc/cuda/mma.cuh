@@ -1,4 +1,4 @@
-// The tensor cores' product of half-precision tiles, by one name.
+// The tensor cores' product of half-precision tiles; without nvcc a plain C++ version of it, for the emulation.
 #pragma once
 #include <cstring>
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..config import MASMConfig
 from ..files import locked, staged
+from ..registry import DIRECTIONS, MASK_POLICIES, PARTITIONS
 
 FORMAT = "masm_ext adapter"
 FORMAT_VERSION = 2
@@ -98,12 +99,25 @@ def parse_record(path: Path) -> dict[str, Any]:
         if version == 1:  # version 2 added these
             record |= {"base": None, "saved_modules": None}
             record["layers"] = {n: {**e, "shape": None, "bias": None} for n, e in record["layers"].items()}
+        _check_names(path, record["config"])
         _check_record(record)
     except AdapterError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise AdapterError(f"{path} is damaged or was changed: {error!r}") from error
     return record
+
+
+def _check_names(path: Path, config: dict[str, Any]) -> None:
+    """Raises AdapterError for a choice that is not registered in this process."""
+    registries = {"directions": DIRECTIONS, "partition": PARTITIONS, "mask_policy": MASK_POLICIES}
+    for field, registry in registries.items():
+        name = config.get(field)
+        if isinstance(name, str) and name not in registry:
+            raise AdapterError(
+                f"{path} was made with {field}={name!r}, which is not registered here: import the module that "
+                f"registers it, or upgrade masm_ext (there are {', '.join(registry)})"
+            )
 
 
 def _check_record(record: dict[str, Any]) -> None:

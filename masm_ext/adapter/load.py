@@ -1,4 +1,4 @@
-"""Converting a pretrained model with a saved adapter."""
+"""Loads a saved adapter into a pretrained model."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from .plan import plan_layers
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionReport:
-    """Convert a pretrained, not yet converted model with a saved adapter, in place. No SVD is computed.
+    """Load a saved adapter into a pretrained model that is not converted yet, in place. No SVD is computed.
 
-    The model changes only after everything has been checked. Adapters of format version 1 are bound to the weights of
-    the converted layers only; a warning reports it.
+    The model is changed only after all checks have passed. An adapter of format version 1 is checked against the
+    weights of the converted layers only; a warning reports it.
 
     Args:
-        model: the pretrained model, possibly wrapped (``torch.compile``, DataParallel); layers are found by their names
+        model: the pretrained model, possibly wrapped (``torch.compile``, DataParallel). Layers are found by their names
             in the unwrapped model.
-        folder: as :func:`save_adapter` wrote it.
+        folder: a folder written by :func:`save_adapter`.
 
     Returns:
-        What was converted.
+        The report of the conversion.
 
     Raises:
-        AdapterError: the files are damaged or of a newer format; a layer is missing or cannot be converted (what
-            :func:`masm_ext.convert` refuses); a frozen parameter or buffer differs from the adapter's base, by hash; or
-            tensors are missing or left over.
-        FileNotFoundError: there is no adapter in ``folder``.
+        AdapterError: the model is already converted; the files are damaged or have a newer format; a layer is missing
+            or cannot be converted (as in :func:`masm_ext.convert`); a frozen parameter or buffer differs from the
+            adapter's base in hash, dtype or shape; or tensors are missing or unexpected.
+        FileNotFoundError: ``folder`` holds no adapter.
     """
     folder = Path(folder)
     record = read_record(folder)

@@ -1,7 +1,7 @@
-"""Writing the adapter of a converted model.
+"""Saves the adapter of a converted model.
 
-:mod:`masm_ext.adapter.files` describes the files. The JSON is renamed into place last, and only after both files were
-read back: a folder always holds one complete adapter, old or new.
+:mod:`masm_ext.adapter.files` describes the files. Both files are written and read back first; the JSON is renamed into
+place last. So the folder always holds one complete adapter, the old or the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..config import MASMConfig
 from ..contract import dtype_name
 from ..conversion_report import trainable_parameters
 from ..decomposition import order_of
-from ..hashing import tensor_hashes
+from ..hashing import directions_hash, tensor_hashes
 from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
 from ..selection import saved_modules, saved_state
@@ -36,29 +36,30 @@ def save_adapter(
     masks: LayerMasks | None = None,
     config: MASMConfig | None = None,
 ) -> Path:
-    """Write the learned part of a converted model to a folder.
+    """Save the trained part of a converted model to a folder.
 
-    Saved: u, s, v and their initial values per layer (so that loading needs no SVD), trained biases, all parameters and
-    buffers under ``config.modules_to_save``, the masks of the layers, and the SHA-256 of every frozen parameter and
-    floating-point buffer of the base. Not saved: the frozen weights. Names are those of the unwrapped model
-    (``torch.compile``, DataParallel and others add parts to names, which an adapter does not have).
+    Saved: u, s, v of each layer and their initial values (so that loading needs no SVD), trained biases, all parameters
+    and buffers under ``config.modules_to_save``, the masks of the layers, and the SHA-256 of every frozen parameter and
+    floating-point buffer. Not saved: the frozen weights. Names are those of the unwrapped model, without the prefixes
+    that ``torch.compile``, DataParallel and other wrappers add.
 
-    The adapter is read back and checked as :func:`load_adapter` would, against the base that the model was converted
-    from, before it replaces an adapter in ``folder``. If anything fails, ``folder`` stays as it was.
+    Before an adapter in ``folder`` is replaced, the new one is read back and checked as :func:`load_adapter` would
+    check it, against the base of this model. If anything fails, ``folder`` stays as it was.
 
     Args:
         model: a converted model, or a wrapper around it.
         folder: created if it does not exist.
-        masks: optional, since the layers hold their masks; if given, it must belong to the layers of this model.
-        config: the one that the model was converted with, by default.
+        masks: not needed, since the layers hold their masks; if given, checked to belong to the layers of this model.
+        config: the configuration of the conversion; None: the one that the model remembers.
 
     Returns:
         The path of ``adapter.json``.
 
     Raises:
-        ValueError: before anything is written, if the model has no MASMLinear, ``config`` or ``masks`` do not match its
-            layers, a trainable parameter would not be saved, or a frozen tensor changed since conversion.
-        TypeError: ``masks`` is no LayerMasks.
+        ValueError: the model has no MASMLinear; ``config`` or ``masks`` do not match its layers; a trainable parameter
+            would not be saved; a frozen tensor changed since conversion; or the adapter could not be loaded again.
+            Nothing is written then.
+        TypeError: ``masks`` is not a LayerMasks.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
@@ -160,16 +161,27 @@ def _layer_entry(name: str, layer: MASMLinear, config: MASMConfig) -> dict[str, 
             f"save_adapter: {name!r} does not know the weight it was made from (no base_hash), so no base could be "
             "checked on load; make it by convert() or MASMLinear.from_linear"
         )
-    q = min(layer.out_features, layer.in_features)
     return {
         "offsets": list(layer.offsets),
         "energy": layer.energy,
-        "directions": list(layer.directions or order_of(config.directions, q, layer.base_hash)[: layer.offsets[-1]]),
+        "directions": list(layer.directions or _directions(name, layer, config)),
         "base_sha256": layer.base_hash,
         "dtype": dtype_name(layer.base_dtype),
         "shape": [layer.out_features, layer.in_features],
         "bias": layer.bias is not None,
     }
+
+
+def _directions(name: str, layer: MASMLinear, config: MASMConfig) -> list[int]:
+    """The directions of a layer whose state came from another conversion: those of the config, if they are the same."""
+    q = min(layer.out_features, layer.in_features)
+    directions = order_of(config.directions, q, layer.base_hash)[: layer.offsets[-1]]
+    if layer.directions_hash not in ("", directions_hash(directions)):
+        raise ValueError(
+            f"save_adapter: the state that was loaded into {name!r} was made along other singular directions than "
+            f"config.directions={config.directions!r}; convert the model with the config of that state"
+        )
+    return directions
 
 
 def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEntry]:
@@ -185,10 +197,10 @@ def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEn
     if changed:
         raise ValueError(
             f"save_adapter: {len(changed)} frozen tensors changed since convert(): {some(changed, 20)}. An adapter "
-            "does not carry them, so the loaded model would be another one. Name their modules in modules_to_save "
-            "before convert, or keep them as they are in training (batch norms: in eval mode; averages made by hand: "
-            "of the trainable parameters only). Where other base "
-            "weights were loaded on purpose after convert(), call masm_ext.base_model.record_base(model) then"
+            "does not contain frozen tensors, so loading it would give another model. Name their modules in "
+            "modules_to_save before convert, or keep the tensors fixed during training (batch norms: eval mode; "
+            "weight averaging: only of the trainable parameters). If you loaded other base "
+            "weights after convert() on purpose, call masm_ext.base_model.record_base(model) after loading them"
         )
     if cast:
         warnings.warn(

@@ -3,14 +3,14 @@
 Forward: X = x [M, D], A = weight^T, T = P = x v^T, C = u. Gradient of x: X = dY [M, N], A = weight, T = Q = dY u^T,
 C = v, no bias. Letters of docs/method.md; IN and OUT are D and N, or N and D. docs/kernels.md explains the shapes.
 
-T is given by an earlier skinny pass, or with ``COMPUTE_T`` computed beside the dense product from the same tiles of X:
-that reads X once but repeats the skinny product in every column of tiles. T, T * s and
-every sum are float32. Half-precision X: the low-rank product runs in tf32, which keeps 10 bits of T * s and the range
-of float32; rounded to bfloat16 the low-rank path would miss its fidelity goal, to float16 its range.
+An earlier skinny pass computes T. With ``COMPUTE_T`` this kernel computes T from the tiles of X that the dense product
+loads: X is read once, but every column of tiles repeats the skinny product. T, T * s and every sum are float32. If X is
+half precision, the low-rank product runs in tf32, which keeps 10 bits of T * s and the range of float32. With T * s in
+bfloat16 the low-rank path would miss its fidelity goal; in float16 it would underflow.
 
-Layers of one shape that read the same x are MEMBERS of one forward product: A lies side by side, T, S, V, C and the
-bias one layer after another, Y apart. In the gradient of x they are PARTS of one sum: X differs, the inner dimension is
-that of all, and no dX is added to another in memory.
+Layers of one shape that read the same x are MEMBERS of one forward product: the columns of A are those of all layers,
+side by side; T, S, V, C and the bias follow one another layer by layer; each layer has its own Y. In the gradient of x
+the layers are PARTS of one sum: each has its own X, the inner dimension runs over all layers, and one Y holds the sum.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What an op launches follows from its key: shapes, strides, types, devices and alignment of the arguments. The first call
 with a key runs as written. The second is recorded: allocations, kernels with their addresses, torch ops between them.
-From the third on the plan is replayed, at a fraction of the host's time (benchmarks/host.py).
+From the third on the plan is replayed, at a fraction of the host's time (benchmarks/gpu_model/host.py).
 
 Never recorded: calls whose launches depend on values, and calls whose arguments share elements. Not yet recorded: a
 call whose tiles are still to be timed.

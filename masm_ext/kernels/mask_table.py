@@ -1,4 +1,4 @@
-"""The kernel of update_masks.py: one program takes a step into the learning state of all blocks.
+"""The kernel of update_masks.py: one program adds the sums of a step to the learning state of all blocks.
 
 Formulas: masm_ext/reference/update_masks.py. A block's index is l * K + k. A selection ranks the scores in its history
 record, so no memory here depends on the number of layers.

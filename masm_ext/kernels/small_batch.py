@@ -1,6 +1,6 @@
-"""Launches the CUDA C++ kernel of the strategy ``stream``, the forward pass of up to 64 rows of x.
+"""Launches the CUDA C++ kernel of the strategy ``stream``: the forward pass of up to 64 rows of x.
 
-It is csrc/cuda/stream_linear.cuh, in libmasm_cuda.
+The kernel is csrc/cuda/stream_linear.cuh, compiled into libmasm_cuda.
 """
 
 from __future__ import annotations

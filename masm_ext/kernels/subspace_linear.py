@@ -236,7 +236,7 @@ def _check_supported(op: str, x: Tensor, R: int, J: int, strategy: str) -> None:
     elif strategy == STREAM and not small_batch.available(x):
         why = (
             "strategy 'stream' needs libmasm_cuda, which is not loaded (masm_ext.build_info() has the reason); use "
-            "'single', or build it with nvcc (README, Install)"
+            "'single', or build it with nvcc (docs/install.md)"
         )
     elif strategy == STREAM and (M > STREAM_ROWS or R > STREAM_RANK):
         most = f"up to {STREAM_ROWS} rows of x and R <= {STREAM_RANK}"

@@ -1,7 +1,8 @@
-"""masm::subspace_penalty on CUDA: two launches read the weights of all layers of a shape.
+"""masm::subspace_penalty on CUDA: one launch for the values and one for the gradients read all weights of a shape.
 
-The rest of the formula works on [R, R], [R, N] and [R, D] matrices, stacked over the layers of a shape, and stays in
-torch (``masm_ext.reference.subspace_penalty``): the number of launches does not grow with the number of layers.
+More than MAX_ROWS directions, or more layers than WORKSPACE allows, take further launches. The rest of the formula
+works on [R, R], [R, N] and [R, D] matrices, stacked over the layers of a shape, in plain torch
+(``masm_ext.reference.subspace_penalty``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Selective layer masks: who learns (state.py), who chooses (policies.py), what was chosen (history.py), and the static
-choice of layers before conversion (static.py).
+"""Selective layer masks: statistics and current masks (state.py), policies that select (policies.py), the record of
+selections (history.py), and the selection of layers before conversion (static.py).
 
-After arXiv 2601.01041 in words (v1: masks from the learning state of each artifact subspace; v3: forgery-sensitive
-layers by gradient bias-variance before the SVD); the formulas are ours.
+The ideas follow the text of arXiv 2601.01041 (v1: masks from the learning state of each artifact subspace; v2, v3:
+layers by gradient bias-variance before the SVD). The formulas are ours.
 """
 
 from .policies import bias_variance

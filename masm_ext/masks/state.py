@@ -1,4 +1,4 @@
-"""The learning state of every (layer, subspace), and the masks that follow from it."""
+"""Gradient statistics of every (layer, subspace) block, and the masks selected from them."""
 
 from __future__ import annotations
 
@@ -21,38 +21,43 @@ Policy = Callable[[Tensor, int, Tensor], Tensor]
 
 
 class LayerMasks:
-    """Masks ``[L, K]`` of the L converted layers and K subspaces of a model, and the statistics they follow.
+    """Masks ``[L, K]`` for the L converted layers and K subspaces of a model, and the statistics behind them.
 
-    Per block, with g the gradient of (u_k, s_k, v_k) in a step and m its first moment before that step:
-    ``signal = EMA(<g, m> / (1 - beta1^t))``, ``power = EMA(||g||^2)`` with ``mask_decay``, ``snr = signal / power``.
-    The noise of g is independent of m, so that white noise gives 0 (not the share of it that an average keeps), a
-    constant gradient 1. Policies: see :class:`masm_ext.MASMConfig`, or pass a callable.
+    A block is one subspace of one layer. Per block, with g the gradient of (u_k, s_k, v_k) in a step, m AdamW's first
+    moment before that step and t the number of steps before it: ``signal = EMA(<g, m> / (1 - beta1^t))``, ``power =
+    EMA(||g||^2)``, both with decay ``mask_decay``, and ``snr = signal / power``. A constant gradient has snr 1. White
+    noise has snr 0 on average, because the noise of g is independent of m.
 
-    A new object starts with the masks of the layers: all active after :func:`masm_ext.convert`, those of the adapter
-    after :func:`masm_ext.load_adapter`. With an optimizer, ``layer.mask`` becomes a row of its table; an in-place
-    change there (not through ``.data``) counts as a selection. The rows share a version counter: after such a change a
-    backward pass through an older graph raises. On CUDA the policy's own changes do not advance it: the host would have
-    to wait to detect them.
+    A new object starts with the current masks of the layers: all active after :func:`masm_ext.convert`, those of the
+    adapter after :func:`masm_ext.load_adapter`. Once an optimizer uses it, ``layer.mask`` is a row of its table, and an
+    in-place change of that row (not through ``.data``) counts as a selection. All rows share one version counter: after
+    such a change, a backward pass through an older graph raises. On CUDA a selection by the policy does not advance the
+    counter, because detecting it would synchronize with the device.
 
-    A mask of 0 leaves parameters, moments and decay of a block bit for bit as they are, and the backward pass does not
-    compute its gradients. Its statistics stand still meanwhile, so a masked block is probed: every
-    ``mask_probe_interval`` steps it is unmasked (and updated) for ``mask_probe_steps`` steps.
+    A block with mask 0 is not updated: its parameters, moments and step count stay the same bit for bit, no weight
+    decay is applied, and the backward pass does not compute its gradients. Its statistics do not change either.
+    Therefore each masked block is probed: after ``mask_probe_interval`` steps it is unmasked, and updated, for
+    ``mask_probe_steps`` steps.
 
-    :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step and keeps all state in its
-    ``state_dict``; nothing else is needed.
+    :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step, and includes all state in its
+    ``state_dict``; no other call is needed.
 
-    The state is on the device of the model, and a step does not wait for it, so it can be captured in a CUDA graph;
-    reading an attribute waits. With a policy that runs on the host (a callable, or a registered policy other than
-    "bias_variance") every step waits: the host must know whether a selection is due.
+    The state is on the device of the model and a step does not synchronize, so it can be captured in a CUDA graph.
+    Reading an attribute synchronizes. With a policy that runs on the host (a callable, or a registered policy other
+    than "bias_variance") every step synchronizes, to find out whether a selection is due.
 
     Args:
         model: a converted model, or its MASMLinears.
-        config: the mask fields are read.
-        policy: a callable instead of ``config.mask_policy``.
+        config: only the mask fields are read.
+        policy: a callable (snr [L, K], step, current mask [L, K]) -> mask [L, K] in [0, 1], instead of
+            ``config.mask_policy``.
 
     Attributes:
-        masks: float32 [L, K] in force for the next step, on the device of the model. A view: the next step rewrites it.
-        layer_names: the L module names.
+        masks: float32 [L, K], the masks of the next step, on the device of the model. A view, overwritten by each step.
+        layer_names: the names of the L modules.
+
+    Raises:
+        ValueError: the model has no MASMLinear, or its layers differ in the number of subspaces.
     """
 
     def __init__(
@@ -127,24 +132,24 @@ class LayerMasks:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One dict per selection: step, mask, snr, signal, power (nested lists of L lists of K).
+        """One dict per selection: step, mask, snr, signal, power (each but step a list of L lists of K numbers).
 
-        The last 1,024 selections are kept. The device holds 256, which a step copies before they are overwritten; that
-        step waits. Replays of a CUDA graph do not copy: read this property between them, or a warning reports the
-        number of selections that were lost.
+        The last 1,024 selections are kept. The device stores up to 256. A step copies them to the host before they are
+        overwritten, and synchronizes to do so. A replayed CUDA graph does not copy: read this property between replays;
+        otherwise a warning reports how many selections were lost.
         """
         self._history.read(*self._state[4:])
         return self._history.as_dicts()
 
     def observe(self, stats: Tensor, found: Tensor, owned: Tensor) -> None:
-        """Update the statistics with one optimizer step and choose the masks of the next.
+        """Update the statistics after an optimizer step, and select the masks of the next step.
 
         All arguments are on the device of the layers.
 
         Args:
-            stats: float64 [B, 2] with B >= L * K, as ``masm::masked_adamw_`` returns it.
-            found: float32 [1], from the same call; a step that was not taken changes nothing.
-            owned: bool [L, K], blocks that own a part of a parameter with a gradient.
+            stats: float64 [B, 2] with B >= L * K, the (signal, power) returned by ``masm::masked_adamw_``.
+            found: float32 [1], from the same call; if it is not 0, the step was skipped and nothing changes.
+            owned: bool [L, K], True for blocks with a gradient in this step.
         """
         self.in_force()
         if self._selects:
@@ -160,24 +165,24 @@ class LayerMasks:
         self._version = self._state[3]._version
 
     def claim(self, owner: object) -> None:
-        """Make the layers' masks and step counts rows of this table. A new optimizer calls it.
+        """Make the masks and step counts of the layers rows of this table. A new optimizer calls it.
 
-        The next step of an earlier owner of the layers, or of this object, raises.
+        If these layers, or this object, had another owner before, its next step raises.
 
         Args:
-            owner: the optimizer.
+            owner: the new optimizer.
         """
         self._owner = owner
         self._attach()
 
     def in_force(self, owner: object | None = None) -> Tensor:
-        """:attr:`masks` on the device of the layers, including changes made in the masks of the layers.
+        """:attr:`masks` on the device of the layers, including changes made through ``layer.mask``.
 
         Args:
-            owner: the optimizer that reads them; None: any.
+            owner: the optimizer that asks; None: do not check the owner.
 
         Raises:
-            RuntimeError: another optimizer or LayerMasks owns the layers.
+            RuntimeError: the layers belong to another optimizer or LayerMasks.
         """
         if self._owner is None:
             self.claim(self)
@@ -188,8 +193,8 @@ class LayerMasks:
             )
         if any(layer.__dict__["_steps"] is not self._steps for layer in self.layers.values()):
             raise RuntimeError(
-                "LayerMasks: another optimizer was made over these layers, and a layer's masks and step count have one "
-                "owner; use parameter groups of one optimizer, or go on with the new one only"
+                "LayerMasks: another optimizer was made over these layers. Masks and step counts of a layer have one "
+                "owner: use parameter groups of one optimizer, or continue with the new optimizer only"
             )
         self._bind()
         return self.masks
@@ -246,7 +251,7 @@ class LayerMasks:
         self.accept_layers()
 
     def accept_layers(self) -> None:
-        """Accept the current values of the layers for this optimizer, from whatever state they were loaded."""
+        """Continue with the current values of the layers, even if they are of another step than this optimizer."""
         for layer in self.layers.values():
             layer.restored_steps = None
 
@@ -286,9 +291,9 @@ class LayerMasks:
         return {"selected": selected, "signal": signal, "power": power, "idle": idle, "probing": probing}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors (on the CPU) and plain values with which a run resumes bit for bit.
+        """Tensors (on the CPU) and plain values that resume a run bit for bit.
 
-        :class:`masm_ext.MaskedAdamW` includes it in its own."""
+        :class:`masm_ext.MaskedAdamW` includes it in its own ``state_dict``."""
         self._history.read(*self._state[4:])
         if self._owner is not None:
             self._bind()
@@ -297,13 +302,13 @@ class LayerMasks:
         return {**state, "step": self.step, "layer_names": list(self.layer_names), **history}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Check that a state can be loaded; nothing is changed.
+        """Check that a state can be loaded; changes nothing.
 
         Args:
-            state: as :meth:`state_dict` returns it.
+            state: a state from :meth:`state_dict`.
 
         Raises:
-            ValueError: the state belongs to other layers or another version.
+            ValueError: the state belongs to other layers or to another version.
         """
         parts = self._parts()
         missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)

@@ -1,4 +1,4 @@
-"""The static policy: which layers to decompose, from one calibration pass before conversion."""
+"""The static policy: selects the layers to convert, in one calibration pass."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ def select_layers(
     batches: Iterable[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
 ) -> SelectedLayers:
-    """Rank the layers of a model that is not yet converted by the bias-variance of their weight gradients.
+    """Before conversion, select the layers whose weight gradients agree most between batches.
 
     Per layer, with G_b the gradient of the weight on batch b of n: ``power = mean_b ||G_b||^2``, ``signal =
-    (n ||mean_b G_b||^2 - power) / (n - 1)`` (the mean over pairs of different batches, so that noise gives 0), ``snr =
-    signal / power``. The pass runs in eval mode. The model's mode, ``requires_grad`` flags and gradients are restored.
+    (n ||mean_b G_b||^2 - power) / (n - 1)``, ``snr = signal / power``. The signal is the mean inner product over pairs
+    of different batches, so noise gives 0 on average. The pass runs in eval mode; afterwards the mode, the
+    ``requires_grad`` flags and the gradients of the model are as before.
 
     Args:
         model: the pretrained model.
-        config: ``target_modules``, ``exclude_modules`` and ``modules_to_save`` give the candidates,
-            ``mask_active_fraction`` (or ``mask_threshold``) how many are chosen, ``mask_calibration_batches`` how many
-            batches are read.
-        batches: what ``loss_fn`` takes; at least two.
+        config: ``target_modules``, ``exclude_modules`` and ``modules_to_save`` give the candidates.
+            ``mask_active_fraction`` (or ``mask_threshold``) and ``mask_min_active`` decide how many are selected.
+            ``mask_calibration_batches`` is the maximum number of batches read.
+        batches: at least two batches, each passed to ``loss_fn``.
         loss_fn: (model, batch) -> scalar loss.
 
     Returns:
-        The full names of the layers of largest snr, in module order, for ``convert(target_modules=...)``.
+        The full names of the selected layers, in module order. Pass them to ``convert(target_modules=...)``.
 
     Raises:
         ValueError: fewer than two batches, or no layer matches.

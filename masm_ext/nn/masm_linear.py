@@ -17,7 +17,7 @@ from ..decomposition import (
     order_of,
     split,
 )
-from ..hashing import weight_hash
+from ..hashing import directions_hash, weight_hash
 from ..ops import fold, subspace_linear
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
@@ -30,34 +30,35 @@ LAYERS: weakref.WeakSet[MASMLinear] = weakref.WeakSet()
 
 
 class MASMLinear(nn.Module):
-    """A linear layer with a frozen semantic principal subspace and K learnable artifact subspaces.
+    """A linear layer with a frozen principal subspace and K trainable artifact subspaces.
 
-    ``y = x weight^T + ((x v^T) * s) u + bias``; at init it equals the ``nn.Linear`` it was made from. After the
-    decomposition of arXiv 2601.01041 (in words; the formulas are ours). Build it with :meth:`from_linear`, or convert a
-    whole model with :func:`masm_ext.convert`.
+    ``y = x principal^T + ((x v^T) * s) u + bias``. At init the output is that of the ``nn.Linear`` it was made from, up
+    to rounding. The decomposition follows the text of arXiv 2601.01041; the formulas are ours. Make one with
+    :meth:`from_linear`, or convert a whole model with :func:`masm_ext.convert`.
 
     Args:
         parts: the decomposition of the weight.
-        bias: [N], copied; None for a layer without bias.
-        base_hash: :func:`masm_ext.hashing.weight_hash` of the weight, which adapters require.
-        train_bias: let the bias learn.
+        bias: [N], copied; None: no bias.
+        base_hash: :func:`masm_ext.hashing.weight_hash` of the pretrained weight; needed to save an adapter.
+        train_bias: train the bias.
 
     Attributes:
-        principal: buffer [N, D], W without its artifact part. It is not named ``weight``, so that a converted
-            state_dict does not load into the pretrained model; the property ``weight`` reads it.
-        u, s, v: parameters [R, N], [R], [R, D]; subspace k owns rows ``offsets[k]:offsets[k + 1]``. float32 beside a
-            half-precision weight, also after ``.to(torch.bfloat16)``: a training step in bfloat16 would round small
-            updates away.
-        bias: parameter [N] or None, frozen unless the config sets ``train_bias``.
+        principal: buffer [N, D]: W without its artifact part. It is not called ``weight``, so that a converted
+            state_dict cannot be loaded into the pretrained model by mistake; the property ``weight`` returns it.
+        u, s, v: parameters [R, N], [R], [R, D]; rows ``offsets[k]:offsets[k + 1]`` belong to subspace k. Beside a
+            half-precision weight they are float32, and stay float32 after ``.to(torch.bfloat16)``, because bfloat16
+            would round small updates away.
+        bias: parameter [N] or None; frozen unless ``train_bias``.
         offsets: K + 1 row bounds.
-        mask: buffer bool [K]; False stops the gradients of a subspace, and :class:`masm_ext.MaskedAdamW` does not
-            update it. With :class:`masm_ext.LayerMasks`, a row of its table.
-        u0, s0, v0: buffers, the factors at init: the adapter needs them to rebuild ``weight`` without an SVD.
-        base_hash, base_dtype: identity of the weight the layer was made from (SHA-256, hexadecimal) and its dtype. In
-            the state_dict it is extra state, not a buffer, so that averaging or casting a model does not change it.
-        directions: which singular directions of W (0 = largest sigma) the rows of u, s and v were at init; empty after
-            a state_dict of another base was loaded.
-        layer_group: the layers it runs together with, or None; see :meth:`group`.
+        mask: buffer bool [K]. For a subspace with entry False, gradients are zero and :class:`masm_ext.MaskedAdamW`
+            makes no update. With :class:`masm_ext.LayerMasks` it is a row of the table of masks.
+        u0, s0, v0: buffers, the initial factors; :func:`masm_ext.load_adapter` rebuilds ``principal`` from them without
+            an SVD.
+        base_hash, base_dtype: SHA-256 (hexadecimal) and dtype of the pretrained weight. The state_dict holds the hash
+            as extra state, not as a buffer, so that averaging or casting a model does not change it.
+        directions: indices of the singular directions of W (0 = largest sigma) that the rows of u, s and v started
+            from; empty after loading a state_dict of another conversion.
+        layer_group: the group that the layer belongs to, or None; see :meth:`group`.
     """
 
     principal: Tensor
@@ -78,6 +79,7 @@ class MASMLinear(nn.Module):
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
         self.directions = tuple(parts.directions)
+        self.directions_hash = directions_hash(self.directions)
         self.base_hash = base_hash
         #: Set by LayerMasks: optimizer steps taken, and probe steps left per subspace.
         self._steps: Tensor | None = None
@@ -111,11 +113,14 @@ class MASMLinear(nn.Module):
         Args:
             linear: a plain ``nn.Linear``; it is not changed.
             config: ranks, directions, partition and ``train_bias`` are read.
-            name: of the layer, for messages.
+            name: name of the layer, for error messages.
+
+        Returns:
+            The layer, in the training mode of ``linear``.
 
         Raises:
-            TypeError: ``linear`` is no ``nn.Linear``.
-            ValueError: the ranks do not fit, or the weight has NaN or infinite elements.
+            TypeError: ``linear`` is not exactly an ``nn.Linear``.
+            ValueError: the ranks do not fit; the weight has NaN or infinite elements, or is on the meta device.
         """
         if type(linear) is not nn.Linear:
             raise TypeError(f"{name}: expected an nn.Linear, got {type(linear).__name__}")
@@ -143,31 +148,31 @@ class MASMLinear(nn.Module):
         destination[prefix + "mask"] = self.mask.detach().clone()
 
     def get_extra_state(self) -> Tensor:
-        """uint8: the base hash and the number of steps taken, a hexadecimal digit per element."""
+        """uint8 [96]: base hash, number of steps taken and hash of the directions, a hexadecimal digit per element."""
         steps = self.restored_steps
         if steps is None or steps == ANY_STEP:
             steps = 0 if self._steps is None else int(self._steps)
-        digits = f"{self.base_hash:0>64}{steps:016x}"
+        digits = f"{self.base_hash:0>64}{steps:016x}{self.directions_hash:0>16}"
         # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
         return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the identity of the base weight and the step count, from a ``state_dict``.
+        """Restore the identity of base weight and directions, and the step count, from a ``state_dict``.
 
         Args:
-            state: uint8 [80], as :meth:`get_extra_state` returns it.
+            state: uint8 [96], as :meth:`get_extra_state` returns it.
 
         Raises:
-            ValueError: not such a tensor.
+            ValueError: ``state`` does not have this form.
         """
         digits = [int(value) // 16 for value in torch.as_tensor(state).double().round().tolist()]
-        if len(digits) != 80 or not all(0 <= digit < 16 for digit in digits):
-            raise ValueError(f"MASMLinear: expected an extra state of 80 elements in [0, 255], got {state!r}")
+        if len(digits) != 96 or not all(0 <= digit < 16 for digit in digits):
+            raise ValueError(f"MASMLinear: expected an extra state of 96 elements in [0, 255], got {state!r}")
         text = "".join(f"{digit:x}" for digit in digits)
-        base_hash = "" if set(text[:64]) == {"0"} else text[:64]
-        if base_hash != self.base_hash:  # factors of another weight
-            self.base_hash, self.directions = base_hash, ()
-        self.restored_steps = int(text[64:], 16)
+        base_hash, directions_hash = ("" if set(part) == {"0"} else part for part in (text[:64], text[80:]))
+        if (base_hash, directions_hash) != (self.base_hash, self.directions_hash):  # factors of another conversion
+            self.base_hash, self.directions_hash, self.directions = base_hash, directions_hash, ()
+        self.restored_steps = int(text[64:80], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
         wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0, self.weight_norm2]
@@ -189,18 +194,19 @@ class MASMLinear(nn.Module):
     def group(layers: Sequence[MASMLinear], owner: nn.Module) -> None:
         """Run 2 to 4 layers that read the same x (query, key, value) as one call.
 
-        Outputs and gradients are those of the single layers, to rounding. On CUDA x is read once for the P of all, dX
-        is summed before it is rounded, and there are fewer launches; on a CPU the layers run one after another. The
-        first call computes all outputs, so group only layers that are all called with the same tensor. The layers run
-        one by one under torch.compile and in inference mode, which keeps no record of in-place changes of x.
+        Up to rounding, outputs and gradients are those of the single layers. On CUDA, x is read once for all layers,
+        dX is summed over the layers before it is rounded, and there are fewer launches. On a CPU the layers run one
+        after another. The first call computes the outputs of all layers, so group only layers that are always called
+        with the same tensor. Under torch.compile and in inference mode the layers run one by one; in inference mode an
+        in-place change of x could not be detected.
 
         Args:
-            layers: alike in shape, ranks, dtype, device and in having a bias.
-            owner: the module whose forward calls them, such as their attention. They run as one call inside it only;
-                outputs that it does not use are dropped when it returns.
+            layers: layers with the same shape, ranks, dtype and device, all with or all without bias.
+            owner: the module whose forward calls them, such as their attention. Only inside its forward they run as one
+                call; outputs that it does not use are freed when it returns.
 
         Raises:
-            ValueError: the layers differ, or one is in a group already.
+            ValueError: the layers differ, or one of them is already in a group.
         """
         check_group(layers)
         group = LayerGroup(layers, owner)
@@ -213,7 +219,7 @@ class MASMLinear(nn.Module):
         """Undo :meth:`group`.
 
         Args:
-            layers: every group that one of them is in is dissolved.
+            layers: MASMLinears; every group that contains one of them is dissolved.
         """
         for layer in layers:
             if layer.layer_group is not None:
@@ -221,7 +227,7 @@ class MASMLinear(nn.Module):
 
     @property
     def selected_mask(self) -> Tensor:
-        """bool [K]: ``mask`` without the subspaces that are unmasked for a probe only."""
+        """bool [K]: the selected mask: ``mask``, but False for subspaces that are unmasked only for a probe."""
         return self.mask if self._probing is None else self.mask & (self._probing.to(self.mask.device) == 0)
 
     @property
@@ -233,7 +239,7 @@ class MASMLinear(nn.Module):
         return tuple(b - a for a, b in pairwise(self.offsets))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output, ``x W_now^T + bias``.
+        """The output of the layer, ``x W_hat^T + bias``, with ``W_hat`` the current weight.
 
         Args:
             x: [..., D], in the dtype of ``principal`` or under autocast.
@@ -256,7 +262,7 @@ class MASMLinear(nn.Module):
 
     @torch.no_grad()
     def relative_update(self) -> float:
-        """``||W_now - W||_F / ||W||_F``, from the factors alone (no [N, D] matrix is formed)."""
+        """``||W_hat - W||_F / ||W||_F``, with ``W_hat`` the current weight, from the factors alone (nothing [N, D])."""
         a = torch.cat([self.u, self.u0]).double()  # [2R, N]
         b = torch.cat([self.v, self.v0]).double()  # [2R, D]
         c = torch.cat([self.s, -self.s0]).double()

@@ -1,4 +1,4 @@
-"""Finds the query, key and value projections of a model and groups them."""
+"""Groups the query, key and value projections of a model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ PROJECTIONS = (
 def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = PROJECTIONS) -> int:
     """Group the query, key and value projections of every self-attention of a converted model.
 
-    Siblings under one parent become a group (:meth:`masm_ext.MASMLinear.group`) owned by their parent if they are
-    MASMLinears of one shape with at most 256 directions together. For attentions that read one x only: if key and value
-    read another input (cross-attention), each call would compute projections that are not used.
+    Layers with sibling names form a group (:meth:`masm_ext.MASMLinear.group`) if they are MASMLinears of the same shape
+    with at most 256 directions in total; the owner is their parent module. Use it only for self-attention, where the
+    three layers read one x: in cross-attention, where key and value read another input, each call would also compute
+    outputs that are not used.
 
     Args:
-        model: a converted model. Layers that are grouped already stay as they are.
-        names: the names of sibling modules, one entry for each naming scheme.
+        model: a converted model. Layers that are already grouped are left alone.
+        names: the names of sibling modules, one tuple per naming scheme.
 
     Returns:
         The number of new groups.

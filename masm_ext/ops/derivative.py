@@ -1,7 +1,7 @@
-"""``torch.library.register_autograd`` with less work per call, and the rules of the ops under ``torch.func``.
+"""A cheaper ``torch.library.register_autograd``, and the rules of the ops under ``torch.func``.
 
-``register_autograd`` looks up defaults in the schema and walks lists of tensors as pytrees, in and out. That costs the
-host about as much time as the rest of a call of these ops (benchmarks/host.py).
+``register_autograd`` looks up schema defaults and walks lists of tensors as pytrees, for arguments and results. For
+these ops that takes about as much host time as the rest of the call (benchmarks/gpu_model/host.py).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def register_derivative(
     applies.
 
     Args:
-        name: of the op.
+        name: name of the op.
         backward: as for ``torch.library.register_autograd``.
-        setup_context: the same, except that ``ctx.needs_input_grad`` has one entry for each tensor of a list. Without
-            it the op has no derivative, and ``backward`` raises the error.
+        setup_context: likewise, but ``ctx.needs_input_grad`` has one entry per tensor of a list. None: the op has no
+            derivative, and ``backward`` raises the error.
 
     Returns:
-        A function that calls the op, also inside ``torch.func`` transforms.
+        A function that calls the op. It also works inside ``torch.func`` transforms.
     """
     op = getattr(torch.ops.masm, name).default
     arguments = op._schema.arguments
@@ -131,8 +131,8 @@ def register_derivative(
 
 
 def register_batching(name: str) -> Callable[..., Any]:
-    """Register ``masm::name`` for ``torch.vmap``: a batch of x alone is rows of one call, any other batch one call per
-    entry. Returns the rule: (info, dimensions, *arguments) -> (results, dimensions)."""
+    """Register the ``torch.vmap`` rule of ``masm::name``: if only x is batched, the batch becomes rows of one call;
+    otherwise there is one call per entry. Returns the rule: (info, dimensions, *arguments) -> (results, dimensions)."""
     op = getattr(torch.ops.masm, name).default
 
     def batched(info, in_dims, *args):

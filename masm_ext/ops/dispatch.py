@@ -1,4 +1,4 @@
-"""Dispatch: the one table (op, device) -> implementation, and the registration of the Python ones.
+"""The table (op, device) -> implementation, and the registration of the implementations in Python.
 
 An op has exactly one implementation on a device, in the file that the table names; there is no silent fallback, and
 PyTorch's dispatcher refuses other devices. C++ and CUDA implementations register themselves when their library loads.
@@ -47,7 +47,7 @@ IMPLEMENTATIONS: dict[tuple[str, str], tuple[str, str]] = {
 
 
 def _imported_at_call(op: str, file: str) -> Callable[..., Any]:
-    """Calls the function ``op`` of a Triton file, which it imports at the first call."""
+    """A function that calls ``op`` of a Triton file; the file is imported at the first call."""
 
     def call(*arguments: Any) -> Any:
         try:

@@ -26,7 +26,7 @@ _call = register_derivative("fold", _no_gradient, lambda ctx, inputs, output: No
 
 
 def fold(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
-    """The dense weight of a layer: ``weight + u^T diag(s) v``, computed in float32 (float64), rounded once.
+    """The dense weight of a layer: ``weight + u^T diag(s) v``, in float32 (float64 for float64), rounded once.
 
     Not differentiable: for merging and inference.
 

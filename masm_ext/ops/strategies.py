@@ -1,7 +1,7 @@
-"""Strategies: which kernels serve a CUDA call of subspace_linear, by its shapes.
+"""Strategies: which kernels compute a CUDA call of subspace_linear, depending on its shapes.
 
-RULES is read from the top: the first rule that fits a Call names its strategy. docs/kernels.md explains the strategies;
-benchmarks/tune.py measures them and prints RULES anew.
+The first entry of RULES that matches a Call gives the strategy. docs/kernels.md explains the strategies;
+benchmarks/gpu_model/tune.py measures them and prints a new RULES table.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ import torch
 #: How a CUDA call of subspace_linear can be computed; see masm_ext/kernels/subspace_linear.py and docs/kernels.md.
 KEXT, SINGLE, STREAM, ADDMM, FOLDED, REFERENCE = "kext", "single", "stream", "addmm", "folded", "reference"
 STRATEGIES = (KEXT, SINGLE, STREAM, ADDMM, FOLDED, REFERENCE)
-#: What the kernels serve at most: directions of all layers of a call together, and layers.
+#: Limits of the kernels: total number of directions of all layers in a call, and number of layers.
 MAX_RANK, MAX_LAYERS = 256, 4
-#: Directions of a layer that `single` serves at most: T is held in registers.
+#: Limit of `single`: directions of one layer (T is held in registers).
 COMPUTED_RANK = 64
-#: Rows of x, and directions of a layer, that `stream` serves at most.
+#: Limits of `stream`: rows of x, and directions of one layer.
 STREAM_ROWS, STREAM_RANK = 64, 64
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the choice of a strategy may depend on: X [M, IN] times A [IN, OUT] with R directions a layer.
+    """The properties of a call that the strategy may depend on: X [M, IN] times A [IN, OUT], R directions per layer.
 
     Attributes:
         M: rows of X.
         OUT: columns of A.
         IN: columns of X.
         R: directions of one layer.
-        layers: layers that read the same x.
-        dtype: of X and A.
-        capability: of the GPU, 90 for 9.0.
-        learning: whether a gradient of u, s or v is needed. An all-zero mask does not count: it is known on the GPU
-            only, and the host does not wait for it.
-        tf32: whether torch allows it for float32 products.
-        cuda_library: whether `stream` can serve: a forward call, libmasm_cuda is loaded, and rows of the weights start
-            at multiples of 16 bytes, as its kernel reads them.
-        backward: the call computes dX and, if `learning`, du from the same dY.
+        layers: number of layers that read the same x.
+        dtype: dtype of X and A.
+        capability: compute capability of the GPU, 90 for 9.0.
+        learning: whether a gradient of u, s or v is needed. True also if all subspaces are masked, because the host
+            does not read the mask from the GPU.
+        tf32: whether torch allows tf32 for float32 products.
+        cuda_library: whether `stream` can be used: a forward call, with libmasm_cuda loaded, and weight rows that start
+            at multiples of 16 bytes.
+        backward: whether the call computes dX and, if `learning`, du from the same dY.
     """
 
     M: int
@@ -65,7 +65,7 @@ class Rule:
     why: str
 
 
-#: The first rule that fits is taken. The evidence is modelled (benchmarks/model.py), not measured on a GPU.
+#: The first rule that matches is used. The evidence is from a cost model (benchmarks/gpu_model/model.py), not a GPU.
 RULES: tuple[Rule, ...] = (
     Rule(REFERENCE, lambda c: c.dtype == torch.float64, "tensor cores do not serve it; it exists for tests"),
     Rule(REFERENCE, lambda c: c.R * c.layers > MAX_RANK or c.layers > MAX_LAYERS, "more than the kernels serve"),
@@ -74,8 +74,8 @@ RULES: tuple[Rule, ...] = (
         lambda c: (
             c.dtype == torch.float32 and not c.tf32 and not c.learning and 2 * c.M * (c.IN + c.OUT) >= c.IN * c.OUT
         ),
-        "inference in exact float32: model, within 2% of the best from 4 images on; never where the product rounds the "
-        "weight (half precision, tf32), which loses what was learned",
+        "inference in exact float32: model, within 2% of the best from 4 images on; not in half precision or "
+        "tf32, where rounding the folded weight loses what was learned",
     ),
     Rule(
         STREAM,
@@ -126,5 +126,5 @@ RULES: tuple[Rule, ...] = (
 
 @lru_cache(maxsize=4096)
 def choose(call: Call) -> str:
-    """The strategy that serves a CUDA call, by the first of RULES that fits."""
+    """The strategy for a CUDA call: that of the first matching rule."""
     return next(rule.strategy for rule in RULES if rule.when(call))

@@ -107,22 +107,22 @@ def subspace_linear(
 
     Args:
         x: [..., D], float32, float64, bfloat16 or float16.
-        weight: [N, D] in the dtype of x, the frozen semantic principal subspace. It never gets a gradient.
-        u: [R, N], the output directions of all subspaces, in the dtype of x, or float32 beside a half-precision x.
-            Half-precision products may round u and v to the dtype of x (a CPU with AVX512_BF16 does); P and every sum
-            are float32.
+        weight: [N, D] in the dtype of x, the frozen principal subspace. It never gets a gradient.
+        u: [R, N], the output directions of all subspaces, in the dtype of x, or float32 for a half-precision x. P and
+            all sums are float32; products of half-precision calls may round u and v to the dtype of x (on a CPU with
+            AVX512_BF16 they do).
         s: [R], the singular values, in the dtype of u.
         v: [R, D], the input directions, in the dtype of u.
         bias: [N] in the dtype of x, or None.
-        offsets: K + 1 row bounds of the subspaces in u, s and v; one subspace by default.
-        mask: bool [K]; the gradients of a subspace with entry False are zeros and are not computed. It affects y and dX
-            in rounding only (if all are masked, a CPU may fold the weight). None: nothing is masked.
-        strategy: how a CUDA call is computed, one of ``masm_ext.ops.strategies.STRATEGIES``; by default the RULES there
-            choose. For tests and benchmarks: it never changes the result beyond rounding.
+        offsets: K + 1 row bounds of the subspaces in u, s and v; None: one subspace.
+        mask: bool [K]; where it is False, the gradients of the subspace are zero and are not computed. y and dX depend
+            on it in rounding only (if all subspaces are masked, a CPU may fold the weight). None: no mask.
+        strategy: name of the strategy for a CUDA call, from ``masm_ext.ops.strategies.STRATEGIES``; "": chosen by the
+            RULES there. For tests and benchmarks; it changes the result in rounding only.
 
     Returns:
-        y [..., N] in the dtype of x. Under ``torch.autocast`` in the autocast dtype: x, weight and bias are cast to it,
-        u, s and v are not.
+        y [..., N] in the dtype of x. Under ``torch.autocast``, x, weight and bias are cast to the autocast dtype, which
+        y then has; u, s and v are not cast.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit; the message names what arrived.

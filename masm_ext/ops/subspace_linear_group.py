@@ -139,11 +139,12 @@ def subspace_linear_group(
     mask: Sequence[Tensor] = (),
     strategy: str = "",
 ) -> list[Tensor]:
-    """J layers on the same x in one call: the results of :func:`subspace_linear`, without reading x J times.
+    """J layers on the same x in one call, with the results of :func:`subspace_linear`.
 
-    On CUDA the P of all come from one pass over x, the outputs from one product, and dX is summed over the layers
-    before it is rounded. Tensors that follow one another in one storage (:meth:`masm_ext.MASMLinear.group` arranges it)
-    are read in place, others are copied. Beyond J = 4 or J R = 256 the layers run one by one.
+    On CUDA one pass over x computes ``P = x v^T`` of all layers, one product their outputs, and dX is summed over the
+    layers before it is rounded. Tensors that follow one another in one storage (:meth:`masm_ext.MASMLinear.group`
+    arranges this) are read in place; others are copied first. With J > 4 or J R > 256, and on a CPU, the layers run one
+    by one.
 
     Args:
         x: [..., D].
@@ -152,7 +153,7 @@ def subspace_linear_group(
         s: J tensors [R].
         v: J tensors [R, D].
         bias: J tensors [N], or none.
-        offsets: K + 1 row bounds, those of every layer; one subspace by default.
+        offsets: K + 1 row bounds, the same for all layers; None: one subspace.
         mask: J tensors bool [K], or none.
         strategy: as for :func:`subspace_linear`.
 
@@ -160,7 +161,7 @@ def subspace_linear_group(
         J outputs [..., N].
 
     Raises:
-        RuntimeError: something does not fit; the message names what arrived.
+        RuntimeError: shapes, dtypes or devices do not fit; the message gives what was passed.
     """
     if not len(weight):
         fail("subspace_linear_group", "expected at least one layer, got none")

@@ -94,25 +94,26 @@ def subspace_penalty(
     weight_norm2: Sequence[Tensor],
     offsets: Sequence[Sequence[int]],
 ) -> tuple[Tensor, Tensor]:
-    """Orthogonality and spectral consistency summed over L layers, with their gradients from the same pass.
+    """The orthogonality and spectral consistency penalties, summed over L layers; gradients come from the same pass.
 
-    Formulas: :func:`masm_ext.reference.subspace_penalty`. The arguments are lists over layers of any shapes. Autocast
-    is off inside. Differentiable once.
+    Formulas: :func:`masm_ext.reference.subspace_penalty`. Each argument is a list with one entry per layer; the layers
+    may have different shapes. Autocast is disabled inside. First derivatives only.
 
     Args:
-        weights: [N, D], the frozen principal subspaces, of any floating dtype. They never get a gradient.
-        u: [R, N], in the dtype of the weights, or float32 beside half precision.
-        s: [R], in the dtype of u.
-        v: [R, D], in the dtype of u.
-        s0: [R], the singular values at init.
+        weights: [N, D] each, the frozen principal subspaces, of any floating dtype. They never get a gradient.
+        u: [R, N] each, in the dtype of the weights, or float32 for half-precision weights.
+        s: [R] each, in the dtype of u.
+        v: [R, D] each, in the dtype of u.
+        s0: [R] each, the singular values at init.
         weight_norm2: one element each, ``||weight||_F^2``, in the dtype of s.
-        offsets: K + 1 row bounds of the subspaces.
+        offsets: K + 1 row bounds of the subspaces of each layer.
 
     Returns:
-        Two scalars, float32 (float64 for float64), that flow gradients into u, s and v.
+        (orthogonality, spectral consistency), two scalars in float32 (float64 for float64 layers), differentiable in u,
+        s and v.
 
     Raises:
-        RuntimeError: something does not fit; the message names the layer and what arrived.
+        RuntimeError: shapes, dtypes or devices do not fit; the message gives the layer and what was passed.
     """
     if not len(u):
         fail("subspace_penalty", "expected at least one layer, got none")

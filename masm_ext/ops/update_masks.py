@@ -36,32 +36,32 @@ def update_masks_(
     probe_steps: int,
     select: bool,
 ) -> None:
-    """Take one optimizer step into the learning state of all (layer, subspace) blocks; set the masks of the next.
+    """Update the statistics of all (layer, subspace) blocks after an optimizer step, and set the next masks.
 
     For training use :class:`masm_ext.LayerMasks`, which keeps the state. All tensors are contiguous and on one device;
-    the state is updated in place. On CUDA nothing waits for the device. The formula:
-    ``masm_ext/reference/update_masks.py``.
+    the state is updated in place, without synchronization on CUDA. ``masm_ext/reference/update_masks.py`` has the
+    formula.
 
     Args:
-        sums: float64 [2, L, K], averages of signal and power, from zero.
-        counts: int64 [2, L, K], steps masked without a break, and probe steps left.
-        masks: float32 [2, L, K], as selected, and in force (as selected, or 1 during a probe).
+        sums: float64 [2, L, K], running averages of signal and power; zero at the start.
+        counts: int64 [2, L, K], for each block the number of consecutive masked steps, and of probe steps left.
+        masks: float32 [2, L, K], the selected masks, and the masks in force (as selected, or 1 during a probe).
         live: bool [L, K], where the mask in force is not 0.
-        counters: int64 [2], steps taken, and selections made.
-        history: float64 [H, L, K, 4] of (mask, snr, signal, power), a ring: selection i is in row ``i % H``.
+        counters: int64 [2], the number of steps taken and of selections made.
+        history: float64 [H, L, K, 4] of (mask, snr, signal, power), a ring buffer: selection i is in row ``i % H``.
         history_steps: int64 [H], the steps of these selections.
-        stats: float64 [B, 2] with B >= L * K, as :func:`masked_adamw_` returns it.
-        found: float32 [1], likewise; if not 0, nothing changes.
-        owned: bool [L, K], blocks that own a part of a parameter with a gradient.
-        decay: of the averages, per step.
+        stats: float64 [B, 2] with B >= L * K, from :func:`masked_adamw_`.
+        found: float32 [1], from :func:`masked_adamw_`; if it is not 0, nothing changes.
+        owned: bool [L, K], True for blocks with a gradient in this step.
+        decay: decay of the averages per step.
         warmup: step of the first selection.
         interval: steps between selections.
-        hysteresis: advantage of an active block as a share of its snr.
-        keep: layers that stay active for each subspace; 0: those above ``threshold``.
-        threshold: smallest snr of an active block, where ``keep`` is 0.
-        least: layers that stay active for each subspace at least.
+        hysteresis: bonus on the snr of an active block, as a share of its absolute value.
+        keep: number of layers in which each subspace is active; 0: use ``threshold``.
+        threshold: if ``keep`` is 0, a block is active if its snr is above this.
+        least: minimum number of layers in which each subspace stays active.
         probe_interval: steps after which a masked block is probed; 0: never.
-        probe_steps: steps of a probe.
+        probe_steps: number of steps of a probe.
         select: whether selections are made.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Blocks: what a mask entry updates. Which parts of the parameters belong to which block."""
+"""Blocks (layer, subspace): which rows of which parameters each entry of the mask controls."""
 
 from __future__ import annotations
 

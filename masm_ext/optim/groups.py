@@ -1,4 +1,4 @@
-"""Parameter groups with rates of their own."""
+"""Parameter groups with their own learning rates."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ def param_groups(
     weight_decay: float = 0.0,
     head_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups with rates of their own, for :class:`masm_ext.MaskedAdamW` or any other optimizer.
+    """Parameter groups with their own learning rates, for :class:`masm_ext.MaskedAdamW` or any other optimizer.
 
-    "uv" has the rate ``lr``, "s" ``lr * s_lr_scale``, "head" (every other trainable parameter) ``lr * head_lr_scale``.
-    The trailing singular values are tiny: du and dv start 100 to 1000 times smaller than those of LoRA, and a step in u
-    or v moves the weight by s times the step.
+    Group "uv" has the rate ``lr``, group "s" ``lr * s_lr_scale``, and group "head" (every other trainable parameter)
+    ``lr * head_lr_scale``. Trailing singular values are tiny: the gradients of u and v start 100 to 1000 times smaller
+    than those of LoRA, and a change of u or v changes the weight by s times as much.
 
     Args:
         model: a converted model.
-        lr: the rate of u and v.
-        s_lr_scale: rate of s over ``lr``.
-        head_lr_scale: rate of the head over ``lr``.
-        weight_decay: of u and v. s is never decayed: that would pull the pretrained spectrum to zero.
-        head_weight_decay: of the head, ``weight_decay`` by default.
+        lr: learning rate of u and v.
+        s_lr_scale: learning rate of s, relative to ``lr``.
+        head_lr_scale: learning rate of the head, relative to ``lr``.
+        weight_decay: weight decay of u and v. s is never decayed, because decay would pull the pretrained spectrum
+            towards zero.
+        head_weight_decay: weight decay of the head; None: ``weight_decay``.
 
     Returns:
-        The groups that have parameters.
+        The non-empty groups.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: the model has no trainable parameter.
     """
     layers = masm_layers(model).values()
     uv = [p for layer in layers for p in (layer.u, layer.v) if p.requires_grad]

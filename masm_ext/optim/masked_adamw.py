@@ -26,51 +26,55 @@ SCHEDULED = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", 
 
 
 class MaskedAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv 1711.05101) over blocks: each (layer, subspace) is updated, scaled or left alone by its mask.
+    """AdamW (arXiv 1711.05101) over blocks. The mask of a block (layer, subspace) switches or scales its update.
 
-    One call of ``masm::masked_adamw_`` updates everything and sums the learning-state statistics in the same pass over
-    memory. Without masks and penalties it is ``torch.optim.AdamW`` to a few units in the last place. A masked block
-    keeps its parameters, moments and step count bit for bit (so its bias correction goes on where it stopped).
+    One call of ``masm::masked_adamw_`` updates all parameters and, in the same pass over memory, computes the gradient
+    statistics of the masks. Without masks and penalties it equals ``torch.optim.AdamW`` to a few units in the last
+    place. A masked block keeps its parameters, moments and step count bit for bit; its bias correction continues where
+    it stopped.
 
     The penalties of the artifact subspaces (:func:`masm_ext.orthogonality_loss`,
     :func:`masm_ext.spectral_consistency_loss`) are decoupled, as weight decay is: ``p -= lr * mask * coefficient *
-    gradient`` with the gradient of the layer's own penalty (not of the mean over layers, so that a coefficient means
-    the same in a model of any depth). Moments and learning-state statistics see the gradient of the task alone.
+    gradient``. The gradient is that of the layer's own penalty, not of the mean over layers, so a coefficient means the
+    same in a model of any depth. Moments and statistics use the gradient of the task alone.
 
     Args:
-        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. An unknown key of a
-            group (``amsgrad``) is a ValueError.
-        lr: the rate. That of a group may be a 0-dimensional tensor: on the device of the parameters it is read there,
-            and a CUDA graph replays with its current value.
+        params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. A group with an unknown key (``amsgrad``)
+            raises ValueError.
+        lr: learning rate. In a group it may be a 0-dimensional tensor; if that is on the device of the parameters, a
+            CUDA graph replays with its current value.
         betas: decays of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled, as in ``torch.optim.AdamW``.
-        orthogonality: coefficient of that decoupled penalty of every MASMLinear that owns a parameter; a setting of a
-            group, as ``weight_decay`` is. 0 turns it off.
-        spectral_consistency: the same for the other penalty.
+        orthogonality: coefficient of the decoupled orthogonality penalty, for every MASMLinear that has a parameter
+            here. Like ``weight_decay`` it can be set per group. 0: off. ``MASMConfig.orthogonality`` is not read.
+        spectral_consistency: likewise, of the spectral consistency penalty.
         terms: coefficients of further penalties by their names in :data:`masm_ext.registry.PENALTIES`, decoupled in the
-            same way. Their gradients come from autograd, layer by layer: many small launches a step.
-        masks: the :class:`masm_ext.LayerMasks` of the model, read before and updated after every step. Without it the
-            masks of the layers stay as they are. A parameter of no MASMLinear is a block that is never masked.
+            same way. Autograd computes their gradients layer by layer, with many small launches per step.
+        masks: the :class:`masm_ext.LayerMasks` of the model, read before and updated after every step. None: the
+            current masks of the layers are kept. A parameter outside every MASMLinear is never masked.
 
     Moments are float32 for half-precision parameters. Parameters must be contiguous and on one device.
 
-    ``state_dict()`` holds everything: moments, step counts, masks and their statistics. Restoring it together with the
-    model's state_dict continues a run bit for bit; a step after only one of the two was restored is refused.
+    ``state_dict()`` holds moments, step counts, masks and their statistics. Restored together with the model's
+    state_dict, it continues a run bit for bit. If only one of the two was restored, the next step raises RuntimeError.
 
-    Non-finite gradients: if any gradient of an unmasked block is not finite, the whole step is skipped, nothing is
-    written, and ``skipped_steps`` counts it. Works with ``torch.amp.GradScaler`` (the scale is divided out inside the
-    op).
+    If a gradient of an unmasked block is not finite, the whole step is skipped: nothing is written, and
+    ``skipped_steps`` is increased by one. ``torch.amp.GradScaler`` is supported; the op divides by the scale.
 
-    On CUDA a step waits for nothing from the second on, except once in about 254 selections, when the history of the
-    masks is read. It can be captured in a CUDA graph after one or more steps as a warm-up. Capture again after
-    ``load_state_dict``, ``add_param_group``, or a step outside the graph for which other parameters had gradients. An
-    invalid mask or segment makes ``skipped_steps`` or ``state_dict()`` raise RuntimeError when next read; such a step
-    writes nothing.
+    On CUDA, from the second step on, a step does not synchronize, except once in about 254 selections, when the history
+    of the masks is read. The step can be captured in a CUDA graph after at least one warm-up step. Capture it again
+    after ``load_state_dict``, after ``add_param_group``, and after a step outside the graph in which other parameters
+    had gradients. On an invalid mask or segment a CUDA step writes nothing; the next read of ``skipped_steps`` or
+    ``state_dict()`` raises RuntimeError.
 
     Attributes:
-        masks: the LayerMasks, also if none was given; None if no parameter belongs to a MASMLinear.
-        penalties: (orthogonality, spectral consistency) before the last step, summed over the layers, or None.
+        masks: the LayerMasks, made by the optimizer if none was given; None if no parameter belongs to a MASMLinear.
+        penalties: (orthogonality, spectral consistency) summed over the layers, as of before the last step; None if
+            the penalties are off.
+
+    Raises:
+        ValueError: an invalid or unknown setting, or a layer that has a parameter here but is not in ``masks``.
     """
 
     _step_supports_amp_scaling = True  # GradScaler sets grad_scale and found_inf instead of unscaling
@@ -115,9 +119,9 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> int:
-        """Steps skipped because a gradient was not finite. Waits for the device.
+        """Number of steps skipped because a gradient was not finite. Synchronizes with the device.
 
-        Raises RuntimeError if the device refused a step.
+        Raises RuntimeError if a CUDA step found an invalid mask or segment.
         """
         skipped, refused = self._outcomes.tolist()
         if refused:
@@ -145,7 +149,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Add parameters, as :meth:`torch.optim.Optimizer.add_param_group`.
 
         Args:
-            param_group: "params" and any settings of this optimizer.
+            param_group: a dict with "params" and any settings of this optimizer.
 
         Raises:
             ValueError: an unknown setting.
@@ -186,7 +190,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Take one step.
 
         Args:
-            closure: computes gradients and returns the loss; None: the gradients are there already.
+            closure: a function that computes the gradients and returns the loss; None: the gradients are already set.
 
         Returns:
             The closure's loss, if there is one.
@@ -235,7 +239,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     def _penalty_gradients(self, plan: StepPlan) -> tuple[list[Tensor], Tensor | None]:
         """Per parameter of the plan the weighted gradient of the penalties (empty if it has none), or an empty list.
 
-        Also 1 if the penalties are not finite, else 0, float32 [1]; None without penalties."""
+        Also 1 if the penalties or the gradients of ``terms`` are not finite, else 0, float32 [1]; None without any."""
         self.penalties = None
         weights = [(g["orthogonality"], g["spectral_consistency"]) for g in self.param_groups]
         is_fused = any(map(any, weights))
@@ -248,7 +252,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             finite.append(torch.isfinite(values).all())
         if self.terms:
             value, further = term_gradients(plan.layers, self.terms)
-            finite.append(torch.isfinite(value))
+            finite += [torch.isfinite(value), *(torch.isfinite(flat).all() for flat in further)]
         pieces: dict[tuple, tuple[Tensor, ...]] = {}  # by the weights of a group and the dtype of the factors
         penalties = []
         for p, group, place in zip(plan.params, plan.group_of, plan.places):
@@ -285,8 +289,8 @@ class MaskedAdamW(torch.optim.Optimizer):
             self.state[p] = {"exp_avg": torch.zeros_like(p, **kind), "exp_avg_sq": torch.zeros_like(p, **kind)}
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's layout, plus "masked": the step count of every block, the number of skipped steps, and the state of
-        the masks (:meth:`masm_ext.LayerMasks.state_dict`)."""
+        """The state_dict of torch, with a further entry "masked": the step count of every block, the number of skipped
+        steps, and the state of the masks (:meth:`masm_ext.LayerMasks.state_dict`)."""
         masked = {"steps": self._steps.clone(), "skipped": self.skipped_steps}
         masked["masks"] = None if self.masks is None else self.masks.state_dict()
         return {**super().state_dict(), "masked": masked}
@@ -298,7 +302,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             state_dict: as :meth:`state_dict` returns it.
 
         Raises:
-            ValueError: the state was saved over other blocks.
+            ValueError: the state belongs to another model, config or set of parameter groups.
         """
         if "masked" not in state_dict:
             raise ValueError("MaskedAdamW: this state_dict was not written by MaskedAdamW (no 'masked' entry)")

@@ -27,20 +27,20 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation. Probabilities are per image, 0: off; ranges are [low, high], drawn uniformly.
+    """Training augmentation. Each probability is per image (0: off); each range is [low, high], sampled uniformly.
 
     Attributes:
         flip: probability of mirroring left-right
         jpeg: probability of a JPEG recompression
-        jpeg_quality: range of its quality, 1 to 100
+        jpeg_quality: range of the JPEG quality, 1 to 100
         blur: probability of a Gaussian blur
-        blur_sigma: range of its sigma in pixels
-        brightness_contrast: probability of pixels * (1 + c) + 255 b
-        brightness_contrast_limit: b and c are drawn from plus and minus this
+        blur_sigma: range of the blur's sigma in pixels
+        brightness_contrast: probability of a change of brightness and contrast: every pixel p becomes p (1 + c) + 255 b
+        brightness_contrast_limit: b and c are sampled from [-limit, limit]
         noise: probability of Gaussian noise
-        noise_sigma: range of its standard deviation, of 0 to 255
-        downscale: probability of resizing to less and back
-        downscale_factor: range of the factor
+        noise_sigma: range of the noise's standard deviation, for pixels of 0 to 255
+        downscale: probability of resizing to a smaller size and back
+        downscale_factor: range of the smaller size, as a fraction of the original
     """
 
     flip: float = 0.5
@@ -73,22 +73,22 @@ class DataConfig:
     Attributes:
         paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/: one, or a list [a, b]
         methods: keep only these forgery methods (one, or a list), and all real samples; null: all
-        splits: read only these splits (one, or a list), e.g. train of a file whose val repeats the test videos; null:
-            all
-        root: for JSON files: the folder of relative frame paths; null: the folder of the file
+        splits: read only these splits (one, or a list), e.g. [train] if the val split of a file repeats the test
+            videos; null: all
+        root: for JSON files: the folder that relative frame paths start from; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
-        missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
-        val_fraction: share of the groups (videos, pairs, photographs) that validates, in a data set without a
-            validation split; samples that carry a split keep it
-        split_seed: seed that chooses these groups
-        frames_per_video: number of evenly spread frames kept of each video; null: all
-        crop: resize the whole image, or cut out the center without resampling
-        normalize_first: [side, JPEG quality]: first resize and recompress every image in the same way, for sets whose
-            classes differ in size or format; null: do not
+        missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
+        val_fraction: share of the groups (videos, pairs, photographs) held out for validation if no sample has the
+            split val; taken from the samples of train and those without a split
+        split_seed: seed of that random choice
+        frames_per_video: number of frames kept per video, evenly spread; null: all
+        crop: resize: the whole image is resized to the input size; center: the middle is cut out, without resampling
+        normalize_first: [side in pixels, JPEG quality]: resize and recompress every image alike before anything else,
+            for data sets whose classes differ in size or format; null: off
         augment: random changes of the images in training; null: none
     """
 
@@ -127,8 +127,9 @@ class ModelConfig:
     """The frozen backbone.
 
     Attributes:
-        backbone: a hub id, a local folder in the layout of Hugging Face, or bundled:dinov2-small
-        image_size: input side in pixels, a multiple of the patch size; null: the model's own (224 for DINOv2)
+        backbone: a Hugging Face hub id, a local folder in Hugging Face layout, or bundled:dinov2-small
+        image_size: input side in pixels, a multiple of the model's patch size (14 for bundled:dinov2-small and the
+            default backbone); null: the model's own (224 for DINOv2)
         pool: the feature of an image: cls (class token after the final norm), mean (of the patches), pooler (the
             model's own head) or auto (cls; pooler for SigLIP; mean without a class token)
         local_files_only: use local and cached files only, without downloads
@@ -151,34 +152,35 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MasmOptions:
-    """The subspaces, losses and masks of masm, as in `masm_ext.MASMConfig`.
+    """Subspaces, penalties and masks of the method masm. Names as in `masm_ext.MASMConfig`, with other mask defaults.
 
     Attributes:
         num_subspaces: K, the number of artifact subspaces of a layer
         subspace_rank: rank of each subspace: one number, or a list of K; ignored if energy is given
-        energy: in (0, 1): the rank of a layer is the smallest whose trailing singular directions hold this share of its
-            squared Frobenius norm, rounded up to a multiple of K; null: subspace_rank
-        directions: which singular directions of a weight are trained: trailing those of the smallest singular values,
-            leading those of the largest, random a draw
-        partition: interleaved assigns the trailing directions round robin, so that each subspace spans the same share
-            of the spectrum; contiguous assigns consecutive directions
-        orthogonality: coefficient of the penalty that keeps the subspaces orthonormal, and apart from each other and
-            from the frozen part; applied beside the step, as weight decay is; 0: off
-        spectral_consistency: coefficient of the penalty that keeps the norm of a layer and the singular values of its
-            subspaces; 0: off
-        mask_policy: which layers a subspace may update: bias_variance selects them repeatedly during training, static
-            once before it, none allows all
-        mask_warmup: steps before the first selection, all blocks (one subspace of one layer each) active
+        energy: in (0, 1): choose the rank per layer: the fewest artifact directions that hold this share of the
+            weight's squared Frobenius norm, rounded up to a multiple of K; null: use subspace_rank
+        directions: which singular directions of a weight are the artifact directions, which are trained: trailing
+            (smallest singular values), leading (largest), or random
+        partition: how they are shared among the subspaces: interleaved (round robin, so that each subspace covers the
+            whole range of singular values) or contiguous (consecutive directions)
+        orthogonality: coefficient of the penalty that keeps the subspaces orthonormal and orthogonal to each other and
+            to the frozen part; decoupled from the gradient step, as weight decay is; 0: off
+        spectral_consistency: coefficient of the penalty on changes of the weight's norm and of the trained singular
+            values; decoupled in the same way; 0: off
+        mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
+            repeatedly during training, static selects layers once before it, none trains all
+        mask_warmup: steps before the first selection; until then all blocks are active
         mask_interval: steps between selections
-        mask_decay: decay of the running averages that selections are based on
-        mask_active_fraction: share of the layers that each subspace may update
-        mask_threshold: a block is active if the signal-to-power ratio of its gradient is above this (1: all steps
-            agree, 0: noise); null: the best mask_active_fraction are active
-        mask_hysteresis: relative advantage of a block that is already active, which keeps masks from flickering
-        mask_min_active: least number of layers that stay active for each subspace
-        mask_probe_interval: steps after which a masked block is unmasked to update its statistics; 0: never
-        mask_probe_steps: steps for which such a block then stays unmasked
-        mask_calibration_batches: batches on which the static policy chooses
+        mask_decay: decay per step of the running averages used for the selection
+        mask_active_fraction: share of the layers in which each subspace is active
+        mask_threshold: select the blocks whose gradient has a signal-to-power ratio above this (1: all steps agree,
+            0: noise) instead of a fixed share; null: use mask_active_fraction
+        mask_hysteresis: relative bonus on the ratio of an active block, so that masks do not flicker
+        mask_min_active: minimum number of layers in which each subspace stays active
+        mask_probe_interval: steps after which a masked block is unmasked for a while, to update its statistics;
+            0: never
+        mask_probe_steps: number of steps for which it is unmasked
+        mask_calibration_batches: number of batches on which the static policy selects layers
     """
 
     num_subspaces: int = 3
@@ -208,7 +210,7 @@ class MethodConfig:
     Attributes:
         name: probe trains the classifier only, full everything; the others adapt the layers in targets; masm-nomask is
             masm without masks
-        targets: the linear layers that are adapted: those of the attention, or those of the MLPs too
+        targets: the linear layers to adapt: those of the attention, or of attention and MLPs
         rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
             null: 8 for lora, 12 for osf, 1 for effort
         lr: peak learning rate of the adapter (full: of the whole backbone); null: 3e-05 for full, 0.001 for the others
@@ -242,16 +244,16 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The schedule: one-cycle, a linear rise of the rates, then a cosine fall.
+    """The schedule: one-cycle, with linear warm-up and cosine decay of the learning rates.
 
     Attributes:
         epochs: passes over the training images
-        batch_size: images in a step
-        warmup: share of all steps in which the rates rise
-        final: share of the peak rates to which they fall
-        grad_clip: largest norm of the gradient of all weights together; null: not clipped
-        class_balance: weight real and fake images in the loss inversely to their number
-        select: keep the weights of the epoch with the best AUC on validation, or those of the last one
+        batch_size: images per step
+        warmup: share of all steps used for the warm-up
+        final: learning rates at the end, as a fraction of the peak rates
+        grad_clip: maximum norm of the whole gradient; null: no clipping
+        class_balance: weight each class in the loss by the inverse of its number of images
+        select: keep the weights of the epoch with the best validation AUC (best), or of the last epoch (last)
     """
 
     epochs: int = 3
@@ -287,7 +289,7 @@ class RuntimeConfig:
             the usable cores, at most 16; no result depends on it
         seed: seed of new weights, order and augmentation of the images
         eval_batch_size: images in a batch of validation or scoring
-        checkpoint_every: steps between checkpoints within an epoch; 0: only at its end
+        checkpoint_every: steps between checkpoints within an epoch; 0: only at the end of each epoch
         progress: show progress bars
     """
 
@@ -319,14 +321,14 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: everything that its weights depend on, and its output folder.
+    """All settings of a training run.
 
     Attributes:
         data: the data sets and how their images are read
         model: the frozen backbone
         method: how it is adapted
         optim: the schedule
-        runtime: the machine
+        runtime: device, precision, processes and seed
         out: the run folder to write
         resume: continue the interrupted run in out
     """
@@ -348,22 +350,22 @@ class EvalConfig:
     """Scores trained runs on data sets.
 
     Attributes:
-        runs: run folders written by `masm train`
+        runs: run folders, as a list in a config file; on the command line name them without an option
         paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
         out: the folder to write
         overwrite: replace the results that out already holds
         split: read this split only, e.g. test; null: all
-        root: for JSON files: the folder of relative frame paths; null: the folder of the file
+        root: for JSON files: the folder that relative frame paths start from; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
-        missing: for JSON files: a frame that does not exist is an error, or is skipped, with a warning that counts them
-        frames_per_video: number of evenly spread frames kept of each video; null: all
-        protocol: identity of a video in the video metrics: correct keeps videos of different methods apart, dfb-compat
-            merges those of one name, as DeepfakeBench's code does
-        runtime: the machine
+        missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
+        frames_per_video: number of frames kept per video, evenly spread; null: all
+        protocol: which frames form one video in the video metrics. correct: videos of different methods stay apart;
+            dfb-compat: videos with the same name are merged, as in DeepfakeBench's code
+        runtime: device, precision, processes and seed
     """
 
     runs: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import product
 
+import numpy as np
 import pytest
 
 pytest.importorskip("masm_detect.evaluation.metrics", reason="needs the extra masm_ext[detect]")
@@ -70,3 +71,40 @@ def test_absent_data_is_skipped_with_a_clear_line(request, tmp_path):
         command = [sys.executable, program, "--study", study, "--data", tmp_path, "--work", tmp_path / "w"]
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert run.returncode == 0 and f"skipped: study {study}" in run.stdout, run.stderr
+
+
+@pytest.fixture(scope="module")
+def report(studies):
+    import report
+
+    yield report
+    sys.modules.pop("report")
+
+
+def units(auc_shift, groups=60, seed=0):
+    """Real units and fakes of two forgeries, a group each; fakes of "B" are harder."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat([0, 1, 1], groups)
+    method = np.repeat(["real", "A", "B"], groups)
+    group = np.arange(3 * groups).astype(str)
+    score = rng.normal(size=3 * groups) + auc_shift * (method == "A") + 0.5 * auc_shift * (method == "B")
+    return {"label": label, "method": method, "group": group, "score": score}
+
+
+@pytest.mark.parametrize("shift", [1.0, 6.0], ids=["in the middle", "near 1"])
+def test_the_interval_of_one_seed_and_forgery_is_that_of_its_auc(report, shift):
+    from masm_detect.evaluation.intervals import auc_interval
+
+    rows = units(shift)
+    rows["score"][0] = 10  # one real unit above all fakes, so that the AUC is not 1
+    keep = rows["method"] != "B"
+    expected = auc_interval(rows["group"][keep], rows["label"][keep], rows["score"][keep])
+    assert report._interval_of_mean([rows], ["A"]) == pytest.approx(expected)
+
+
+def test_the_interval_of_a_mean_is_narrower_than_those_of_its_parts(report):
+    seeds = [units(1.0, seed=seed) for seed in range(3)]
+    low, high = report._interval_of_mean(seeds, ["A", "B"])
+    one = report._interval_of_mean(seeds[:1], ["B"])
+    assert 0.5 < low < high < 1 and high - low < one[1] - one[0]
+    assert report._interval_of_mean([units(1.0, groups=19)], ["A"]) is None

@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("SOURCE", "ARCHITECTURE"), help="e.g. masked_adamw 90a")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing")
     arguments = parser.parse_args()
+    if arguments.write and arguments.only:
+        parser.error("--write writes the whole table: without --only")
     wanted = tuple(arguments.only) if arguments.only else None
     jobs = [(s, a) for s in sources() for a in ARCHITECTURES if wanted in (None, (Path(s).stem, a))]
     result = compile_all(jobs)

@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} instead of printing")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
     arguments = parser.parse_args()
+    if arguments.write and (arguments.only or arguments.smoke):
+        parser.error("--write writes the whole table: without --only and --smoke")
     # settings of Triton would change what is compiled, and its cache may hold kernels of another compiler
     for name in [name for name in os.environ if name.startswith("TRITON_")]:
         del os.environ[name]

@@ -9,8 +9,8 @@ extern "C" const char* stream_linear(const int64_t* sizes, const void* x, const 
                                      const void* s, const void* v, const void* bias, void* y, float* p, int64_t type,
                                      int64_t factor_type, int64_t processors, int64_t p_first, int64_t seed) {
   return guarded([&] {
-    const StreamCall call{sizes[0], sizes[1], sizes[2], sizes[3], x, weight, u, s, v, bias, y, p,
-                          sizes[4], sizes[5], DType(type), DType(factor_type)};
+    const StreamCall call{sizes[0], sizes[1], sizes[2], sizes[3], x,        weight,   u,           s,
+                          v,        bias,     y,        p,        sizes[4], sizes[5], DType(type), DType(factor_type)};
     auto launch = [&](auto kernel, unsigned blocks, int threads, const auto& arguments) {
       emulation::launch(unsigned(seed), kernel, dim3(blocks), unsigned(threads), 0, arguments);
     };

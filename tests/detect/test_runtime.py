@@ -39,7 +39,7 @@ def before(request, monkeypatch) -> dict:
 
 
 def test_deterministic_without_filling_memory(before):
-    with process_settings(RuntimeConfig(threads=2)) as device:
+    with process_settings(RuntimeConfig(device="cpu", threads=2)) as device:
         assert device == torch.device("cpu")
         inside = settings()
     workspace = before["workspace"] or ":4096:8"
@@ -49,7 +49,7 @@ def test_deterministic_without_filling_memory(before):
 
 
 def test_settings_are_restored_after_an_error(before):
-    with pytest.raises(KeyboardInterrupt), process_settings(RuntimeConfig(threads=2)):
+    with pytest.raises(KeyboardInterrupt), process_settings(RuntimeConfig(device="cpu", threads=2)):
         raise KeyboardInterrupt
     with pytest.raises(ConfigError), process_settings(RuntimeConfig(device="abacus", threads=2)):
         pass

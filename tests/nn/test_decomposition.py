@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -156,3 +157,36 @@ def test_a_state_of_another_base_brings_its_directions(tmp_path):
     plain.load_state_dict(base)
     load_adapter(plain, tmp_path)
     assert sorted(plain[0].directions) == sorted(model[0].directions) != sorted(other[0].directions)
+
+
+def test_a_state_along_other_directions_is_not_recorded_as_ours(tmp_path):
+    """The factors come from the state; the config of the model that loaded it tells another choice."""
+    linear = torch.nn.Linear(16, 12)
+    models = {}
+    for name in ("trailing", "leading"):
+        model = torch.nn.Sequential(copy.deepcopy(linear))
+        convert(
+            model, MASMConfig(target_modules="0", subspace_rank=2, directions=name), progress=False, use_cache=False
+        )
+        models[name] = model
+    models["trailing"].load_state_dict(models["trailing"].state_dict())
+    save_adapter(models["trailing"], tmp_path / "own")
+    models["trailing"].load_state_dict(models["leading"].state_dict())
+    with pytest.raises(ValueError, match="made along other singular directions than"):
+        save_adapter(models["trailing"], tmp_path / "other")
+
+
+def test_an_adapter_with_a_choice_that_is_not_registered_says_so(tmp_path):
+    @PARTITIONS.register("reversed_runs")
+    def reversed_runs(ranks):
+        return PARTITIONS["contiguous"](ranks)[::-1]
+
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(16, 12))
+        config = MASMConfig(target_modules="0", subspace_rank=2, partition="reversed_runs")
+        convert(model, config, progress=False, use_cache=False)
+        save_adapter(model, tmp_path)
+    finally:
+        del PARTITIONS._entries["reversed_runs"]
+    with pytest.raises(AdapterError, match="partition='reversed_runs', which is not registered here"):
+        load_adapter(torch.nn.Sequential(torch.nn.Linear(16, 12)), tmp_path)

@@ -102,11 +102,13 @@ def test_terms_that_are_unknown_or_negative_are_refused(small_s):
         MaskedAdamW(model.parameters(), terms={"small_s": -1.0})
 
 
-def test_a_penalty_that_is_not_finite_skips_the_step():
-    @PENALTIES.register("infinite")
-    def infinite(layer):
-        return layer.s.sum() * float("inf")
-
+@pytest.mark.parametrize(
+    "formula",
+    [lambda layer: layer.s.sum() * float("inf"), lambda layer: (layer.u - layer.u0).square().sum().sqrt()],
+    ids=["infinite", "zero with an infinite derivative"],
+)
+def test_a_penalty_that_is_not_finite_skips_the_step(formula):
+    PENALTIES.register("infinite")(formula)
     try:
         model, _ = built()
         optimizer = MaskedAdamW(model.parameters(), terms={"infinite": 1.0})

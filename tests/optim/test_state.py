@@ -130,8 +130,8 @@ def test_a_converted_state_is_not_that_of_the_pretrained_model():
 
 def test_a_foreign_extra_state_is_refused():
     model, _ = build()
-    for bad in (torch.zeros(3, dtype=torch.uint8), torch.full((80,), 300.0)):
-        with pytest.raises(ValueError, match="extra state of 80 elements"):
+    for bad in (torch.zeros(3, dtype=torch.uint8), torch.full((96,), 300.0)):
+        with pytest.raises(ValueError, match="extra state of 96 elements"):
             model[0].set_extra_state(bad)
 
 

@@ -24,6 +24,7 @@ ORDER = {
         ["base_model", "conversion_report", "merge"],
         ["convert"],
         ["adapter"],
+        ["checkpoint"],  # the former name of adapter
         ["info"],
     ],
     "masm_detect": [

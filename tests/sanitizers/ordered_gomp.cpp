@@ -1,5 +1,5 @@
-// Preloaded before libgomp under ThreadSanitizer: libgomp is not instrumented, so the sanitizer must be informed that what
-// came before a parallel region happens before it, and the region before what comes after.
+// Preloaded before libgomp under ThreadSanitizer: libgomp is not instrumented, so the sanitizer must be informed that
+// what came before a parallel region happens before it, and the region before what comes after.
 #include <dlfcn.h>
 
 extern "C" {

@@ -51,7 +51,7 @@ def shapes_of(model: str, options: Options) -> list[tuple[int, int]]:
 
 
 def names(options: Options, case: Case | None = None) -> list[str]:
-    """Where the pace of memory is asked for, the loops, which take seconds, are left out."""
+    """The case that measures memory throughput leaves out the eager loops: they would take seconds per step."""
     large = case is not None and case.name == LARGE
     return options.chosen(("torch-fused", "masm") if large else CONTENDERS, "torch-fused")
 

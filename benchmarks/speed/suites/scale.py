@@ -1,4 +1,4 @@
-"""How the time of MASMLinear, forward and backward, grows with M, R, K and the number of layers, and how straight."""
+"""Time of MASMLinear (forward and backward) against M, R, K and the number of layers, and its distance from a line."""
 
 from __future__ import annotations
 

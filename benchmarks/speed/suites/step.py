@@ -49,7 +49,7 @@ def measure(case: Case, options: Options) -> Outcome:
     samples = interleave(
         {name: Call(program) for name, program in programs.items()},
         device,
-        # A step is twenty times a layer: the same number of rounds wants a larger budget.
+        # A step takes twenty times as long as a layer: the same number of rounds needs a larger budget.
         4 * options.seconds,
         least=3 if options.quick else 5,
         warm_up=1,

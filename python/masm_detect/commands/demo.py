@@ -6,14 +6,14 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-HELP = "train and compare three methods on embedded data, offline"
+HELP = "train and compare three methods on a small generated data set, offline"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The parameters of `demo_run.demo`."""
-    parser.add_argument("--out", type=str, default="runs/demo", help="folder for results.json and the plots")
+    parser.add_argument("--out", type=str, default="runs/demo", help="folder for the results, or for the data set")
     parser.add_argument(
-        "--quick", action=ActionYesNo, default=False, help="a tiny version of under 40 s, to see it work"
+        "--quick", action=ActionYesNo, default=False, help="a tiny version, under 40 s, to check that it works"
     )
     parser.add_argument(
         "--data-only",

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-HELP = "print versions, devices and which op runs where"
+HELP = "print versions, devices and the implementation of each operator"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

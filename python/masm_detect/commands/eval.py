@@ -17,7 +17,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     from masm_detect.config import EvalConfig
 
     add_config_file(parser)
-    parser.add_argument("runs", nargs="*", type=str, default=[], help="run folders written by `masm train`")
+    # by another name than the setting: a positional argument that is not given would empty the list of a config file
+    parser.add_argument("run", nargs="*", type=str, default=[], help="run folders written by `masm train`")
     parser.add_argument(
         "--data",
         nargs="+",
@@ -25,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         help="DeepfakeBench JSON files, or folders with real/ and fake-<method>/",
     )
-    parser.add_class_arguments(EvalConfig, skip={"runs", "paths"})
+    parser.add_class_arguments(EvalConfig, skip={"paths"})
 
 
 def run(values: Any) -> None:
@@ -37,7 +38,7 @@ def run(values: Any) -> None:
     options = options_of(values)
     # `--data X RUN` gives --data both: a folder with a run's files is no data set
     data = options.pop("data")
-    options["runs"] = [*options["runs"], *(path for path in data if _is_run(path))]
+    options["runs"] = [*options["runs"], *options.pop("run"), *(path for path in data if _is_run(path))]
     config = EvalConfig(paths=[path for path in data if not _is_run(path)], **options)
     show(results_table(evaluate(config)["runs"]))
     print(f"written: {config.out}/results.json, {config.out}/auc.png")

@@ -1,7 +1,7 @@
 """The command `masm`: reads the arguments, runs one command, and reports a user's mistake in one line.
 
-A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. Its
-function `complete(arguments)`, if there is one, may add to the arguments before they are read.
+A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. A module
+may also define `complete(arguments)`, which returns the arguments to parse.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def complete(arguments: list[str]) -> list[str]:
-    """The arguments of `masm train`; with `--resume` those of the run in `--out` stand before them.
+    """The arguments of `masm train`; with `--resume`, the config file of the run in `--out` is inserted before them.
 
-    So `--out` and `--resume` suffice, and a setting that is given must be that of the run.
+    So `--out` and `--resume` suffice. Any other setting must equal that of the run.
     """
     if not any(word.partition("=")[0] == "--resume" and word != "--resume=false" for word in arguments):
         return arguments

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from masm_detect.data.sample import DatasetError, Sample
 
 _LEAK_HELP = (
-    "a score on them would leak. Published DeepfakeBench files often repeat the test videos as val: then read only the "
+    "the detector would be tested on what it has seen. Published DeepfakeBench files often repeat the test videos as "
+    "val: then read only the "
     "splits that you need (splits=[\"train\"], masm train: --data.splits='[train]', which holds out "
     "data.val_fraction of its groups; masm eval: --split test). In plain folders one name means one picture: give "
     "other pictures other names"

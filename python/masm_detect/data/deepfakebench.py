@@ -37,7 +37,8 @@ def label_of(name: str, label_map: dict[str, int] | None = None, where: str = ""
     raise DatasetError(
         f"{where + ': ' if where else ''}label {name!r} is not in the table of label names "
         "(real, FF-real, CelebDFv2_real, DFD_real, ..., <forgery>_Real -> 0; fake-<method>, ...fake, FF-DF, FF-F2F, "
-        f'FF-FS, FF-NT, FF-FH -> 1); give label_map={{"{name}": 0 or 1}} (masm train: data.label_map)'
+        f'FF-FS, FF-NT, FF-FH -> 1); give label_map={{"{name}": 0 or 1}} (0: real, 1: fake; masm train: '
+        "--data.label_map, masm eval: --label_map)"
     )
 
 
@@ -93,7 +94,8 @@ def read_deepfakebench(
                     ]  # fmt: skip
     if splits is not None and (unknown := sorted(set(splits) - found_splits)):
         raise DatasetError(
-            f"{path} has no split {unknown}, it has {sorted(found_splits)}: leave it out, or prepare with --splits"
+            f"{path} has no split {unknown}, it has {sorted(found_splits)} (all: not divided): name another split, or "
+            "none, or make the splits with `masm prepare --splits`"
         )
     return with_pair_groups(_drop_missing(samples, missing, path))
 

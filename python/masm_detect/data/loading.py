@@ -90,8 +90,9 @@ class Batches:
             if not (self.workers and (str(error).startswith("DataLoader worker") or "shared memory" in str(error))):
                 raise
             raise WorkerDied(
-                f"the {self.workers} processes that read images failed ({_last_line(error)}), perhaps for want of "
-                "memory or shared memory (/dev/shm; docker run --shm-size): set fewer with --runtime.workers, or 0"
+                f"the {self.workers} processes that read images failed ({_last_line(error)}), perhaps because there "
+                "was too little memory or shared memory (/dev/shm; docker run --shm-size): set fewer processes with "
+                "--runtime.workers, or 0"
             ) from error
 
 

@@ -1,8 +1,8 @@
 """From videos and images to aligned face crops, a DeepfakeBench JSON and a report of every skipped frame.
 
-Source layout: `real/` and `fake-<method>/`, each holding video files, folders of frames, or images. The largest face of
-each of `frames_per_video` frames, evenly spread from the first to the last, is aligned and written as PNG. The folder
-of a video appears by one rename when it is complete, so a run that was killed continues where it stopped.
+Source layout: `real/` and `fake-<method>/`, each holding video files, folders of frames, or images. From each video
+`frames_per_video` frames are taken, evenly spread from the first to the last; the largest face of each is aligned and
+written as PNG. The folder of a video is renamed into place when it is complete, so a killed run can continue.
 """
 
 from __future__ import annotations
@@ -52,23 +52,24 @@ def prepare(
     Args:
         source: folder with `real/` and `fake-<method>/`.
         out: folder for the crops, the JSON and the report.
-        dataset: name of the data set, and of its JSON file.
-        frames_per_video: at most this many frames of a video, evenly spread over all of it.
+        dataset: name of the data set; its JSON file is `<dataset>.json`.
+        frames_per_video: maximum number of frames per video, evenly spread over the video.
         size: side of a crop in pixels.
         scale: size of a crop relative to the face; 1.3 is a margin of 0.15 on each side (`faces.align_crop`).
         detector: the face detector; None: MTCNN (`mtcnn.MtcnnDetector`).
-        splits: shares of train, validation and test (0.7,0.15,0.15), drawn by group; or a table or JSON file {"train":
-            [...], "val": [...], "test": [...]} of video names, or of pairs of ids as FaceForensics++ has them; None: no
-            split. Videos named target_source, as in FaceForensics++, stay together with both originals.
-        split_seed: seed that draws the shares.
+        splits: three shares for train, val and test (0.7,0.15,0.15), assigned at random to whole groups; or a table or
+            JSON file {"train": [...], "val": [...], "test": [...]} of video names (or pairs of ids, as FaceForensics++
+            publishes them); None: no split. A group, which is never divided, is a video with all videos of its name in
+            other folders; a fake named target_source, as in FaceForensics++, is in one group with both originals.
+        split_seed: seed of the random assignment.
         progress: show a progress bar.
 
     Returns:
-        What was written, and every frame and video without a crop, with the reason.
+        What was written, and every skipped frame and video with the reason.
 
     Raises:
-        PrepareError: wrong settings or layout, or no face at all. Single files that cannot be read, or show no face,
-            are in the report.
+        PrepareError: wrong settings or layout, or no face in any video. A single unreadable file, or one without a
+            face, raises nothing; it is listed in the report.
     """
     source, out = Path(source), Path(out)
     if frames_per_video < 1 or size < 16 or scale < 1:

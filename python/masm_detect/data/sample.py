@@ -36,7 +36,7 @@ class Sample:
         method: "real", or the name of the forgery
         video: "dataset/label name/video name", distinct for equal names under other labels or data sets
         split: "train", "val", "test" or "" (not split yet)
-        group: the unit that is never divided between splits and that the bootstrap resamples; "": the video
+        group: samples that stay in one split and are left out together by the jackknife of the intervals; "": the video
     """
 
     path: str

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from masm_detect.config import ConfigError
-from masm_detect.data.groups import with_name_groups
+from masm_detect.data.groups import original_ids, with_name_groups
 from masm_detect.data.sample import SPLITS, PrepareError, Sample
 
 
@@ -34,7 +34,8 @@ def split_by_group(samples: Sequence[Sample], val_fraction: float, seed: int) ->
             kind = "fake" if label else "real"
             raise ConfigError(
                 f"the training data hold {len(groups)} {kind} group(s) (videos, pairs of people, photographs); "
-                "at least 2 are needed to hold one out for validation. Folders: real/ and fake-<method>/ side by side"
+                "at least 2 are needed, one for training and one for validation: add data. A folder of images needs "
+                "real/ and fake-<method>/ beside each other"
             )
         count = min(len(groups) - 1, max(1, math.floor(val_fraction * len(groups))))
         order = [groups[index] for index in random.permutation(len(groups))]
@@ -88,7 +89,7 @@ def _splits_by_name(groups: dict[str, str], table: Mapping[str, Sequence]) -> di
     result = {}
     for key in groups:
         name = key.split("/", 1)[1]
-        splits = {split_of_id[n] for n in (key, name, *name.split("_")) if n in split_of_id}
+        splits = {split_of_id[n] for n in (key, name, *original_ids(name)) if n in split_of_id}
         if len(splits) != 1:
             raise PrepareError(
                 f"{key} is in {'no split' if not splits else f'the splits {sorted(splits)}'} of the split file"
@@ -120,5 +121,6 @@ def _refuse_leak(groups: dict[str, str], result: dict[str, str]) -> None:
     for key, group in groups.items():
         if seen.setdefault(group, result[key]) != result[key]:
             raise PrepareError(
-                f"group {group!r} is in two splits, {seen[group]} and {result[key]}: originals and fakes would leak"
+                f"group {group!r} (originals and their fakes) is in two splits, {seen[group]} and {result[key]}: "
+                "put all its videos into one split of the split file"
             )

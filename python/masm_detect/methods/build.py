@@ -14,8 +14,14 @@ from .method import Calibration, Method
 
 
 def resolve(config: MethodConfig) -> MethodConfig:
-    """`config` with the default of its method in place of every null rate and rank."""
-    rates = registry.load(config.name).rates
+    """`config` with the default of its method in place of every null rate and rank.
+
+    Raises:
+        ConfigError: settings that the method cannot use.
+    """
+    method = registry.load(config.name)
+    method.check(config)
+    rates = method.rates
     values = {name: getattr(config, name) for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank")}
     return replace(config, **{k: getattr(rates, k) if value is None else value for k, value in values.items()})
 

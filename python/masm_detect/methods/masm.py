@@ -24,6 +24,13 @@ class Masm(MethodSpec):
     rates = Rates(lr=1e-3, s_lr=5e-3)
     uses_masm_ext = True
 
+    def check(self, config: MethodConfig) -> None:
+        try:
+            MASMConfig(**asdict(config.masm))
+        except ValueError as error:
+            # masm_ext names the field, what arrived and what is allowed.
+            raise ConfigError(str(error)) from error
+
     def settings(self, detector: Detector, config: MethodConfig) -> MASMConfig:
         """The settings of `masm_ext` for this run."""
         targets = list(detector.backbone.attention_targets)
@@ -42,8 +49,7 @@ class Masm(MethodSpec):
                     raise ConfigError("mask_policy 'static' chooses layers on calibration batches; pass calibration=")
                 selected = select_layers(detector, settings, calibration.batches, calibration.loss)
             convert(detector, settings, target_modules=selected, progress=progress)
-        except ValueError as error:
-            # masm_ext names the field, what arrived and what is allowed.
+        except ValueError as error:  # as in `check`
             raise ConfigError(str(error)) from error
 
     def optimizer(self, detector: Detector, config: MethodConfig) -> MaskedAdamW:

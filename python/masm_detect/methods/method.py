@@ -47,6 +47,9 @@ class MethodSpec:
     rates: ClassVar[Rates]
     uses_masm_ext: ClassVar[bool] = False
 
+    def check(self, config: MethodConfig) -> None:
+        """Raise ConfigError for settings that this method cannot use; called before any data are read."""
+
     def prepare(
         self, detector: Detector, config: MethodConfig, calibration: Calibration | None = None, progress: bool = False
     ) -> None:

@@ -104,7 +104,19 @@ METHOD_COLORS = {
     "masm-nomask": "tab:olive",
     "masm": "tab:green",
 }
-_OTHER_COLORS = ("tab:purple", "tab:red", "tab:pink", "black")
+_OTHER_COLORS = (
+    "tab:purple",
+    "tab:red",
+    "tab:pink",
+    "black",
+    "navy",
+    "goldenrod",
+    "teal",
+    "maroon",
+    "orchid",
+    "darkgreen",
+)
+_MARKERS = "os^Dv"
 
 
 def plot_auc_dots(
@@ -133,10 +145,10 @@ def plot_auc_dots(
     """
     categories = list(dict.fromkeys(category for values in table.values() for category in values))
     figure, ((axes,),) = new_figure(size=(7.0, 1.4 + len(categories) * (0.22 + 0.16 * len(table))))
-    others = iter(_OTHER_COLORS * len(table))
+    others = iter([(color, marker) for marker in _MARKERS for color in _OTHER_COLORS] * len(table))
     shown, spans, lowest = [], False, 0.5
     for index, (name, values) in enumerate(table.items()):
-        color = METHOD_COLORS.get(name) or next(others)
+        color, marker = (METHOD_COLORS[name], "o") if name in METHOD_COLORS else next(others)
         for place, category in enumerate(categories):
             auc, low, high = values.get(category, (None, None, None))
             if auc is None:
@@ -145,7 +157,7 @@ def plot_auc_dots(
             if low is not None and high is not None:
                 axes.plot([low, high], [y, y], color=color, linewidth=1.2, alpha=0.7)
                 lowest, spans = min(lowest, low), True
-            axes.plot(auc, y, "o", color=color, markersize=5, label=None if name in shown else name)
+            axes.plot(auc, y, marker, color=color, markersize=5, label=None if name in shown else name)
             shown.append(name)
             lowest = min(lowest, auc)
     axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)

@@ -135,8 +135,8 @@ def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
         )
     if not found:
         return []
-    doubt = ", though no file is the same: if they are the same videos" if seen.get("files") == 0 else ""
-    return [f"WARNING: {', and '.join(found)}{doubt}: its numbers are not those of unseen data"]
+    doubt = ", though no file is the same: if they are the same videos," if seen.get("files") == 0 else ":"
+    return [f"WARNING: {', and '.join(found)}{doubt} its numbers are not those of unseen data"]
 
 
 def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -149,7 +149,8 @@ def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     if any(numbers.get(name) for numbers in parts for name in ("auc_ci", "video_auc_ci")):
         return "95% intervals by jackknife over groups"
-    return f"no intervals (they need {MIN_CLUSTERS} groups of each class, and an AUC below 1)"
+    needs = f"{MIN_CLUSTERS} groups of each class, none with over a fifth of it, and an AUC below 1"
+    return f"no intervals (they need {needs})"
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

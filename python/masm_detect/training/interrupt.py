@@ -21,6 +21,7 @@ class CtrlC:
 
     def __init__(self, wait: bool) -> None:
         self.pressed = False
+        self._process = os.getpid()
         main = threading.current_thread() is threading.main_thread()
         self._wait = wait and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -34,6 +35,8 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note(self, *_: object) -> None:
+        if os.getpid() != self._process:  # a worker that was forked with this handler and has not started yet
+            return
         if self.pressed:
             raise KeyboardInterrupt
         self.pressed = True

@@ -158,18 +158,26 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
     if started:
         changed = _differences(to_dict(load_config(folder / "config.yaml")), to_dict(config))
         if changed:
-            raise ConfigError(f"{folder} was started with other settings and cannot be resumed: {'; '.join(changed)}")
+            raise ConfigError(
+                f"{folder} was started with other settings and cannot be resumed with these: {'; '.join(changed)}; "
+                "leave these settings out, or give another --out for a new run"
+            )
     return started
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Settings that differ between two runs, one line each.
 
-    Settings that do not affect the weights are ignored, and so is `threads`: the checkpoint compares the number in use.
+    Settings that do not affect the weights are ignored, and so are `threads` and `device`: the checkpoint compares what
+    was in use.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         return [line for key in new for line in _differences(old.get(key), new[key], f"{name}.{key}" if name else key)]
-    ignored = ("out", "resume", *(f"runtime.{name}" for name in ("progress", "checkpoint_every", "threads", "workers")))
+    ignored = (
+        "out",
+        "resume",
+        *(f"runtime.{name}" for name in ("device", "progress", "checkpoint_every", "threads", "workers")),
+    )
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
 

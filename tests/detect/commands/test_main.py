@@ -32,6 +32,7 @@ def train_arguments(data, backbone, out) -> list[str]:
         "--optim.batch_size=8",
         "--method.masm.subspace_rank=2",
         "--runtime.progress=false",
+        "--runtime.device=cpu",
         f"--out={out}",
     ]
 
@@ -58,7 +59,8 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
     assert main(again) == USER_ERROR
     assert_one_line(capsys.readouterr().err, "already holds results: give another --out, or --overwrite")
     assert set(json.loads((tmp_path / "eval" / "results.json").read_text())["runs"]) == {"probe", "masm"}
-    assert main([*again, "--overwrite=true"]) == 0
+    (tmp_path / "eval.yaml").write_text(f"runs: [{tmp_path}/probe]\ndata: [{tiny_data}]\noverwrite: true\n")
+    assert main(["eval", "--config", f"{tmp_path}/eval.yaml", *options]) == 0
     assert set(json.loads((tmp_path / "eval" / "results.json").read_text())["runs"]) == {"probe"}
 
 
@@ -66,7 +68,7 @@ def test_resume_needs_the_folder_only(tiny_data, tiny_backbone, tmp_path, capsys
     out = str(tmp_path / "run")
     assert main([*train_arguments(tiny_data, tiny_backbone, out), "--method.name=probe", "--optim.epochs=2"]) == 0
     first = json.loads((tmp_path / "run" / "metrics.json").read_text())["source_validation"]
-    for arguments in (["--out", out, "--resume"], ["--resume", f"--out={out}", "--runtime.threads=1"][:2]):
+    for arguments in (["--out", out, "--resume"], ["--resume", f"--out={out}", "--runtime.checkpoint_every=7"]):
         assert main(["train", *arguments]) == 0
         assert json.loads((tmp_path / "run" / "metrics.json").read_text())["source_validation"] == first
     assert main(["train", "--out", out, "--resume", "--optim.epochs=3"]) == USER_ERROR  # the default, not the run's
@@ -190,7 +192,7 @@ def test_eval_of_a_missing_or_damaged_run(tiny_data, tiny_backbone, tmp_path, ca
     assert_one_line(capsys.readouterr().err, "runs")
     assert code_of(["eval", f"{tmp_path}/none"]) == USER_ERROR
     assert_one_line(capsys.readouterr().err, "no data given")
-    for option in "--frames_per_video=0":
+    for option in ("--frames_per_video=0",):
         assert code_of(["eval", f"{tmp_path}/none", *data, option]) == USER_ERROR
         assert_one_line(capsys.readouterr().err, option[2:].split("=")[0])
     assert code_of(["eval", f"{tmp_path}/none", *data, f"--out={tiny_data}/real/00.png"]) == USER_ERROR

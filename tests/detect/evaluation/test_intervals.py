@@ -61,7 +61,7 @@ def test_intervals_hold_what_they_promise(auc, groups, frames, correlation, pair
     """Of 400 data sets drawn alike, 93% to 97% of the intervals hold the true AUC, or none is printed.
 
     The standard error of a coverage from 400 draws is .011: the bounds allow two and a half of it. Single samples with
-    few errors are covered up to 98.5% of the time: the jackknife is conservative there.
+    few errors are covered up to 98% of the time: the jackknife is conservative there.
     """
     rng = np.random.default_rng(seed)
     found = [auc_interval(g.astype(str), y, x) for y, x, g in
@@ -71,8 +71,25 @@ def test_intervals_hold_what_they_promise(auc, groups, frames, correlation, pair
         assert found == []
         return
     coverage = np.mean([low <= auc <= high for low, high in found])
-    highest = 0.97 if frames > 1 else 0.985
-    assert 0.93 - 0.027 <= coverage <= highest + 0.025, coverage
+    highest = 0.97 if frames > 1 else 0.98
+    assert 0.93 - 0.027 <= coverage <= highest + 0.018, coverage
+
+
+def test_few_groups_of_both_classes_beside_many_of_one(seed):
+    """A kind of groups with few members counts, and a group that dominates leaves no interval."""
+    rng = np.random.default_rng(seed)
+    place = np.r_[np.repeat(np.arange(40), 5), np.repeat([40, 41], 20)]
+    labels = np.r_[np.repeat([0, 1], 100), np.tile([0] * 10 + [1] * 10, 2)]
+    hits = []
+    for _ in range(400):
+        offset = rng.normal(0, np.sqrt(0.6), 42)
+        scores = norm.ppf(0.8) * np.sqrt(2) * labels + offset[place] + rng.normal(0, np.sqrt(0.4), len(place))
+        low, high = auc_interval(place.astype(str), labels, scores)
+        hits.append(low <= 0.8 <= high)
+    assert np.mean(hits) >= 0.93 - 0.03
+    place[-40:] = 40
+    place, labels = np.r_[place, np.full(60, 40)], np.r_[labels, np.repeat([0, 1], 30)]
+    assert auc_interval(place.astype(str), labels, rng.normal(size=len(place))) is None
 
 
 def test_perfect_separation_has_no_interval():

@@ -58,7 +58,7 @@ def result_of(groups):
     ("groups", "title"),
     [
         (20, "95% intervals by jackknife over groups"),
-        (19, "no intervals (they need 20 groups of each class, and an AUC below 1)"),
+        (19, "no intervals (they need 20 groups of each class, none with over a fifth of it, and an AUC below 1)"),
     ],
 )
 def test_the_title_promises_intervals_only_where_there_are_some(groups, title):
