@@ -53,7 +53,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a run was asked for; `DEFAULTS` of the device for what is not given. `model_dtypes`: of the suites that take
+    """The settings of a run; `DEFAULTS` of the device for what is not given. `model_dtypes`: of the suites that take
     a whole model; `seconds`: time budget of one comparison; `cache`: a folder for the SVDs of the run.
     """
 

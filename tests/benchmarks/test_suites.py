@@ -36,7 +36,7 @@ def test_on_a_gpu_the_defaults_and_goals_are_those_of_a_gpu():
     assert optimizer.goals["step over eager-loop", "masm"] == 1 / 5
     shapes, R = GIBIBYTE
     assert large.values["R"] == R and abs(8 * R * sum(N + D + 1 for N, D in shapes) / 2**30 - 1) < 0.01
-    # asked for, any dtype runs; on a CPU everything is as it was
+    # requested, any dtype runs; on a CPU everything is as it was
     named = importlib.import_module("suites.step").cases(Options(device="cuda", model_dtypes=("float32",)))
     assert [case.dtype for case in named] == ["float32"]
     assert Options().defaults.tokens == 2056 and Options().model == "vit-s" and Options().batch == 16

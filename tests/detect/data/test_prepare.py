@@ -17,6 +17,7 @@ from masm_detect.data.deepfakebench import read_deepfakebench
 from masm_detect.data.faces import Face
 from masm_detect.data.prepare import prepare
 from masm_detect.data.sample import PrepareError
+from video_files import write_image, write_video
 
 DATA = Path(os.environ.get("MASM_TEST_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
 
@@ -35,23 +36,6 @@ class BrightFaces:
         if rgb[h // 2, w // 2].mean() < 100:
             return []
         return [Face((0, 0, 4, 4), None, 0.9), Face((w / 4, h / 4, 3 * w / 4, 3 * h / 4), None, 0.8)]
-
-
-def write_video(path, frames, dark=(), fourcc="MJPG"):
-    """Frames whose grey level is 120 + 2 * number, or 0 where `dark`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 25, (64, 48))
-    assert writer.isOpened()
-    for i in range(frames):
-        writer.write(np.full((48, 64, 3), 0 if i in dark else 120 + 2 * i, np.uint8))
-    writer.release()
-    return path
-
-
-def write_image(path, level=200):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((48, 64, 3), level, np.uint8))
-    return path
 
 
 def run(source, out, **options):

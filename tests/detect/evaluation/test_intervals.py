@@ -9,23 +9,8 @@ from masm_detect.evaluation.compare import compare_scores
 from masm_detect.evaluation.intervals import MIN_CLUSTERS, auc_interval, leave_one_out
 from masm_detect.evaluation.metrics import evaluate_scores
 from scipy.stats import norm
+from scored_videos import make
 from sklearn.metrics import roc_auc_score
-
-
-def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noise=0.1, seed=0):
-    """Real videos and as many fakes of each method; frames of a video share an offset, fakes are shifted up."""
-    rng = np.random.default_rng(seed)
-    samples, scores = [], []
-    for method in ("real", *methods):
-        label = int(method != "real")
-        for v in range(n_videos):
-            offset = rng.normal(0.4 + shift * label, noise)
-            for f in range(frames):
-                folder = f"fake-{method}" if label else "real"
-                path, video = f"{dataset}/{folder}/{v}/{f}.png", f"{dataset}/{folder}/{v}"
-                samples.append(Sample(path, label, dataset, method, video, "test", f"{dataset}/{v}"))
-                scores.append(np.clip(offset + rng.normal(0, 0.05), 0, 1))
-    return samples, np.round(scores, 2)  # rounded: ties
 
 
 def test_each_group_is_left_out():

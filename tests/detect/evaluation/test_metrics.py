@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pytest
-from masm_detect.data.sample import Sample
 from masm_detect.evaluation.metrics import (
     MetricsError,
     calibration_error,
@@ -16,23 +15,8 @@ from masm_detect.evaluation.metrics import (
     tpr_at_fpr,
     video_scores,
 )
+from scored_videos import make
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-
-
-def make(n_videos=40, frames=5, methods=("A", "B"), dataset="D", shift=0.15, noise=0.1, seed=0):
-    """Real videos and as many fakes of each method; frames of a video share an offset, fakes are shifted up."""
-    rng = np.random.default_rng(seed)
-    samples, scores = [], []
-    for method in ("real", *methods):
-        label = int(method != "real")
-        for v in range(n_videos):
-            offset = rng.normal(0.4 + shift * label, noise)
-            for f in range(frames):
-                folder = f"fake-{method}" if label else "real"
-                path, video = f"{dataset}/{folder}/{v}/{f}.png", f"{dataset}/{folder}/{v}"
-                samples.append(Sample(path, label, dataset, method, video, "test", f"{dataset}/{v}"))
-                scores.append(np.clip(offset + rng.normal(0, 0.05), 0, 1))
-    return samples, np.round(scores, 2)  # rounded: ties
 
 
 def test_numbers_equal_scikit_learn():

@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from masm_detect.data.sample import Sample
-from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.report import plots
 from masm_detect.report.plots import plot_auc, plot_auc_dots, plot_drift, plot_history, plot_masks
+from scored_videos import small_result
 
 
 @pytest.fixture
@@ -83,12 +82,7 @@ def test_masks_have_a_legend(drawn):
 
 @pytest.fixture
 def result() -> dict:
-
-    samples = [
-        Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
-    ]
-    scores = np.random.default_rng(0).random(len(samples))
-    return {"method": "probe", **evaluate_scores(samples, scores)}
+    return small_result()
 
 
 def test_figures_are_png(result, tmp_path):

@@ -8,17 +8,12 @@ from masm_detect.config import MasmOptions
 from masm_detect.data.sample import Sample
 from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.report.tables import auc_cells, format_cell, masks_line, results_table, speed_line
+from scored_videos import small_result
 
 
 @pytest.fixture
 def result() -> dict:
-    from masm_detect.data.sample import Sample
-
-    samples = [
-        Sample(f"{m}{i}", int(m != "real"), "set", m, f"set/{m}/{i // 2}") for m in ("real", "a", "b") for i in range(8)
-    ]
-    scores = np.random.default_rng(0).random(len(samples))
-    return {"method": "probe", **evaluate_scores(samples, scores)}
+    return small_result()
 
 
 def test_tables_and_cells(result):
