@@ -76,6 +76,7 @@ def test_a_metric(monkeypatch, tiny_data):
 def test_a_naming_rule(monkeypatch):
     keys = ["real/anna", "real/bob", "real/eve", "fake-swap/anna+bob"]
     samples = [Sample(key, int(key != "real"), "d", "m", f"d/{key}") for key in keys]
+    monkeypatch.delitem(groups.NAMING_RULES, "my set", raising=False)  # the example of CONTRIBUTING.md
     assert len({s.group for s in groups.with_name_groups(samples)}) == 4
     rule = lambda name: tuple(name.split("+")) if "+" in name else ()  # noqa: E731
     monkeypatch.setitem(groups.NAMING_RULES, "swaps", rule)

@@ -21,24 +21,24 @@ from masm_ext.registry import MASK_POLICIES, PENALTIES, Registry
 
 @pytest.fixture
 def odd_layers():
-    @MASK_POLICIES.register("odd_layers")
+    @MASK_POLICIES.register("_test_odd_layers")
     def choose(snr, current, config):
         mask = torch.zeros_like(current)
         mask[1::2] = 1
         return mask
 
     yield
-    del MASK_POLICIES._entries["odd_layers"]
+    del MASK_POLICIES._entries["_test_odd_layers"]
 
 
 @pytest.fixture
 def small_s():
-    @PENALTIES.register("small_s")
+    @PENALTIES.register("_test_small_s")
     def penalty(layer):
         return layer.s.square().sum() / 2
 
     yield
-    del PENALTIES._entries["small_s"]
+    del PENALTIES._entries["_test_small_s"]
 
 
 def built(**fields):
@@ -49,7 +49,7 @@ def built(**fields):
 
 
 def test_a_mask_policy_by_name(odd_layers):
-    model, config = built(mask_policy="odd_layers", mask_warmup=1, mask_interval=1, mask_probe_interval=0)
+    model, config = built(mask_policy="_test_odd_layers", mask_warmup=1, mask_interval=1, mask_probe_interval=0)
     optimizer = MaskedAdamW(model.parameters(), masks=LayerMasks(model, config))
     for _ in range(2):
         model(torch.randn(3, 8)).square().sum().backward()
@@ -57,20 +57,20 @@ def test_a_mask_policy_by_name(odd_layers):
     assert optimizer.masks.masks.tolist() == [[0, 0], [1, 1], [0, 0], [1, 1]]
     assert [entry["step"] for entry in optimizer.masks.history] == [1, 2]
     copied = copy.deepcopy(optimizer.masks)
-    assert copied.config.mask_policy == "odd_layers" and MASMConfig.from_dict(config.to_dict()) == config
+    assert copied.config.mask_policy == "_test_odd_layers" and MASMConfig.from_dict(config.to_dict()) == config
 
 
 def test_an_unknown_policy_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"one of .*'bias_variance', 'static', 'none'.*got 'odd_layers'"):
-        MASMConfig(mask_policy="odd_layers")
+    with pytest.raises(ValueError, match=r"one of .*'bias_variance'.*'static'.*'none'.*got '_test_odd_layers'"):
+        MASMConfig(mask_policy="_test_odd_layers")
 
 
 def test_a_penalty_by_name_in_the_loss(small_s):
     model, config = built()
     want = sum(layer.s.square().sum() / 2 for layer in model) / 4
-    got = regularization_loss(model, config, {"small_s": 3.0}) - regularization_loss(model, config)
+    got = regularization_loss(model, config, {"_test_small_s": 3.0}) - regularization_loss(model, config)
     assert relative_error(got, 3 * want) < 1e-4
-    with pytest.raises(ValueError, match="there is no penalty 'large_s'; there are small_s"):
+    with pytest.raises(ValueError, match="there is no penalty 'large_s'; there are .*_test_small_s"):
         regularization_loss(model, config, {"large_s": 1.0})
 
 
@@ -81,7 +81,7 @@ def test_a_penalty_by_name_in_the_optimizer_is_decoupled(small_s, orthogonality)
     lr, coefficient = 1e-2, 0.5
     optimizers = [
         MaskedAdamW(m.parameters(), lr=lr, weight_decay=0.0, orthogonality=orthogonality, **more)
-        for m, more in ((model, {"terms": {"small_s": coefficient}}), (plain, {}))
+        for m, more in ((model, {"terms": {"_test_small_s": coefficient}}), (plain, {}))
     ]
     x, before = torch.randn(3, 8), [layer.s.detach().clone() for layer in model]
     for m, optimizer in zip((model, plain), optimizers):
@@ -99,7 +99,7 @@ def test_terms_that_are_unknown_or_negative_are_refused(small_s):
     with pytest.raises(ValueError, match="there is no penalty 'large_s'"):
         MaskedAdamW(model.parameters(), terms={"large_s": 1.0})
     with pytest.raises(ValueError, match="invalid terms"):
-        MaskedAdamW(model.parameters(), terms={"small_s": -1.0})
+        MaskedAdamW(model.parameters(), terms={"_test_small_s": -1.0})
 
 
 @pytest.mark.parametrize(
@@ -108,17 +108,17 @@ def test_terms_that_are_unknown_or_negative_are_refused(small_s):
     ids=["infinite", "zero with an infinite derivative"],
 )
 def test_a_penalty_that_is_not_finite_skips_the_step(formula):
-    PENALTIES.register("infinite")(formula)
+    PENALTIES.register("_test_infinite")(formula)
     try:
         model, _ = built()
-        optimizer = MaskedAdamW(model.parameters(), terms={"infinite": 1.0})
+        optimizer = MaskedAdamW(model.parameters(), terms={"_test_infinite": 1.0})
         before = copy.deepcopy(model.state_dict())
         model(torch.randn(3, 8)).square().sum().backward()
         optimizer.step()
         assert optimizer.skipped_steps == 1
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if value.dim())
     finally:
-        del PENALTIES._entries["infinite"]
+        del PENALTIES._entries["_test_infinite"]
 
 
 def test_a_name_is_entered_once():
