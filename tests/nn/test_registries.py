@@ -70,7 +70,7 @@ def test_a_penalty_by_name_in_the_loss(small_s):
     want = sum(layer.s.square().sum() / 2 for layer in model) / 4
     got = regularization_loss(model, config, {"_test_small_s": 3.0}) - regularization_loss(model, config)
     assert relative_error(got, 3 * want) < 1e-4
-    with pytest.raises(ValueError, match="there is no penalty 'large_s'; there are .*_test_small_s"):
+    with pytest.raises(ValueError, match=r"there is no penalty 'large_s'; there are .*_test_small_s"):
         regularization_loss(model, config, {"large_s": 1.0})
 
 

@@ -71,7 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         what = str(error) if isinstance(error, KeyboardInterrupt) else ""
         started = command == "train" and os.path.isfile(os.path.join(values.train.out, "config.yaml"))
-        hint = "; continue the run with --resume" if started else ""
+        hint = ""
+        if command == "train":
+            hint = (
+                "; continue the run with --resume"
+                if started
+                else " before the first step: nothing was written, start it again"
+            )
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
     return 0

@@ -51,4 +51,4 @@ def run(values: Any) -> None:
     print(speed_line(result.metrics))
     if line := masks_line(result.metrics, config.method.masm):
         print(line)
-    print(f"source validation only; run folder: {result.folder}")
+    print(f"these numbers are of the validation split; run folder: {result.folder} (score it with masm eval)")

@@ -42,6 +42,7 @@ def prepare(
     detector: FaceDetector | None = None,
     splits: str | Path | Mapping[str, Sequence] | Sequence[float] | None = None,
     split_seed: int = 0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> PrepareReport:
     """Cut the faces out of `source` into `out`.
@@ -61,6 +62,7 @@ def prepare(
             JSON file {"train": [...], "val": [...], "test": [...]} of video names (or pairs of ids, as FaceForensics++
             publishes them); None: no split. A group, which is never divided, is a video with all videos of its name in
             other folders; a fake named target_source, as in FaceForensics++, is in one group with both originals.
+        overwrite: replace crops in `out` that were made with other settings.
         split_seed: seed of the random assignment.
         progress: show a progress bar.
 
@@ -90,6 +92,8 @@ def prepare(
         "scale": scale,
         "detector": detector.name,
     }
+    if not overwrite:
+        _refuse_other_settings(out, settings)
     records, resumed = {}, 0
     with Progress(videos, desc=f"prepare {dataset}", unit="video", disable=not progress) as bar:
         for video in bar:
@@ -102,6 +106,25 @@ def prepare(
             records[video.key] = record
             bar.set_postfix(lost_videos=sum(not r["frames"] for r in records.values()))
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
+
+
+def _refuse_other_settings(out: Path, settings: dict) -> None:
+    """Raise PrepareError if `out` holds crops of other settings: a run may have been trained on them."""
+    for file in sorted(out.glob(f"frames/*/*/{RECORD}")):
+        try:
+            made = json.loads(file.read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged record: the video is prepared again
+        changed = [
+            f"{name} was {made.get(name)!r}, is {settings[name]!r}"
+            for name in settings
+            if made.get(name) != settings[name]
+        ]
+        if changed:
+            raise PrepareError(
+                f"{out} holds crops that were made with other settings ({'; '.join(changed)}): give another folder, or "
+                "--overwrite to replace them"
+            )
 
 
 def _prepare_video(video: VideoSource, folder: Path, fingerprint: dict, detector: FaceDetector) -> dict:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches, in_order
+from masm_detect.data.sample import DatasetError
 from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast
 from masm_ext.progress import Progress
@@ -37,7 +38,12 @@ def predict(
 
     Returns:
         Logits, float32 [n]: above 0 is called fake.
+
+    Raises:
+        DatasetError: the data set is empty.
     """
+    if not len(dataset):
+        raise DatasetError("there are no images to score")
     device = next(detector.parameters()).device
     detector.eval()
     logits = []

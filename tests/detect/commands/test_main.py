@@ -386,7 +386,8 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(command, "run", interrupt)
     command = ["train", f"--out={tmp_path}"]
     assert main(command) == 130
-    assert capsys.readouterr().err == "masm: interrupted\n"
+    expected = "masm: interrupted before the first step: nothing was written, start it again\n"
+    assert capsys.readouterr().err == expected
     (tmp_path / "config.yaml").touch()  # the run has started
     assert main(command) == 130
     assert capsys.readouterr().err == "masm: interrupted; continue the run with --resume\n"

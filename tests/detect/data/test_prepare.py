@@ -114,7 +114,10 @@ def test_resume_redo_and_no_half_video(tmp_path):
     assert run(source, out).videos_resumed == 1
     next((out / "frames" / "fake-X" / "b").glob("*.png")).unlink()
     assert run(source, out).videos_resumed == 1
-    assert run(source, out, size=16).videos_resumed == 0
+    with pytest.raises(PrepareError, match=r"other settings \(size was 32, is 16\): give another folder"):
+        run(source, out, size=16)
+    assert run(source, out).videos_resumed == 2  # nothing was lost
+    assert run(source, out, size=16, overwrite=True).videos_resumed == 0
     assert read_image(next((out / "frames" / "fake-X" / "b").glob("*.png"))).shape == (16, 16, 3)
     assert b.is_file()
 
