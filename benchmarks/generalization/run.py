@@ -32,7 +32,8 @@ from masm_detect.methods.build import build_method, resolve
 from masm_detect.methods.registry import METHODS
 from masm_detect.models.backbone import load_backbone
 from masm_detect.models.detector import Detector
-from masm_detect.results import provenance, read_json, write_json
+from masm_detect.provenance import provenance
+from masm_detect.results import read_json, write_json
 from masm_detect.runtime import resolve_precision
 from masm_detect.training.loop import fit
 from spectrum import spectrum_scores

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from bench import Call, interleave, load_average
 from cases import DTYPES
-from masm_detect.results import cpu_field, git_state, provenance
+from masm_detect.provenance import cpu_field, git_state, provenance
 
 from masm_ext import _library, build_info
 
@@ -21,8 +21,8 @@ _FLAGS += ("amx_tile", "amx_bf16", "amx_fp16", "asimd", "sve", "bf16", "i8mm")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """`masm_detect.results.provenance`, and what else decides a timing: CPU flags, caches, threads, load, the state of
-    the whole source tree and the SHA-256 of the compiled library. No path, no host name.
+    """`masm_detect.provenance.provenance`, and what else decides a timing: CPU flags, caches, threads, load, the state
+    of the whole source tree and the SHA-256 of the compiled library. No path, no host name.
     """
     record = provenance(str(device))
     # Results are written into the tree: they do not make a build another one.

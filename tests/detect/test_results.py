@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from masm_detect import results
-from masm_detect.results import ResultError, check_output_folder, provenance, read_json, write_json, write_text
+from masm_detect.results import ResultError, check_output_folder, read_json, write_json, write_text
 
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
@@ -35,22 +31,6 @@ def test_broken_json_is_named(tmp_path):
         read_json(tmp_path / "r.json")
     with pytest.raises(ResultError, match="cannot read"):
         read_json(tmp_path / "none.json")
-
-
-def test_provenance_is_json_without_paths():
-    content = json.dumps(provenance())
-    assert torch.__version__.split("+")[0] in content
-    assert "triton" in results._PACKAGES
-    assert "/home" not in content and "/root" not in content and "/work" not in content
-
-
-def test_provenance_of_a_gpu(monkeypatch):
-    properties = SimpleNamespace(name="a GPU", major=9, minor=0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(results, "Meter", lambda device: SimpleNamespace(driver=lambda: f"driver of {device}"))
-    expected = {"type": "cuda", "name": "a GPU", "capability": "9.0", "cuda": "13.0", "driver": "driver of cuda:1"}
-    assert provenance("cuda:1")["device"] == expected
 
 
 def test_output_folder_that_is_a_file(tmp_path):

@@ -29,7 +29,7 @@ ORDER = {
     ],
     "masm_detect": [
         ["errors", "hashes", "gpu", "methods.registry"],  # the registry is a table of names and imports no method
-        ["config", "results"],
+        ["config", "provenance", "results"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],
         ["evaluation.metrics", "evaluation.intervals", "evaluation.compare"],

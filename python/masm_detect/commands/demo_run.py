@@ -33,9 +33,10 @@ from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.models.backbone import load_backbone
 from masm_detect.models.detector import Detector
+from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_auc_dots, plot_drift, plot_history, plot_masks
 from masm_detect.report.tables import auc_cells, auc_counts, format_cell, show
-from masm_detect.results import check_output_folder, provenance, write_json
+from masm_detect.results import check_output_folder, write_json
 from masm_detect.runtime import process_settings, resolve_precision
 from masm_detect.training.loop import fit
 from masm_ext.files import write_atomically

@@ -15,8 +15,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(values: Any) -> None:
     """Print the build of masm_ext and the machine."""
+    from masm_detect.provenance import provenance
     from masm_detect.report.tables import mapping_table, show
-    from masm_detect.results import provenance
     from masm_ext import build_info
 
     show(mapping_table("masm_ext", build_info()))

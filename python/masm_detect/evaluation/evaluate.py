@@ -18,8 +18,9 @@ from masm_detect.data.seen import seen_in_training
 from masm_detect.data.sources import load_samples
 from masm_detect.methods.adapters import load_method
 from masm_detect.models.detector import Detector, load_detector
+from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_auc
-from masm_detect.results import check_output_folder, provenance, write_json
+from masm_detect.results import check_output_folder, write_json
 from masm_detect.runtime import choose_attention, process_settings, resolve_precision
 
 from .metrics import evaluate_scores

@@ -26,8 +26,9 @@ from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.methods.method import Calibration, Method
 from masm_detect.models.detector import Detector, load_detector
+from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_drift, plot_history, plot_masks
-from masm_detect.results import check_output_folder, provenance, write_json
+from masm_detect.results import check_output_folder, write_json
 from masm_detect.runtime import process_settings, resolve_precision
 
 from .loop import FitResult, fit
