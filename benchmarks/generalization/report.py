@@ -113,7 +113,9 @@ def plot(study: Study, results: dict, direction: str, path: Path) -> None:
         table[method] = {}
         for name, numbers in values.items():
             mean, deviation = float(np.mean(numbers)), _deviation(numbers)
-            low, high = pooled.get(method, {}).get(name) or (mean - deviation, mean + deviation)
+            deviations = (mean - deviation, mean + deviation)
+            # one kind of line a figure, as its caption says
+            low, high = (pooled.get(method, {}).get(name) or (None, None)) if pooled else deviations
             table[method][name] = (mean, low, high)
     if table:
         span = "95% interval of the mean over seeds" if pooled else "one standard deviation over seeds, each way"

@@ -35,7 +35,7 @@ from masm_detect.results import ResultError
 from model import Model
 from providers import TOLERANCE, check, relative_error
 from rules import Row, losses, propose
-from run import measure_all
+from run import measure_all, report_end
 from shapes import Shape
 from store import load_results
 
@@ -81,12 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         _report_file(out)
         return code
-    except ResultError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on with what was written", file=sys.stderr)
-        return 130
+    except (ResultError, KeyboardInterrupt) as error:
+        return report_end(error)
 
 
 def cases() -> list[Case]:

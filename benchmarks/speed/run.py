@@ -53,12 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.quick:
             asked.batch, asked.seconds = asked.batch or 4, asked.seconds or min(2.0, _defaults(asked).seconds)
         return run(asked)
-    except ResultError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+    except (ResultError, KeyboardInterrupt) as error:
+        return report_end(error)
+
+
+def report_end(error: ResultError | KeyboardInterrupt) -> int:
+    """Print why a command ended early; returns its exit code."""
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted; --resume goes on with what was written", file=sys.stderr)
         return 130
+    print(error, file=sys.stderr)
+    return 2
 
 
 def run(asked: argparse.Namespace) -> int:

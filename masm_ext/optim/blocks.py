@@ -1,4 +1,4 @@
-"""Blocks (layer, subspace): which rows of which parameters each entry of the mask controls."""
+"""The rows of each parameter that belong to a block (one subspace of one layer), and so to one entry of the mask."""
 
 from __future__ import annotations
 

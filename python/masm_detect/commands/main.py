@@ -70,14 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
             raise
         what = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        started = command == "train" and os.path.isfile(os.path.join(values.train.out, "config.yaml"))
-        hint = ""
-        if command == "train":
-            hint = (
-                "; continue the run with --resume"
-                if started
-                else " before the first step: nothing was written, start it again"
-            )
+        hint = _after_interrupt(values.train.out) if command == "train" else ""
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -99,6 +92,13 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
         command.add_arguments(child)
         subcommands.add_subcommand(name, child, help=command.HELP)
     return parser, commands
+
+
+def _after_interrupt(out: str) -> str:
+    """What to do after Ctrl-C in a training run with the folder `out`."""
+    if os.path.isfile(os.path.join(out, "config.yaml")):
+        return "; continue the run with --resume"
+    return " before the first step: nothing was written, start it again"
 
 
 def _completed(arguments: list[str], commands: dict[str, ModuleType]) -> list[str]:

@@ -59,7 +59,7 @@ def leave_one_out(
     kind = np.where(fakes == 0, 0, np.where(reals == 0, 1, 2))
     if min((kind != 1).sum(), (kind != 0).sum()) < max(2, min_clusters):
         return None
-    if min_clusters >= MIN_CLUSTERS and max(fakes.max() / fakes.sum(), reals.max() / reals.sum()) > LARGEST_SHARE:
+    if max(fakes.max() / fakes.sum(), reals.max() / reals.sum()) > LARGEST_SHARE:
         return None
     wins = _wins(labels, scores, np.zeros_like(place))
     within = np.bincount(place[fake], weights=_wins(labels, scores, place)[fake], minlength=G)
