@@ -13,7 +13,7 @@ from .losses import orthogonality_loss, regularization_loss, spectral_consistenc
 from .masks import LayerMasks, select_layers
 from .merge import merge, unmerge
 from .nn import MASMLinear, group_projections
-from .optim import MaskedAdamW, param_groups
+from .optim import MaskedAdamW, param_groups, scale_free_groups
 from .recompute import recompute_inputs
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "recompute_inputs",
     "regularization_loss",
     "save_adapter",
+    "scale_free_groups",
     "select_layers",
     "spectral_consistency_loss",
     "unmerge",

@@ -38,8 +38,12 @@ class MASMConfig:
             :class:`masm_ext.MaskedAdamW` does not read it: pass the coefficient to the optimizer.
         spectral_consistency: likewise, of the spectral consistency penalty.
         mask_policy: "bias_variance" (blocks are selected during training), "static" (layers are selected once, by
-            :func:`masm_ext.select_layers`; pass its result to :func:`masm_ext.convert` as ``target_modules=``) or
-            "none".
+            :func:`masm_ext.select_layers`; pass its result to :func:`masm_ext.convert` as ``target_modules=``),
+            "fixed" (selected once, after the warm-up), "soft" (updates are scaled instead of switched), the controls
+            "random" and "inverted", or "none".
+        mask_statistic: what blocks are ranked by: "snr" (agreement of the gradient with those of the steps before) or
+            "agreement" (agreement between the gradients of domains, in deepfake detection of forgeries; the training
+            loop sets ``masks.domain`` before each step).
         mask_warmup: steps before the first selection; until then all blocks are active.
         mask_interval: steps between selections.
         mask_decay: decay per step of the running averages of signal and power.
@@ -68,6 +72,7 @@ class MASMConfig:
     orthogonality: float = 1e-2
     spectral_consistency: float = 1e-3
     mask_policy: str = "bias_variance"
+    mask_statistic: str = "snr"
     mask_warmup: int = 50
     mask_interval: int = 25
     mask_decay: float = 0.98
@@ -111,6 +116,7 @@ class MASMConfig:
             "mask_policy",
             f"one of {tuple(MASK_POLICIES)} (pass a callable to LayerMasks itself)",
         )
+        self._require(self.mask_statistic in ("snr", "agreement"), "mask_statistic", '"snr" or "agreement"')
         self._require(0 <= self.mask_decay < 1, "mask_decay", "in [0, 1)")
         self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")
         self._require(

@@ -5,7 +5,7 @@ A registry maps a name to what a config may select by it. Adding one from outsid
     from masm_ext.registry import MASK_POLICIES
 
     @MASK_POLICIES.register("above_median")
-    def above_median(snr, current, config):
+    def above_median(snr, current, config, step):
         return (snr >= snr.median(0).values).float()
 
     MASMConfig(mask_policy="above_median")
@@ -73,9 +73,9 @@ DIRECTIONS: Registry[Callable[[int, str], Sequence[int]]] = Registry("choice of 
 #: masm_ext/decomposition.py.
 PARTITIONS: Registry[Callable[[Sequence[int]], list[list[int]]]] = Registry("partition")
 
-#: (snr [L, K], current mask [L, K], config) -> mask [L, K] with values in [0, 1]; None in place of a function: the
-#: masks stay as they are. Entries: masm_ext/masks/policies.py.
-MASK_POLICIES: Registry[Callable[[Tensor, Tensor, Any], Tensor] | None] = Registry("mask policy")
+#: (snr [L, K], current mask [L, K], config, step) -> mask [L, K] with values in [0, 1]; None in place of a function:
+#: the masks stay as they are. Entries: masm_ext/masks/policies.py.
+MASK_POLICIES: Registry[Callable[[Tensor, Tensor, Any, int], Tensor] | None] = Registry("mask policy")
 
 #: A MASMLinear -> its penalty, a scalar that flows gradients into u, s or v. Entries: masm_ext/losses.py.
 PENALTIES: Registry[Callable[[Any], Tensor]] = Registry("penalty")

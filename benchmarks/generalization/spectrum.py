@@ -1,9 +1,10 @@
-"""Baseline of both studies: logistic regression on the radial power spectrum, without any image content."""
+"""The baseline without a network: logistic regression on the radial power spectrum, without any image content."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-from masm_detect.data.decode import read_image
 from masm_detect.data.sample import Sample
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -23,9 +24,9 @@ def radial_spectrum(rgb: np.ndarray) -> np.ndarray:
     return np.log(mean + 1e-9)
 
 
-def spectrum_scores(train: list[Sample], test: list[Sample]) -> np.ndarray:
-    """P(fake) of each test sample by a classifier fitted on `train`: float64 [len(test)]."""
-    features = [np.stack([radial_spectrum(read_image(sample.path)) for sample in part]) for part in (train, test)]
+def spectrum_scores(train: list[Sample], test: list[Sample], images: Mapping[str, np.ndarray]) -> np.ndarray:
+    """P(fake) of each test sample by a classifier fitted on `train`: float64 [len(test)]; `images`: pixels by path."""
+    features = [np.stack([radial_spectrum(images[sample.path]) for sample in part]) for part in (train, test)]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     model.fit(features[0], [sample.label for sample in train])
     return model.predict_proba(features[1])[:, 1]

@@ -13,6 +13,7 @@ from ..nn.masm_linear import ANY_STEP, MASMLinear, masm_layers
 from ..ops import update_masks_
 from ..reference import force_masks_, settle_masks_, snr_of, update_statistics_
 from ..registry import MASK_POLICIES
+from .agreement import GradientAgreement
 from .history import HISTORY_ROWS, SelectionHistory
 from .policies import FUSED_POLICY, ranking
 
@@ -97,6 +98,10 @@ class LayerMasks:
             torch.zeros(rows, dtype=torch.int64, device=device),  # and their steps
         ]
         self._history = SelectionHistory()
+        compares = self._chooses and config.mask_statistic == "agreement"
+        self._agreement = GradientAgreement(list(self.layers.values()), K) if compares else None
+        #: Number of the domain (the forgery) of the next step; read if ``config.mask_statistic`` is "agreement".
+        self.domain: int | None = None
         self._owner: object | None = None  # the optimizer that steps these masks
         self._views()
 
@@ -154,6 +159,14 @@ class LayerMasks:
         self.in_force()
         if self._selects:
             self._history.make_room(self.config.mask_interval, *self._state[4:])
+        if self._agreement is not None:
+            if self.domain is None:
+                raise RuntimeError(
+                    'LayerMasks: mask_statistic "agreement" compares the gradients of domains (forgeries); set '
+                    "masks.domain to the number of the domain of the batch before each step"
+                )
+            stats, owned = self._agreement.observe(self.domain, owned & (self.masks != 0), found)
+            self.domain = None
         before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
         on_host = self._calls_named or self.policy is not None
         if on_host and found.item() == 0 and self._selection_is_due():
@@ -262,7 +275,7 @@ class LayerMasks:
     def _chosen(self, snr: Tensor, step: int, current: Tensor) -> Tensor:
         if self.policy is not None:
             return self.policy(snr, step, current)
-        return MASK_POLICIES[self.config.mask_policy](snr, current, self.config)
+        return MASK_POLICIES[self.config.mask_policy](snr, current, self.config, step)
 
     def _select_on_host(self, stats: Tensor, owned: Tensor) -> None:
         """A step as masm::update_masks_ takes it, with a selection by a function in its middle."""
@@ -299,7 +312,8 @@ class LayerMasks:
             self._bind()
         state: dict[str, Any] = {name: value.cpu().clone() for name, value in self._parts().items()}
         history = self._history.state(*self.masks.shape)
-        return {**state, "step": self.step, "layer_names": list(self.layer_names), **history}
+        agreement = {} if self._agreement is None else self._agreement.state()
+        return {**state, "step": self.step, "layer_names": list(self.layer_names), **history, **agreement}
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that a state can be loaded; changes nothing.
@@ -311,7 +325,8 @@ class LayerMasks:
             ValueError: the state belongs to other layers or to another version.
         """
         parts = self._parts()
-        missing = {*parts, "step", "layer_names", "history", "history_steps"} - set(state)
+        further = () if self._agreement is None else ("domains", "gradients")
+        missing = {*parts, "step", "layer_names", "history", "history_steps", *further} - set(state)
         if missing:
             raise ValueError(f"LayerMasks: the state lacks {sorted(missing)}; was it written by another masm_ext?")
         if list(state["layer_names"]) != list(self.layer_names):
@@ -347,5 +362,7 @@ class LayerMasks:
         counters[0].fill_(int(state["step"]))
         counters[1].zero_()
         self._history.restore(state["history"], state["history_steps"])
+        if self._agreement is not None:
+            self._agreement.restore(state["domains"], state["gradients"])
         force_masks_(counts, masks, live)
         self._version = live._version

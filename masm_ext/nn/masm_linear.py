@@ -260,6 +260,10 @@ class MASMLinear(nn.Module):
         """The current dense weight, [N, D] in the dtype of ``weight``."""
         return fold(self.principal, self.u, self.s, self.v)
 
+    def base_norm(self) -> float:
+        """``||W||_F`` of the pretrained weight. The principal part is orthogonal to the artifact part."""
+        return float((self.weight_norm2.double() + self.s0.double().square().sum()).sqrt())
+
     @torch.no_grad()
     def relative_update(self) -> float:
         """``||W_hat - W||_F / ||W||_F``, with ``W_hat`` the current weight, from the factors alone (nothing [N, D])."""
@@ -267,8 +271,8 @@ class MASMLinear(nn.Module):
         b = torch.cat([self.v, self.v0]).double()  # [2R, D]
         c = torch.cat([self.s, -self.s0]).double()
         change = (c[:, None] * c * (a @ a.mT) * (b @ b.mT)).sum().clamp_min(0)
-        base = self.weight_norm2.double() + self.s0.double().square().sum()
-        return float((change / base).sqrt()) if base > 0 else 0.0
+        base = self.base_norm()
+        return float(change.sqrt()) / base if base > 0 else 0.0
 
     def to_linear(self) -> nn.Linear:
         """A plain ``nn.Linear`` with the folded weight, frozen."""

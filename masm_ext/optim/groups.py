@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..nn.masm_linear import masm_layers
+from ..nn.masm_linear import MASMLinear, masm_layers
 
 
 def param_groups(
@@ -39,18 +40,70 @@ def param_groups(
     Raises:
         ValueError: the model has no trainable parameter.
     """
-    layers = masm_layers(model).values()
+    layers, head = _parts(model)
     uv = [p for layer in layers for p in (layer.u, layer.v) if p.requires_grad]
     s = [layer.s for layer in layers if layer.s.requires_grad]
-    seen = {id(p) for p in [*uv, *s]}
-    head = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
     head_decay = weight_decay if head_weight_decay is None else head_weight_decay
     groups = [
         {"name": "uv", "params": uv, "lr": lr, "weight_decay": weight_decay},
         {"name": "s", "params": s, "lr": lr * s_lr_scale, "weight_decay": 0.0},
         {"name": "head", "params": head, "lr": lr * head_lr_scale, "weight_decay": head_decay},
     ]
-    groups = [g for g in groups if g["params"]]
-    if not groups:
-        raise ValueError("param_groups: the model has no trainable parameter; call convert(model, config) first")
+    return [g for g in groups if g["params"]]
+
+
+def scale_free_groups(
+    model: nn.Module,
+    lr: float = 2e-2,
+    *,
+    s_lr: float = 1e-3,
+    head_lr: float = 3e-3,
+    head_weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups whose rates mean the same in layers of any width, rank and norm.
+
+    AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
+    a layer: a step turns each direction by ``lr`` of its length, which is 1, and if all singular values move together,
+    it changes the weight by ``s_lr`` of its norm. So the elements of u [R, N] have the rate ``lr / sqrt(N)``, those of
+    v [R, D] ``lr / sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``. None of them is decayed: that would pull
+    the pretrained weight towards zero.
+
+    Args:
+        model: a converted model.
+        lr: change of a direction in one step, relative to its length.
+        s_lr: change of the weight in one step by its singular values, relative to ``||W||_F``.
+        head_lr: learning rate of the head (every other trainable parameter), as in ``torch.optim.AdamW``.
+        head_weight_decay: weight decay of the head, as in ``torch.optim.AdamW``.
+
+    Returns:
+        The non-empty groups: one for each width ("uv"), one for each layer ("s"), and "head".
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    layers, head = _parts(model)
+    by_width: dict[int, list[Tensor]] = {}
+    for layer in layers:
+        for factor in (layer.u, layer.v):
+            if factor.requires_grad:
+                by_width.setdefault(factor.shape[1], []).append(factor)
+    groups: list[dict[str, Any]] = []
+    for width, params in by_width.items():
+        groups.append({"name": "uv", "params": params, "lr": lr / math.sqrt(width), "weight_decay": 0.0})
+    for layer in layers:
+        if layer.s.requires_grad:
+            rate = s_lr * layer.base_norm() / math.sqrt(len(layer.s))
+            groups.append({"name": "s", "params": [layer.s], "lr": rate, "weight_decay": 0.0})
+    if head:
+        groups.append({"name": "head", "params": head, "lr": head_lr, "weight_decay": head_weight_decay})
     return groups
+
+
+def _parts(model: nn.Module) -> tuple[list[MASMLinear], list[Tensor]]:
+    """The MASMLinears of a model, and every other trainable parameter. Raises ValueError if nothing is trainable."""
+    layers = list(masm_layers(model).values())
+    own = {id(p) for layer in layers for p in (layer.u, layer.s, layer.v)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the model has no trainable parameter; call convert(model, config) first")
+    return layers, [p for p in trainable if id(p) not in own]

@@ -90,6 +90,8 @@ class DataConfig:
         normalize_first: [side in pixels, JPEG quality]: resize and recompress every image alike before anything else,
             for data sets whose classes differ in size or format; null: off
         augment: random changes of the images in training; null: none
+        self_blended: train and validate on the real images and self-blended versions of them, instead of the fakes of
+            the data
     """
 
     paths: list[str] | str = field(default_factory=list)
@@ -106,6 +108,7 @@ class DataConfig:
     crop: Literal["resize", "center"] = "resize"
     normalize_first: tuple[int, int] | None = None
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    self_blended: bool = False
 
     def __post_init__(self) -> None:
         for name in ("paths", "methods", "splits"):
@@ -168,7 +171,10 @@ class MasmOptions:
         spectral_consistency: coefficient of the penalty on changes of the weight's norm and of the trained singular
             values; decoupled in the same way; 0: off
         mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
-            repeatedly during training, static selects layers once before it, none trains all
+            repeatedly during training, fixed once after the warm-up, static selects layers once before training, soft
+            scales updates instead of switching them, none trains all; random and inverted are controls
+        mask_statistic: what blocks are ranked by: snr (agreement of the gradient with those of the steps before) or
+            agreement (between the gradients of the forgeries; needs optim.batches=alternating)
         mask_warmup: steps before the first selection; until then all blocks are active
         mask_interval: steps between selections
         mask_decay: decay per step of the running averages used for the selection
@@ -191,6 +197,7 @@ class MasmOptions:
     orthogonality: float = 1e-2
     spectral_consistency: float = 1e-3
     mask_policy: str = "bias_variance"
+    mask_statistic: str = "snr"
     mask_warmup: int = 20
     mask_interval: int = 10
     mask_decay: float = 0.98
@@ -254,6 +261,10 @@ class OptimConfig:
         grad_clip: maximum norm of the whole gradient; null: no clipping
         class_balance: weight each class in the loss by the inverse of its number of images
         select: keep the weights of the epoch with the best validation AUC (best), or of the last epoch (last)
+        batches: random; paired: a real image and its forgery (of one group) are in one batch; alternating: half of a
+            batch is real and half of one forgery, and the forgeries take turns
+        alignment: coefficient of the loss that draws the features of one class together on the unit sphere; 0: off
+        uniformity: coefficient of the loss that spreads all features over the unit sphere; 0: off
     """
 
     epochs: int = 3
@@ -263,8 +274,13 @@ class OptimConfig:
     grad_clip: float | None = 1.0
     class_balance: bool = False
     select: Literal["best", "last"] = "best"
+    batches: Literal["random", "paired", "alternating"] = "random"
+    alignment: float = 0.0
+    uniformity: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(self.alignment >= 0, "optim.alignment", self.alignment, "0 or more")
+        _require(self.uniformity >= 0, "optim.uniformity", self.uniformity, "0 or more")
         _require(self.epochs >= 1, "optim.epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "optim.batch_size", self.batch_size, "at least 1")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "a fraction of all steps in [0, 1)")

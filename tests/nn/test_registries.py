@@ -22,7 +22,7 @@ from masm_ext.registry import MASK_POLICIES, PENALTIES, Registry
 @pytest.fixture
 def odd_layers():
     @MASK_POLICIES.register("_test_odd_layers")
-    def choose(snr, current, config):
+    def choose(snr, current, config, step):
         mask = torch.zeros_like(current)
         mask[1::2] = 1
         return mask

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from masm_detect.config import DataConfig
 from masm_detect.data.decode import decode_image, read_image
 from masm_detect.data.sample import Sample
+from masm_detect.data.self_blended import SELF_BLENDED, blend_with_itself
 from masm_detect.data.transforms import ImageTransform, transform_image
 from masm_detect.models.backbone import Backbone
 
@@ -18,7 +19,8 @@ class FrameDataset(Dataset):
     """Samples as tensors: {"image": float32 [3, size, size], "label": int, "index": int}.
 
     Augmentation is a function of (seed, epoch, index) only: it does not depend on the number of workers or on the
-    order. `images`: encoded images by `Sample.path`, for sets in memory. An unreadable image raises UnreadableImage.
+    order. `images`: images by `Sample.path`, for sets in memory: encoded, or decoded as RGB uint8 [H, W, 3]. An
+    unreadable image raises UnreadableImage.
     """
 
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform, seed: int = 0,
@@ -35,10 +37,14 @@ class FrameDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
-        if self.images is not None and sample.path in self.images:
-            rgb = decode_image(self.images[sample.path], sample.path)
-        else:
+        stored = None if self.images is None else self.images.get(sample.path)
+        if stored is None:
             rgb = read_image(sample.path)
+        else:
+            decoded = isinstance(stored, np.ndarray) and stored.ndim == 3
+            rgb = stored if decoded else decode_image(stored, sample.path)
+        if sample.method == SELF_BLENDED:
+            rgb = blend_with_itself(rgb, np.random.default_rng([self.seed, self.epoch, index, 1]))
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.transform.augment is not None else None
         image = transform_image(rgb, self.transform, rng, sample.path)
         return {"image": image, "label": sample.label, "index": index}
@@ -57,7 +63,7 @@ def frame_dataset(
 
     Args:
         augment: apply `data.augment`, in training only.
-        images: encoded images by path, instead of files.
+        images: images by path, as in `FrameDataset`, instead of files.
     """
     transform = ImageTransform(
         size=backbone.image_size,

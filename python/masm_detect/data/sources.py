@@ -10,6 +10,7 @@ from masm_detect.data.checks import check_samples
 from masm_detect.data.deepfakebench import read_deepfakebench
 from masm_detect.data.folders import read_folder
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.self_blended import self_blended
 from masm_detect.data.splits import split_by_group
 
 
@@ -96,6 +97,8 @@ def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
     )
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)
+    if config.self_blended:
+        samples = self_blended(samples)
     check_samples(samples)
     train = [sample for sample in samples if sample.split == "train"]
     val = [sample for sample in samples if sample.split == "val"]

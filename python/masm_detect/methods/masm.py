@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masm_detect.config import ConfigError, MethodConfig
 from masm_detect.models.detector import Detector
-from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups, select_layers
+from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, scale_free_groups, select_layers
 from masm_ext.registry import MASK_POLICIES
 
 from .method import Calibration, MethodSpec, Rates
@@ -21,7 +21,7 @@ from .method import Calibration, MethodSpec, Rates
 class Masm(MethodSpec):
     """Trains the artifact subspaces of the target layers under layer masks, and the head."""
 
-    rates = Rates(lr=1e-3, s_lr=5e-3)
+    rates = Rates(lr=2e-2, s_lr=1e-3)
     uses_masm_ext = True
 
     def check(self, config: MethodConfig) -> None:
@@ -54,12 +54,8 @@ class Masm(MethodSpec):
 
     def optimizer(self, detector: Detector, config: MethodConfig) -> MaskedAdamW:
         settings = self.settings(detector, config)
-        groups = param_groups(
-            detector,
-            lr=config.lr,
-            s_lr_scale=config.s_lr / config.lr,
-            head_lr_scale=config.head_lr / config.lr,
-            weight_decay=config.weight_decay,
+        groups = scale_free_groups(
+            detector, config.lr, s_lr=config.s_lr, head_lr=config.head_lr, head_weight_decay=config.weight_decay
         )
         return MaskedAdamW(
             groups,

@@ -12,7 +12,10 @@ from typing import Any
 METHODS: dict[str, str] = {
     "probe": "masm_detect.methods.probe:Probe",
     "full": "masm_detect.methods.full:Full",
+    "ln": "masm_detect.methods.norms:LayerNormTuning",
+    "bitfit": "masm_detect.methods.bitfit:BitFit",
     "lora": "masm_detect.methods.lora:Lora",
+    "milora": "masm_detect.methods.milora:MiLora",
     "osf": "masm_detect.methods.osf:Osf",
     "effort": "masm_detect.methods.effort:Effort",
     "masm-nomask": "masm_detect.methods.masm:MasmWithoutMasks",

@@ -19,7 +19,10 @@ class Detector(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [B, 3, image_size, image_size] -> logits [B], always float32."""
-        features = self.backbone(pixel_values)  # [B, feature_dim]
+        return self.logits(self.backbone(pixel_values))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """features [B, feature_dim], as the backbone returns them -> logits [B], always float32."""
         # A bf16 logit has 8 bits: ties would blur the AUC. The head is tiny, so it stays in float32 under autocast.
         with torch.autocast(device_type=features.device.type, enabled=False):
             return self.head(features.to(self.head.weight.dtype)).squeeze(-1).float()

@@ -6,7 +6,6 @@ order of an epoch and the augmentation of an image, or is in the checkpoint, as 
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast, choose_attention, resolve_precision
 from masm_ext.progress import Progress
 
+from .batches import epoch_batches, forgery_of
 from .gpu_usage import GpuUsage, mean_busy
 from .history import epoch_entry, mask_history, write_history
 from .interrupt import CtrlC
-from .schedule import epoch_batches, one_cycle
+from .schedule import one_cycle
 from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
 from .step_losses import StepLosses
@@ -99,8 +99,8 @@ def fit(
     if resume:
         run.restore()
     bar = Progress(
-        total=len(train_set) * optim.epochs,
-        initial=len(train_set) * run.position.epoch + run.position.batch * optim.batch_size,
+        total=run.images_per_epoch * optim.epochs,
+        initial=run.images_per_epoch * run.position.epoch + run.position.batch * optim.batch_size,
         unit="img",
         desc=method.name,
         disable=not runtime.progress,
@@ -135,11 +135,19 @@ class _Run:
         choose_attention(detector.backbone, self.device)
         labels = [sample.label for sample in train_set.samples]
         self.class_weights = class_weights(labels, optim.class_balance).to(self.device)
-        self.steps_per_epoch = math.ceil(len(train_set) / optim.batch_size)
+        self.steps_per_epoch = len(self.batches(0))
+        self.images_per_epoch = sum(map(len, self.batches(0)))
+        fakes = sorted({sample.method for sample in train_set.samples if sample.label == 1})
+        self.forgeries = {name: number for number, name in enumerate(fakes)}
         self.drift, self.losses, self.usage = WeightDrift(detector), StepLosses(), GpuUsage(self.device)
         self.conditions = {} if folder is None else run_conditions(detector, train_set, val_set, self.precision)
         self.position, self.chosen = Position(), Chosen()
         self.history: list[dict[str, Any]] = []
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, as indices of training samples."""
+        optim = self.optim
+        return epoch_batches(self.train_set.samples, optim.batch_size, self.runtime.seed, epoch, optim.batches)
 
     def restore(self) -> None:
         """Continue from the last checkpoint."""
@@ -158,10 +166,10 @@ class _Run:
         self.train_set.set_epoch(position.epoch)
         self.detector.train()
         self.usage.start()
-        indices = epoch_batches(len(self.train_set), optim.batch_size, self.runtime.seed, position.epoch)
-        batches = Batches(self.train_set, indices[position.batch :], self.device, self.runtime.workers)
+        indices = self.batches(position.epoch)[position.batch :]
+        batches = Batches(self.train_set, indices, self.device, self.runtime.workers)
         clock = _Clock(position, batches)
-        for images, labels in batches:  # [B, 3, H, W], [B]
+        for (images, labels), own in zip(batches, indices):  # [B, 3, H, W], [B]
             self.usage.sample()
             rate = one_cycle(position.step, self.steps_per_epoch * optim.epochs, optim.warmup, optim.final)
             for group in self.method.optimizer.param_groups:
@@ -172,8 +180,9 @@ class _Run:
                 images,
                 labels,
                 weights=self.class_weights,
-                grad_clip=optim.grad_clip,
+                optim=optim,
                 autocast_context=autocast(self.precision, self.device),
+                forgery=self.forgeries.get(forgery_of(self.train_set.samples, own)),
             )
             position.add(self.losses.put(position.step, len(labels), task, penalty), self.method)
             position.batch += 1

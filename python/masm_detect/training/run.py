@@ -31,8 +31,8 @@ from masm_detect.report.plots import plot_drift, plot_history, plot_masks
 from masm_detect.results import check_output_folder, write_json
 from masm_detect.runtime import process_settings, resolve_precision
 
+from .batches import epoch_batches
 from .loop import FitResult, fit
-from .schedule import epoch_batches
 from .step import class_weights, task_loss
 
 
@@ -81,7 +81,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     base = base_sha256(detector)
     if not resume:  # a damaged file is found now, not hours into an epoch
         files = fingerprints([*train_samples, *val_samples], runtime.progress)
-    first_epoch = epoch_batches(len(train_set), config.optim.batch_size, runtime.seed, 0)
+    optim = config.optim
+    first_epoch = epoch_batches(train_samples, optim.batch_size, runtime.seed, 0, optim.batches)
     method = build_method(
         config.method.name,
         detector,

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masm_detect.config import OptimConfig
 from masm_detect.methods.method import Method
 from masm_detect.models.detector import Detector
+
+from .metric_losses import alignment_loss, uniformity_loss
 
 
 def train_step(
@@ -19,30 +22,41 @@ def train_step(
     labels: Tensor,
     *,
     weights: Tensor,
-    grad_clip: float | None,
+    optim: OptimConfig,
     autocast_context: AbstractContextManager,
+    forgery: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One update of the trainable weights.
 
     Args:
         images: [B, 3, H, W] float32. labels: [B] int64, 1 = fake.
         weights: [2] loss weights of real and fake.
-        grad_clip: largest norm of the gradient of all weights together; None: not clipped.
+        optim: its `grad_clip`, `alignment` and `uniformity` are read.
         autocast_context: precision of the forward pass.
+        forgery: number of the forgery of this batch, for masks that compare the gradients of forgeries.
 
     Returns:
-        (task loss, penalty), scalars on the device. The host does not wait for the device here.
+        (task loss, penalty and losses on features), scalars on the device. The host does not wait for the device here.
     """
+    if method.masks is not None and forgery is not None:
+        method.masks.domain = forgery
     with autocast_context:
-        logits = detector(images)  # [B]
+        features = detector.backbone(images)  # [B, feature_dim]
+        logits = detector.logits(features)  # [B]
     task = task_loss(logits, labels, weights)
-    task.backward()
-    if grad_clip is not None:
+    metric = torch.zeros((), device=task.device)
+    if optim.alignment:
+        metric = metric + optim.alignment * alignment_loss(features, labels)
+    if optim.uniformity:
+        metric = metric + optim.uniformity * uniformity_loss(features)
+    (task + metric).backward()
+    if optim.grad_clip is not None:
         # Masked blocks have no gradient, so they do not add to the norm.
-        nn.utils.clip_grad_norm_([p for group in method.optimizer.param_groups for p in group["params"]], grad_clip)
+        trained = [p for group in method.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, optim.grad_clip)
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
-    penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
+    penalty = metric.detach() if method.penalty is None else metric.detach() + method.penalty()
     return task.detach(), penalty
 
 

@@ -1,0 +1,227 @@
+"""A study from its YAML file: what is trained on which forgeries, with which settings and seeds, and in which order.
+
+A run is one training of one variant (a method with its settings) in one direction (the forgeries that it is trained
+on) with one seed. Its key names all of that and ends in a hash of every setting, so a changed setting is another run,
+and runs that have a result file are not computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import DATASETS
+from masm_detect.config import AugmentConfig, ConfigError, DataConfig, MasmOptions, MethodConfig, OptimConfig
+from masm_detect.methods.build import resolve
+from masm_detect.results import read_json
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("grid", "final", "factorial", "controls")
+#: The baseline without a network: logistic regression on the image's radial spectrum.
+SPECTRUM = "spectrum"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Forgeries that are trained on and validated (`seen`), and forgeries of the test only (`unseen`).
+
+    `real`: take these images as the fakes instead, to measure what the choice of images alone tells.
+    """
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many images and tiles a run takes; a seed draws them from the pool.
+
+    Attributes:
+        train, val: real images, and as many fakes, shared among the seen forgeries
+        train_tiles, test_tiles: tiles of an image, in training and validation, and in the test
+        self_blended: fakes of training and validation are made from the real images by self-blending
+        shuffled: labels of training are shuffled: nothing can be learned
+        batches: random, or paired (a real tile and its forgery in one batch), or alternating (each batch holds one
+            forgery)
+    """
+
+    train: int
+    val: int
+    train_tiles: int = 1
+    test_tiles: int = 1
+    self_blended: bool = False
+    shuffled: bool = False
+    batches: str = "random"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file describes it; `settings` are those of the grid of every variant."""
+
+    name: str
+    title: str
+    caution: str
+    dataset: str
+    backbone: str
+    image_size: int
+    sampling: Sampling
+    augment: AugmentConfig
+    optim: OptimConfig
+    directions: dict[str, Direction]
+    variants: dict[str, dict[str, Any]]
+    grid: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, with everything that decides its outcome."""
+
+    study: str
+    dataset: str
+    backbone: str
+    image_size: int
+    direction: str
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    variant: str
+    seed: int
+    method: MethodConfig | None
+    sampling: Sampling
+    augment: AugmentConfig
+    optim: OptimConfig
+
+    @property
+    def key(self) -> str:
+        """`direction--variant--hash--seedN`, the name of the result file."""
+        settings = json.dumps(self.settings(), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        return f"{self.direction}--{self.variant}--{digest}--seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """All settings, as JSON holds them."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("variant", "seed")}
+        return json.loads(json.dumps(values))
+
+
+def read_study(name: str, folder: Path = HERE / "studies") -> Study:
+    """The study in `folder/name.yaml`.
+
+    Raises:
+        ConfigError: the file is absent, or holds an unknown or impossible setting.
+    """
+    file = folder / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ConfigError(f"there is no study {name!r} ({file} is absent); there are {known}")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        directions = {
+            key: Direction(tuple(value["seen"]), tuple(value.get("unseen", ())))
+            for key, value in content.pop("directions").items()
+        }
+        parts = {"sampling": Sampling, "augment": AugmentConfig, "optim": OptimConfig}
+        values = {key: made(**content.pop(key, {})) for key, made in parts.items()}
+        study = Study(name=name, directions=directions, **values, **content)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if study.dataset not in DATASETS:
+        raise ConfigError(f"{file}: there is no data set {study.dataset!r}; there are {', '.join(DATASETS)}")
+    return study
+
+
+def runs_of(study: Study, stage: str, results: Path) -> Iterator[Run]:
+    """The runs of a stage, in their order. Settings that the grid chooses come from the results it has so far."""
+    if stage == "grid":
+        for index in range(max((len(s) for s in study.grid.get("settings", {}).values()), default=0)):
+            for variant, settings in study.grid["settings"].items():
+                if index < len(settings):
+                    yield make_run(study, study.grid["direction"], variant, study.grid["seed"], settings[index])
+        return
+    plan = study.stages.get(stage, {})
+    for seed in plan.get("seeds", ()):
+        for direction in plan.get("directions", study.directions):
+            for variant, settings in plan.get("variants", {}).items():
+                seeds = settings.pop("seeds", None) if isinstance(settings, dict) else None
+                if seeds is not None and seed not in seeds:
+                    continue
+                yield make_run(study, direction, variant, seed, settings or {}, chosen=results)
+
+
+def make_run(
+    study: Study, direction: str, variant: str, seed: int, settings: Mapping[str, Any], chosen: Path | None = None
+) -> Run:
+    """One run: the study's defaults, then the variant's settings, then (`chosen`: the folder of results) those that the
+    grid chose for it, then `settings`.
+    """
+    if variant not in study.variants:
+        raise ConfigError(f"study {study.name}: there is no variant {variant!r}")
+    own = dict(study.variants[variant])
+    base = own.pop("like", variant)
+    if base != variant:
+        own = dict(study.variants[base]) | own
+    merged = dict(own)
+    if chosen is not None:
+        merged |= chosen_settings(study, base, chosen)
+    merged |= settings
+    parts: dict[str, dict[str, Any]] = {"method": {}, "masm": {}, "optim": {}, "sampling": {}, "augment": {}}
+    for name, value in merged.items():
+        part, _, field_name = name.rpartition(".")
+        if part not in parts:
+            raise ConfigError(f"study {study.name}, {variant}: unknown setting {name!r}; parts are {', '.join(parts)}")
+        parts[part][field_name] = value
+    method = None
+    if parts["method"].get("name") != SPECTRUM:
+        method = resolve(MethodConfig(**parts["method"], masm=MasmOptions(**parts["masm"])))
+    where = study.directions[direction]
+    return Run(
+        study=study.name,
+        dataset=study.dataset,
+        backbone=study.backbone,
+        image_size=study.image_size,
+        direction=direction,
+        seen=where.seen,
+        unseen=where.unseen,
+        variant=variant,
+        seed=seed,
+        method=method,
+        sampling=replace(study.sampling, **parts["sampling"]),
+        augment=replace(study.augment, **parts["augment"]),
+        optim=replace(study.optim, **parts["optim"]),
+    )
+
+
+def chosen_settings(study: Study, variant: str, results: Path) -> dict[str, Any]:
+    """The settings of the grid with the best source validation of `variant`; none if it has no grid.
+
+    Raises:
+        ConfigError: the grid of this variant is not complete.
+    """
+    source = study if study.settings_from is None else read_study(study.settings_from)
+    settings = source.grid.get("settings", {}).get(variant)
+    if not settings:
+        return {}
+    found = []
+    for one in settings:
+        run = make_run(source, source.grid["direction"], variant, source.grid["seed"], one)
+        file = result_file(run, results)
+        if not file.is_file():
+            raise ConfigError(f"the grid of {variant} in study {source.name} is not complete: run its stage grid first")
+        found.append((read_json(file)["val_auc"], one))
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def result_file(run: Run, results: Path) -> Path:
+    """Where the result of a run is, or will be."""
+    return results / run.study / f"{run.key}.json"
+
+
+def data_config(run: Run) -> DataConfig:
+    """How the tiles of a run become tensors."""
+    return DataConfig(crop="center", augment=run.augment)

@@ -1,0 +1,210 @@
+"""One training run of a study: draw its images, train, test, and return the numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Images, load
+from masm_detect.config import RuntimeConfig
+from masm_detect.data.frames import frame_dataset
+from masm_detect.data.sample import Sample
+from masm_detect.evaluation.predict import score_samples
+from masm_detect.methods.build import build_method
+from masm_detect.models.backbone import load_backbone
+from masm_detect.models.detector import Detector
+from masm_detect.training.loop import fit
+from plan import Run, Sampling, data_config
+from sklearn.metrics import roc_auc_score
+from spectrum import spectrum_scores
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of a run."""
+
+    train: list[Sample]
+    val: list[Sample]
+    test: list[Sample]
+
+
+def draw(data: Images, run: Run) -> Drawn:
+    """Training and validation images from the pool, by the seed; the test is the same for every seed and variant.
+
+    Real images and those of a forgery are drawn apart, but where they are versions of one photograph (their groups are
+    the same), no group is in training and validation both.
+    """
+    sampling, seen = run.sampling, run.seen
+    rng = np.random.default_rng(run.seed)
+    pool: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))  # method -> group -> tiles
+    for sample in data.samples:
+        if sample.split == "pool" and (sample.method == "real" or sample.method in seen):
+            pool[sample.method][sample.group].append(sample)
+    parts: dict[str, list[Sample]] = {"train": [], "val": []}
+    order: dict[tuple[str, ...], list[str]] = {}
+    for method in ("real", *seen):
+        groups = tuple(sorted(pool[method]))
+        if groups not in order:
+            order[groups] = rng.permutation(groups).tolist()
+        rank = 0 if method == "real" else list(seen).index(method)
+        share = 1 if method == "real" else len(seen)
+        for part, names in (
+            ("val", order[groups][: sampling.val]),
+            ("train", order[groups][sampling.val : sampling.val + sampling.train]),
+        ):
+            for number, group in enumerate(names):
+                if number % share != rank % share:
+                    continue  # the forgeries take turns, so that there are as many fakes as reals
+                tiles = sorted(pool[method][group], key=lambda sample: sample.path)
+                if len(tiles) > sampling.train_tiles:
+                    # the same tiles of a photograph in all its versions
+                    own = np.random.default_rng([run.seed, *group.split("/")[-1].encode()])
+                    tiles = [tiles[i] for i in sorted(own.permutation(len(tiles))[: sampling.train_tiles])]
+                parts[part] += [replace(tile, split=part) for tile in tiles]
+    test = _test_tiles(data.samples, {"real", *run.seen, *run.unseen}, sampling)
+    return Drawn(parts["train"], parts["val"], test)
+
+
+def _test_tiles(samples: Sequence[Sample], methods: set[str], sampling: Sampling) -> list[Sample]:
+    """The test images of some methods; of several tiles those spread most evenly."""
+    videos: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.split == "test" and sample.method in methods:
+            videos[sample.video].append(sample)
+    chosen = []
+    for tiles in videos.values():
+        places = np.unique(np.linspace(0, len(tiles) - 1, min(sampling.test_tiles, len(tiles))).round().astype(int))
+        chosen += [tiles[place] for place in places]
+    return chosen
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is scored: the test images of a direction. `scores` of tiles become scores of images by their mean."""
+
+    videos: list[str]
+    methods: list[str]
+    groups: list[int]
+
+    @classmethod
+    def of(cls, test: Sequence[Sample]) -> Units:
+        """The units of test samples, in the order of their names."""
+        first = {sample.video: sample for sample in test}
+        videos = sorted(first)
+        numbers = {group: number for number, group in enumerate(sorted({s.group for s in test}))}
+        return cls(videos, [first[v].method for v in videos], [numbers[first[v].group] for v in videos])
+
+    def scores(self, test: Sequence[Sample], scores: np.ndarray) -> list[float]:
+        """Mean score of each unit, five digits."""
+        sums: dict[str, list[float]] = defaultdict(list)
+        for sample, score in zip(test, scores):
+            sums[sample.video].append(float(score))
+        return [round(float(np.mean(sums[video])), 5) for video in self.videos]
+
+    def record(self) -> dict[str, Any]:
+        """Methods and groups of the units, and a hash of their names, which themselves stay with the data."""
+        names = hashlib.sha256("\n".join(self.videos).encode()).hexdigest()
+        return {"names_sha256": names, "methods": self.methods, "groups": self.groups}
+
+
+def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and test one run on the data sets in `folder`; returns its result and the record of its units.
+
+    test: False to train and validate only, as a grid needs it: the test set stays closed while settings are chosen.
+    """
+    data = load(run.dataset, folder)
+    drawn = draw(data, run)
+    units = Units.of(drawn.test)
+    started = time.perf_counter()
+    if run.method is None:
+        scores, numbers = spectrum_scores(drawn.train, drawn.test, data.images), {}
+    else:
+        scores, numbers = _train_and_score(run, drawn, data, test)
+    outcome: dict[str, Any] = {}
+    if test:
+        values = units.scores(drawn.test, scores)
+        outcome = {"auc": auc_by_method(units, values), "scores": values}
+    result = {
+        "study": run.study,
+        "direction": run.direction,
+        "variant": run.variant,
+        "seed": run.seed,
+        "settings": run.settings(),
+        "samples": {"train": len(drawn.train), "val": len(drawn.val), "test": len(units.videos)},
+        "seconds": round(time.perf_counter() - started, 1),
+        **numbers,
+        **outcome,
+    }
+    return result, units.record()
+
+
+def auc_by_method(units: Units, scores: Sequence[float]) -> dict[str, float]:
+    """AUC of the units of each forgery against all real ones."""
+    methods, values = np.array(units.methods), np.asarray(scores)
+    real = methods == "real"
+    out = {}
+    for method in sorted(set(units.methods) - {"real"}):
+        keep = real | (methods == method)
+        out[method] = float(roc_auc_score(~real[keep], values[keep]))
+    return out
+
+
+def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    detector = Detector(_backbone(run.backbone, run.image_size))
+    # fp32: on CPUs without AMX it is as fast as bf16 or faster, and results do not depend on which of the two a CPU has
+    runtime = RuntimeConfig(seed=run.seed, progress=False, checkpoint_every=0, device="cpu", precision="fp32")
+    train = drawn.train
+    if run.sampling.shuffled:
+        labels = np.random.default_rng(run.seed).permutation([sample.label for sample in train])
+        train = [replace(sample, label=int(label)) for sample, label in zip(train, labels)]
+    config = data_config(run)
+    make = lambda samples, **options: frame_dataset(  # noqa: E731
+        samples, detector.backbone, config, images=data.images, **options
+    )
+    method = build_method(run.method.name, detector, run.method, run.seed)
+    train_set = make(train, augment=True, seed=run.seed)
+    result = fit(detector, method, train_set, make(drawn.val), optim=run.optim, runtime=runtime)
+    scores = score_samples(detector, make(drawn.test), precision="fp32") if test else np.empty(0)
+    keep = ("epoch", "train_loss", "penalty", "val_auc", "val_loss", "active_fraction")
+    numbers: dict[str, Any] = {
+        "trainable_parameters": method.trainable_parameters,
+        "chosen_epoch": result.best_epoch,
+        "val_auc": result.best_val_auc,
+        "images_per_second": round(result.images_per_second, 2),
+        "history": [{name: entry[name] for name in keep if name in entry} for entry in result.history],
+    }
+    if "drift" in result.history[-1]:
+        drift = list(result.history[-1]["drift"].values())
+        numbers["drift"] = {"mean": sum(drift) / len(drift), "max": max(drift)}
+    return scores, numbers
+
+
+@lru_cache(maxsize=1)
+def _pretrained(name: str, image_size: int):
+    return load_backbone(name, image_size=image_size)
+
+
+def _backbone(name: str, image_size: int):
+    """A fresh copy of a backbone: methods change it in place."""
+    import copy
+
+    return copy.deepcopy(_pretrained(name, image_size))
+
+
+def one_thread() -> None:
+    """Settings of a process that executes runs: one thread each, deterministic kernels."""
+    # Imported now, not when first used: sources edited during a long run must not change what it runs.
+    import peft  # noqa: F401
+
+    import masm_ext  # noqa: F401
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)

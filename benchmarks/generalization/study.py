@@ -1,0 +1,127 @@
+"""Studies of how well methods detect forgeries that they were not trained on.
+
+    python benchmarks/generalization/study.py run ffhq-gan --data DATA           # all stages; goes on where it stopped
+    python benchmarks/generalization/study.py run ffhq-gan --data DATA --only stylegan1--lora
+    python benchmarks/generalization/study.py report
+
+A study is a file `studies/<name>.yaml`. Each run writes one file `results/<study>/<key>.json` with its settings, its
+numbers, and the score of every test image. Runs that have a file are not computed again. Runs are executed side by
+side with one thread each: on a small model two of them are about 1.4 times as fast as one with two threads. Images
+are read into memory only; nothing of them is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from datasets import DataMissing
+from masm_detect.config import ConfigError
+from masm_detect.provenance import git_state, provenance
+from masm_detect.results import read_json, write_json
+from plan import STAGES, Run, read_study, result_file, runs_of
+from report import report
+from runner import execute, one_thread
+
+from masm_ext.progress import Progress
+
+
+def main() -> int:
+    """The program; returns its exit code."""
+    options = _parser().parse_args()
+    try:
+        if options.command == "report":
+            return report(options.studies, options.results)
+        return run_study(options)
+    except (ConfigError, DataMissing) as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        return 2
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Execute what is missing; 1 if a run failed."""
+    study = read_study(options.study)
+    failed: list[str] = []
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
+    for stage in options.stages or STAGES:
+        runs = [run for run in runs_of(study, stage, options.results) if options.only in run.key]
+        missing = [run for run in runs if not result_file(run, options.results).is_file()]
+        print(f"{study.name}, stage {stage}: {len(runs)} runs, {len(missing)} of them missing", flush=True)
+        if missing and not options.list:
+            failed += _run_all(missing, stage, options, deadline)
+        for run in missing if options.list else ():
+            print(f"  {run.key}")
+    if failed:
+        print(f"{len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline: float | None) -> list[str]:
+    failed, waiting, queue = [], {}, list(runs)
+    made = provenance() | {"git": git_state(HERE, ".", "../../masm_ext", "../../python", "../../csrc")}
+    # Forking a process whose torch already has threads may hang: start clean ones.
+    pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread)
+    with pool, Progress(total=len(runs), desc=stage, unit="run") as bar:
+        while queue or waiting:
+            while queue and len(waiting) < options.workers and (deadline is None or time.monotonic() < deadline):
+                run = queue.pop(0)
+                waiting[pool.submit(execute, run, options.data, stage != "grid")] = run
+            if not waiting:
+                Progress.write(f"stopped after {options.minutes} minutes with {len(queue)} runs to go")
+                break
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = waiting.pop(future)
+                bar.update()
+                if isinstance(future.exception(), DataMissing):
+                    raise future.exception()
+                if future.exception() is not None:
+                    failed.append(run.key)
+                    Progress.write(f"FAILED {run.key}: {future.exception()!r}")
+                    continue
+                result, units = future.result()
+                _save(run, {"key": run.key, "stage": stage, **result, "provenance": made}, units, options.results)
+                aucs = "".join(f", {name} {auc:.3f}" for name, auc in result.get("auc", {}).items())
+                Progress.write(f"{run.key}: val {result.get('val_auc', 0):.3f}{aucs} in {result['seconds']:.0f} s")
+    return failed
+
+
+def _save(run: Run, result: dict, units: dict, results: Path) -> None:
+    """Write the result of a run, and the units of its direction beside it, which are the same for all its runs."""
+    file = result_file(run, results)
+    record = file.parent / f"units-{run.direction}-{run.sampling.test_tiles}.json"
+    if record.is_file() and read_json(record) != units:
+        raise ConfigError(
+            f"{run.key}: the test images are not those of {record}: was the data set changed? Move that folder away"
+        )
+    write_json(record, units)
+    write_json(file, result)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute the runs of a study that have no result yet")
+    run.add_argument("study", help="name of a file in studies/, without .yaml")
+    run.add_argument("--data", type=Path, required=True, help="folder of the data sets, see datasets.py")
+    run.add_argument("--stages", nargs="+", choices=STAGES, help="default: all")
+    run.add_argument("--only", default="", help="only runs whose key contains this")
+    run.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    run.add_argument("--minutes", type=float, help="start no further run after so many minutes")
+    run.add_argument("--list", action="store_true", help="print the keys of the missing runs, and run nothing")
+    make = commands.add_parser("report", help="tables and figures from the results")
+    make.add_argument("studies", nargs="*", help="default: every study that has results")
+    for command in (run, make):
+        command.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
