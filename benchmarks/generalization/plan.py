@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import DATASETS
 from masm_detect.config import AugmentConfig, ConfigError, DataConfig, MasmOptions, MethodConfig, OptimConfig
 from masm_detect.methods.build import resolve
 from masm_detect.results import read_json
+from study_data import DATASETS
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("grid", "final", "factorial", "controls")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Images, load
 from masm_detect.config import RuntimeConfig
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import Sample
@@ -25,6 +24,7 @@ from masm_detect.training.loop import fit
 from plan import Run, Sampling, data_config
 from sklearn.metrics import roc_auc_score
 from spectrum import spectrum_scores
+from study_data import Images, load
 
 
 @dataclass(frozen=True)

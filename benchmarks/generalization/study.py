@@ -22,13 +22,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from datasets import DataMissing
 from masm_detect.config import ConfigError
 from masm_detect.provenance import git_state, provenance
 from masm_detect.results import read_json, write_json
 from plan import STAGES, Run, read_study, result_file, runs_of
 from report import report
 from runner import execute, one_thread
+from study_data import DataMissing
 
 from masm_ext.progress import Progress
 
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the runs of a study that have no result yet")
     run.add_argument("study", help="name of a file in studies/, without .yaml")
-    run.add_argument("--data", type=Path, required=True, help="folder of the data sets, see datasets.py")
+    run.add_argument("--data", type=Path, required=True, help="folder of the data sets, see study_data.py")
     run.add_argument("--stages", nargs="+", choices=STAGES, help="default: all")
     run.add_argument("--only", default="", help="only runs whose key contains this")
     run.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
