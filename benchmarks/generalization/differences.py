@@ -46,17 +46,26 @@ class Difference:
         return self.mean - width, self.mean + width
 
 
+def against_real(datasets: Sequence[str], methods: Sequence[str], forgery: str) -> np.ndarray:
+    """Which units, bool [n], measure a forgery: its own, and the real ones of its data set."""
+    datasets_, methods_ = np.asarray(datasets), np.asarray(methods)
+    own = methods_ == forgery
+    return own | ((methods_ == "real") & np.isin(datasets_, datasets_[own]))
+
+
 def difference(
+    datasets: Sequence[str],
     methods: Sequence[str],
     groups: Sequence[int],
     scores_a: Sequence[Sequence[float]],
     scores_b: Sequence[Sequence[float]],
     forgeries: Sequence[str],
 ) -> Difference:
-    """AUC of a minus AUC of b, the mean over seeds and over forgeries (each against all real units).
+    """AUC of a minus AUC of b, the mean over seeds and over forgeries (each against the real units of its data set).
 
     Args:
-        methods: "real" or the forgery of each of n units; groups: what is left out as one.
+        datasets, methods: data set of each of n units, and its forgery or "real".
+        groups: what is left out as one.
         scores_a, scores_b: [S, n] scores of S seeds, in the same order of seeds.
         forgeries: the forgeries to average over.
     """
@@ -65,7 +74,7 @@ def difference(
     seeds = min(len(scores_a), len(scores_b))
     values, without, usable = np.zeros(seeds), np.zeros(len(names)), True
     for forgery in forgeries:
-        keep = (methods_ == "real") | (methods_ == forgery)
+        keep = against_real(datasets, methods, forgery)
         labels, here = (methods_[keep] != "real").astype(int), np.unique(place[keep])
         for seed in range(seeds):
             parts = [

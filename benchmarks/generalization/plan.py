@@ -28,10 +28,7 @@ SPECTRUM = "spectrum"
 
 @dataclass(frozen=True)
 class Direction:
-    """Forgeries that are trained on and validated (`seen`), and forgeries of the test only (`unseen`).
-
-    `real`: take these images as the fakes instead, to measure what the choice of images alone tells.
-    """
+    """Forgeries that are trained on and validated (`seen`), and forgeries of the test only (`unseen`)."""
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -61,7 +58,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file describes it; `settings` are those of the grid of every variant."""
+    """A study as its file describes it.
+
+    Attributes:
+        variants: name -> settings by their names in `masm train`; `like` starts from another variant
+        grid: the direction and seed, and for every variant the settings to choose from
+        stages: name -> the directions, seeds and variants of a stage
+        settings_from: the study whose variants are known here too, and whose grid chooses; None: this one
+        reference: the variant that is compared with all others
+    """
 
     name: str
     title: str
@@ -77,6 +82,7 @@ class Study:
     grid: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings_from: str | None = None
+    reference: str = "masm"
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
         }
         parts = {"sampling": Sampling, "augment": AugmentConfig, "optim": OptimConfig}
         values = {key: made(**content.pop(key, {})) for key, made in parts.items()}
+        if content.get("settings_from"):
+            content["variants"] = read_study(content["settings_from"], folder).variants | content.get("variants", {})
         study = Study(name=name, directions=directions, **values, **content)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{file}: {error}") from error

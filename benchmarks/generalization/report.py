@@ -1,2 +1,233 @@
-def report(studies, results):
+"""Tables and figures of the studies, from the files that `study.py run` wrote: `results/<study>.md` and `.png`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from differences import Difference, difference, holm
+from masm_detect.config import ConfigError
+from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
+from masm_detect.results import read_json, write_text
+from plan import SPECTRUM, Study, read_study
+
+#: variant -> seed -> result of one direction.
+Results = dict[str, dict[int, dict[str, Any]]]
+
+
+def report(studies: Sequence[str], folder: Path) -> int:
+    """Write the report of each study that has results, and print it."""
+    names = list(studies) or sorted(path.name for path in folder.iterdir() if any(path.glob("*--seed*.json")))
+    for name in names:
+        results = [read_json(file) for file in sorted((folder / name).glob("*--seed*.json"))]
+        if not results:
+            raise ConfigError(f"there are no results of {name!r} in {folder}")
+        study = read_study(name)
+        text = study_report(study, results, folder)
+        write_text(folder / f"{name}.md", text)
+        print(text)
     return 0
+
+
+def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) -> str:
+    """The Markdown report of one study; draws its figures into `folder`."""
+    made = results[-1]["provenance"]
+    lines = [
+        f"# {study.name}: {study.title}",
+        "",
+        f"{study.backbone}, {study.image_size} px; torch {made['packages'].get('torch')}, {made['device']['name']}. "
+        f"{study.caution}",
+        "",
+        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images.",
+    ]
+    tested = [result for result in results if "auc" in result]
+    for stage in ("final", "controls", "factorial"):
+        for direction in study.directions:
+            own = _by_variant(r for r in tested if r["direction"] == direction and r["stage"] == stage)
+            if own:
+                lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
+                lines += _scores(study, direction, own)
+                if stage == "final":
+                    lines += _differences(study, direction, own, folder)
+                elif stage == "factorial":
+                    lines += _effects(study, direction, own)
+    lines += _grid(study, results)
+    return "\n".join(lines) + "\n"
+
+
+def _by_variant(results: Any) -> Results:
+    table: Results = defaultdict(dict)
+    for result in results:
+        if result["seed"] in table[result["variant"]]:
+            raise ConfigError(
+                f"{result['key']}: there are results of two settings for this variant and seed, of an older version of "
+                "the study? Move the older one away"
+            )
+        table[result["variant"]][result["seed"]] = result
+    return table
+
+
+def _scores(study: Study, direction: str, table: Results) -> list[str]:
+    seen, unseen = study.directions[direction].seen, study.directions[direction].unseen
+    columns = [*seen, *unseen]
+    titles = [f"{name} (unseen)" if name in unseen else name for name in columns]
+    if len(unseen) > 1:
+        titles.append("mean unseen")
+    lines = [
+        f"| variant | seeds | {' | '.join(titles)} | trained weights | train s |",
+        "|---" * (len(titles) + 4) + "|",
+    ]
+    for variant, seeds in table.items():
+        values = {name: [result["auc"][name] for result in seeds.values()] for name in columns}
+        cells = [_mean(values[name]) for name in columns]
+        if len(unseen) > 1:
+            cells.append(_mean(np.mean([values[name] for name in unseen], axis=0)))
+        one = next(iter(seeds.values()))
+        cost = f"{one['trainable_parameters']:,}" if "trainable_parameters" in one else "-"
+        seconds = np.median([result["seconds"] for result in seeds.values()])
+        lines.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {cost} | {seconds:.0f} |")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> str:
+    deviation = f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def paired(table: Results, a: str, b: str, units: Mapping[str, Any], forgeries: Sequence[str]) -> Difference | None:
+    """The difference of two variants over the seeds that both have; None without one."""
+    seeds = sorted(set(table.get(a, {})) & set(table.get(b, {})))
+    if not seeds or not forgeries:
+        return None
+    scores = [[table[name][seed]["scores"] for seed in seeds] for name in (a, b)]
+    return difference(units["datasets"], units["methods"], units["groups"], *scores, forgeries)
+
+
+def _units(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    tiles = result["settings"]["sampling"]["test_tiles"]
+    return read_json(folder / study.name / f"units-{result['direction']}-{tiles}.json")
+
+
+def _differences(study: Study, direction: str, table: Results, folder: Path) -> list[str]:
+    """The reference variant against every other one on the unseen forgeries (the seen ones, if there is none)."""
+    where = study.directions[direction]
+    forgeries, side = (where.unseen, "unseen") if where.unseen else (where.seen, "seen")
+    reference = study.reference
+    if reference not in table:
+        return []
+    units = _units(study, next(iter(table[reference].values())), folder)
+    found = {
+        other: value
+        for other in table
+        if other not in (reference, SPECTRUM) and (value := paired(table, reference, other, units, forgeries))
+    }
+    levels = holm({other: value.p_value() for other, value in found.items()})
+    lines = [
+        "",
+        f"{reference} minus each other variant, {side} forgeries ({', '.join(forgeries)}), paired by seed and image:",
+        "",
+        "| against | seeds | difference | 95% interval | Holm-corrected | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for other, value in found.items():
+        corrected = value.interval(levels[other]) if other in levels else None
+        p = value.p_value()
+        lines.append(
+            f"| {other} | {len(value.per_seed)} | {value.mean:+.3f} | {_span(value.interval())} | {_span(corrected)} | "
+            f"{'-' if p is None else f'{p:.3f}'} |"
+        )
+    if found:
+        name = f"{study.name}-{direction}.png"
+        _forest(found, levels, folder / name, f"{study.name}: {reference} minus others, {side} forgeries")
+        lines += ["", f"![{reference} minus each other variant]({name})"]
+    return lines
+
+
+def _span(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
+
+
+def _forest(found: Mapping[str, Difference], levels: Mapping[str, float], path: Path, title: str) -> None:
+    """One row a comparison: the mean, its corrected interval, and a small dot for each seed."""
+    figure, ((axes,),) = new_figure(size=(7, 1.3 + 0.4 * len(found)))
+    for row, (other, value) in enumerate(found.items()):
+        color = METHOD_COLORS.get(other, "tab:purple")
+        interval = value.interval(levels[other]) if other in levels else None
+        if interval is not None:
+            axes.plot(interval, [row, row], color=color, linewidth=2, alpha=0.6)
+        axes.plot(value.per_seed, np.full(len(value.per_seed), row + 0.22), ".", color=color, markersize=4)
+        axes.plot(value.mean, row, "o", color=color)
+    axes.axvline(0, color="grey", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set(ylim=(len(found) - 0.4, -0.6), title=title)
+    axes.set_xlabel("difference of AUC; lines: 95% intervals, Holm-corrected; small dots: seeds")
+    axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
+
+
+def _effects(study: Study, direction: str, table: Results) -> list[str]:
+    """Main effects of a factorial: for each factor and level, the mean of the paired difference to its first level.
+
+    The level of a factor in a variant is written in its name: factor=level, joined by commas.
+    """
+    where = study.directions[direction]
+    forgeries = where.unseen or where.seen
+    cells: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
+    for variant, seeds in table.items():
+        levels = tuple(tuple(part.split("=", 1)) for part in variant.split(",") if "=" in part)
+        values = {seed: float(np.mean([r["auc"][name] for name in forgeries])) for seed, r in seeds.items()}
+        cells[levels] = values
+    factors: dict[str, list[str]] = defaultdict(list)
+    for levels in cells:
+        for factor, level in levels:
+            if level not in factors[factor]:
+                factors[factor].append(level)
+    lines = ["", "| factor | level | against | pairs | difference | 95% interval |", "|---|---|---|---|---|---|"]
+    for factor, found in factors.items():
+        for level in found[1:]:
+            pairs = []
+            for levels, values in cells.items():
+                if (factor, level) in levels:
+                    other = tuple((f, found[0]) if f == factor else (f, v) for f, v in levels)
+                    pairs += [values[s] - cells[other][s] for s in values if other in cells and s in cells[other]]
+            if len(pairs) > 1:
+                from scipy.stats import t as student_t
+
+                error = float(np.std(pairs, ddof=1)) / np.sqrt(len(pairs))
+                width = float(student_t.ppf(0.975, len(pairs) - 1)) * error
+                mean = float(np.mean(pairs))
+                lines.append(
+                    f"| {factor} | {level} | {found[0]} | {len(pairs)} | {mean:+.3f} | {_span((mean - width, mean + width))} |"
+                )
+    return lines
+
+
+def _grid(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
+    """The settings that were tried, with their source validation; the best of each variant is marked."""
+    tried = [result for result in results if result["stage"] == "grid"]
+    if not tried:
+        return []
+    lines = [
+        "",
+        "## Grid: settings, chosen on source validation",
+        "",
+        f"Trained on {study.grid['direction']}, seed {study.grid['seed']}; nothing was tested. AUC by tile.",
+        "",
+        "| variant | lr | s_lr | head_lr | validation AUC | dW / W (mean) |",
+        "|---|---|---|---|---|---|",
+    ]
+    best: dict[str, float] = defaultdict(float)
+    for result in tried:
+        best[result["variant"]] = max(best[result["variant"]], result["val_auc"])
+    for result in sorted(tried, key=lambda r: (list(study.variants).index(r["variant"]), -r["val_auc"])):
+        method, drift = result["settings"]["method"], result.get("drift", {}).get("mean")
+        mark = " **chosen**" if result["val_auc"] == best[result["variant"]] else ""
+        rates = [method[name] for name in ("lr", "s_lr", "head_lr")]
+        lines.append(
+            f"| {result['variant']} | {' | '.join('-' if rate is None else f'{rate:g}' for rate in rates)} | "
+            f"{result['val_auc']:.3f}{mark} | {'-' if drift is None else f'{drift:.3f}'} |"
+        )
+    return lines

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from differences import against_real
 from masm_detect.config import RuntimeConfig
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import Sample
@@ -91,6 +92,7 @@ class Units:
     """What is scored: the test images of a direction. `scores` of tiles become scores of images by their mean."""
 
     videos: list[str]
+    datasets: list[str]
     methods: list[str]
     groups: list[int]
 
@@ -100,7 +102,8 @@ class Units:
         first = {sample.video: sample for sample in test}
         videos = sorted(first)
         numbers = {group: number for number, group in enumerate(sorted({s.group for s in test}))}
-        return cls(videos, [first[v].method for v in videos], [numbers[first[v].group] for v in videos])
+        columns = [(first[v].dataset, first[v].method, numbers[first[v].group]) for v in videos]
+        return cls(videos, *map(list, zip(*columns)))
 
     def scores(self, test: Sequence[Sample], scores: np.ndarray) -> list[float]:
         """Mean score of each unit, five digits."""
@@ -110,9 +113,9 @@ class Units:
         return [round(float(np.mean(sums[video])), 5) for video in self.videos]
 
     def record(self) -> dict[str, Any]:
-        """Methods and groups of the units, and a hash of their names, which themselves stay with the data."""
+        """What is known of the units, and a hash of their names, which themselves stay with the data."""
         names = hashlib.sha256("\n".join(self.videos).encode()).hexdigest()
-        return {"names_sha256": names, "methods": self.methods, "groups": self.groups}
+        return {"names_sha256": names, "datasets": self.datasets, "methods": self.methods, "groups": self.groups}
 
 
 def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -147,13 +150,11 @@ def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], 
 
 
 def auc_by_method(units: Units, scores: Sequence[float]) -> dict[str, float]:
-    """AUC of the units of each forgery against all real ones."""
-    methods, values = np.array(units.methods), np.asarray(scores)
-    real = methods == "real"
+    """AUC of the units of each forgery against the real ones of its data set."""
     out = {}
     for method in sorted(set(units.methods) - {"real"}):
-        keep = real | (methods == method)
-        out[method] = float(roc_auc_score(~real[keep], values[keep]))
+        keep = against_real(units.datasets, units.methods, method)
+        out[method] = float(roc_auc_score(np.array(units.methods)[keep] == method, np.asarray(scores)[keep]))
     return out
 
 

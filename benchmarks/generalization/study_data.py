@@ -82,8 +82,10 @@ def ffhq_gan(folder: Path) -> Iterator[_Picture]:
             yield _Picture(read_image(file), "ffhq-gan", method, file.stem, f"{method}/{file.stem}", part)
 
 
-def dfdc_pairs(folder: Path) -> Iterator[_Picture]:
-    """Face crops of DFDC, 224 px: a frame and its forgery are one group."""
+def dfdc(folder: Path) -> Iterator[_Picture]:
+    """Face crops of DFDC, 224 px: a frame and its forgery are one group. `dfdc-crops`, of another source and JPEG
+    quality, are for the test only; their group is the video.
+    """
     table = folder / "dfdc-pairs" / "pairs.csv"
     if not table.is_file():
         raise DataMissing(f"{table} is absent")
@@ -96,6 +98,9 @@ def dfdc_pairs(folder: Path) -> Iterator[_Picture]:
             method = source.removeprefix("fake-")
             rgb = read_image(folder / "dfdc-pairs" / source / name)
             yield _Picture(rgb, "dfdc-pairs", method, Path(name).stem, group, part)
+    for source, method in (("real", "real"), ("fake-dfdc", "dfdc-crops")):
+        for file in _files(folder / "dfdc-crops" / source):
+            yield _Picture(read_image(file), "dfdc-crops", method, file.stem, file.stem.rpartition("_")[0], "test")
 
 
 def families(folder: Path) -> Iterator[_Picture]:
@@ -143,6 +148,6 @@ def _half(pool: bool) -> str:
 
 DATASETS: dict[str, tuple[Callable[[Path], Iterator[_Picture]], tuple[tuple[int, int], ...]]] = {
     "ffhq-gan": (ffhq_gan, QUARTERS),
-    "dfdc-pairs": (dfdc_pairs, CENTRE),
+    "dfdc": (dfdc, CENTRE),
     "families": (families, CENTRE),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from .schedule import one_cycle
 from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
 from .step_losses import StepLosses
+
+#: ||dW||_F / ||W||_F of a layer above which training warns: in our sweeps such runs scored below the linear probe.
+LARGEST_DRIFT = 0.3
 
 
 @dataclass
@@ -143,6 +147,7 @@ class _Run:
         self.conditions = {} if folder is None else run_conditions(detector, train_set, val_set, self.precision)
         self.position, self.chosen = Position(), Chosen()
         self.history: list[dict[str, Any]] = []
+        self._warned = False
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, as indices of training samples."""
@@ -215,6 +220,7 @@ class _Run:
             precision=self.precision,
         )
         self.history.append(entry | used)
+        self._warn_of_drift(entry.get("drift", {}))
         auc, loss = entry["val_auc"], entry["val_loss"]
         kept = self.optim.select == "last" or self.chosen.is_worse_than(auc, loss)
         if kept:
@@ -227,6 +233,17 @@ class _Run:
         if self.folder is not None:
             self.save()
             write_history(self.folder, self.history)
+
+    def _warn_of_drift(self, drift: dict[str, float]) -> None:
+        """Warn once if a weight has moved so far that little of the pretrained one can be left."""
+        name = max(drift, key=drift.get, default=None)
+        if name is not None and drift[name] > LARGEST_DRIFT and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"after epoch {self.position.epoch + 1}, ||dW|| / ||W|| of {name} is {drift[name]:.2f}, above "
+                f"{LARGEST_DRIFT}: the backbone forgets what it knew; lower method.lr and method.s_lr",
+                stacklevel=2,
+            )
 
     def result(self) -> FitResult:
         """The numbers of the finished run."""
