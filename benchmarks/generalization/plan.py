@@ -147,10 +147,9 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
 def runs_of(study: Study, stage: str, results: Path) -> Iterator[Run]:
     """The runs of a stage, in their order. Settings that the grid chooses come from the results it has so far."""
     if stage == "grid":
-        for index in range(max((len(s) for s in study.grid.get("settings", {}).values()), default=0)):
-            for variant, settings in study.grid["settings"].items():
-                if index < len(settings):
-                    yield make_run(study, study.grid["direction"], variant, study.grid["seed"], settings[index])
+        for variant, settings in study.grid.get("settings", {}).items():
+            for one in settings:
+                yield make_run(study, study.grid["direction"], variant, study.grid["seed"], one)
         return
     plan = study.stages.get(stage, {})
     for seed in plan.get("seeds", ()):
