@@ -13,6 +13,7 @@ from masm_detect.config import ConfigError
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import SPECTRUM, Study, read_study
+from scipy.stats import t as student_t
 
 #: variant -> seed -> result of one direction.
 Results = dict[str, dict[int, dict[str, Any]]]
@@ -194,14 +195,11 @@ def _effects(study: Study, direction: str, table: Results) -> list[str]:
                     other = tuple((f, found[0]) if f == factor else (f, v) for f, v in levels)
                     pairs += [values[s] - cells[other][s] for s in values if other in cells and s in cells[other]]
             if len(pairs) > 1:
-                from scipy.stats import t as student_t
-
                 error = float(np.std(pairs, ddof=1)) / np.sqrt(len(pairs))
                 width = float(student_t.ppf(0.975, len(pairs) - 1)) * error
                 mean = float(np.mean(pairs))
-                lines.append(
-                    f"| {factor} | {level} | {found[0]} | {len(pairs)} | {mean:+.3f} | {_span((mean - width, mean + width))} |"
-                )
+                span = _span((mean - width, mean + width))
+                lines.append(f"| {factor} | {level} | {found[0]} | {len(pairs)} | {mean:+.3f} | {span} |")
     return lines
 
 
