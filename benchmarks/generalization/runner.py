@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -209,3 +211,11 @@ def one_thread() -> None:
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent: a worker would otherwise train to the end, for nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

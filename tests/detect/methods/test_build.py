@@ -12,6 +12,8 @@ from masm_detect.methods.registry import METHODS
 from masm_detect.models.backbone import Backbone
 from masm_detect.models.detector import Detector
 
+from masm_ext.nn.masm_linear import masm_layers
+
 MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_warmup=1, mask_interval=1)
 
 
@@ -78,8 +80,15 @@ def test_mlp_targets_adapt_more_layers(tiny_detector):
 
 def test_rates_of_a_config_reach_the_groups(tiny_detector):
     config = settings("masm", lr=1e-3, s_lr=5e-3, head_lr=2e-3)
-    method = build_method("masm", tiny_detector(), config, seed=0)
-    assert {round(group["initial_lr"], 10) for group in method.optimizer.param_groups} == {1e-3, 5e-3, 2e-3}
+    detector = tiny_detector()
+    method = build_method("masm", detector, config, seed=0)
+    rates = {name: [] for name in ("uv", "s", "head")}
+    for group in method.optimizer.param_groups:
+        rates[group["name"]].append(group["initial_lr"])
+    # relative to the length of a direction (width 16), and to the norm of each weight (R = 4)
+    assert rates["uv"] == [1e-3 / 4] and rates["head"] == [2e-3]
+    norms = [float(layer.folded_weight().norm()) for layer in masm_layers(detector).values()]
+    assert rates["s"] == pytest.approx([5e-3 * norm / 2 for norm in norms], rel=1e-4)
     assert resolve(MethodConfig(name="lora")).rank == 8
 
 

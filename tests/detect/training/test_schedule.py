@@ -1,9 +1,9 @@
-"""The learning rate of a step and the order of an epoch."""
+"""The learning rate of a step."""
 
 from __future__ import annotations
 
 import pytest
-from masm_detect.training.schedule import epoch_order, one_cycle
+from masm_detect.training.schedule import one_cycle
 
 
 def test_one_cycle():
@@ -12,9 +12,3 @@ def test_one_cycle():
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.01) and rates[0] > 0
     assert one_cycle(0, 1, 0.0, 0.0) == 1.0
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    assert sorted(epoch_order(9, 0, 0)) == list(range(9))
-    assert epoch_order(50, 0, 1) == epoch_order(50, 0, 1)
-    assert len({tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
