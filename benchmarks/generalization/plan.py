@@ -155,10 +155,9 @@ def runs_of(study: Study, stage: str, results: Path) -> Iterator[Run]:
     for seed in plan.get("seeds", ()):
         for direction in plan.get("directions", study.directions):
             for variant, settings in plan.get("variants", {}).items():
-                seeds = settings.pop("seeds", None) if isinstance(settings, dict) else None
-                if seeds is not None and seed not in seeds:
-                    continue
-                yield make_run(study, direction, variant, seed, settings or {}, chosen=results)
+                settings = dict(settings or {})
+                if seed in settings.pop("seeds", [seed]):
+                    yield make_run(study, direction, variant, seed, settings, chosen=results)
 
 
 def make_run(

@@ -1,110 +1,233 @@
-"""The studies keep people, images and forgeries apart, and go on where they stopped."""
+"""The studies: runs are keyed by their settings, images keep apart, settings are chosen on validation, and intervals
+hold what they say.
+"""
 
+import json
 import subprocess
 import sys
-from itertools import product
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("masm_detect.evaluation.metrics", reason="needs the extra masm_ext[detect]")
+pytest.importorskip("yaml")
+from masm_detect.config import ConfigError
 from masm_detect.data.sample import Sample
 
-METHODS = ("real", "Deepfakes", "NeuralTextures", "Face2Face", "FaceSwap")
-PAIRS = (("183", "253"), ("469", "481"), ("866", "878"), ("585", "599"), ("672", "720"))
+PARTS = ("differences", "plan", "report", "runner", "spectrum", "study", "study_data")
 
 
 @pytest.fixture(scope="module")
-def studies(request):
+def parts(request):
+    """The modules of benchmarks/generalization by name."""
     folder = request.config.rootpath / "benchmarks" / "generalization"
+    others = {name: sys.modules.pop(name) for name in PARTS if name in sys.modules}
     sys.path.insert(0, str(folder))
-    import studies
-
-    yield studies
+    yield {name: __import__(name) for name in PARTS}
     sys.path.remove(str(folder))
+    for name in PARTS:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
-def ffpp_samples():
-    for method, (a, b), swap in product(METHODS, PAIRS, (False, True)):
-        target, source = (b, a) if swap else (a, b)
-        name = target if method == "real" else f"{target}_{source}"
-        for frame in range(64):
-            label = int(method != "real")
-            video = f"ffpp-c40/{method}/{name}"
-            yield Sample(f"{method}/{name}/{frame:03d}.png", label, "ffpp-c40", method, video, "", f"{a}_{b}")
+@pytest.fixture
+def studies(request):
+    return sorted((request.config.rootpath / "benchmarks" / "generalization" / "studies").glob("*.yaml"))
 
 
-def test_ffpp_tests_unseen_pairs_and_unseen_methods(studies):
-    study = studies.STUDIES["ffpp"]
-    split = study.split(list(ffpp_samples()), study.directions["Deepfakes+NeuralTextures"], 0)
-    people = [{s.video.rsplit("/", 1)[-1].split("_")[0] for s in part} for part in (split.train, split.val, split.test)]
-    assert people[0] == people[1] and not people[0] & people[2] and len(people[2]) == 4
-    assert {s.method for s in split.train} == {"real", "Deepfakes", "NeuralTextures"}
-    assert {s.method for s in split.test} == set(METHODS)
-    paths = [{s.path for s in part} for part in (split.train, split.val, split.test)]
-    assert not paths[0] & paths[1] and not paths[1] & paths[2]
-    real = sum(s.label == 0 for s in split.train)
-    assert real == len(split.train) - real  # balanced
-    # validation frames lie well after the training frames of the same video
-    frame = lambda s: int(s.path[-7:-4])  # noqa: E731
-    assert max(map(frame, split.train)) + 1 < min(map(frame, split.val))
+def tiny_study(parts, folder, **changes):
+    text = {
+        "title": "a study", "caution": "none", "dataset": "families", "backbone": "bundled:dinov2-small",
+        "image_size": 112, "sampling": {"train": 6, "val": 3, "train_tiles": 2}, "reference": "masm",
+        "directions": {"d": {"seen": ["a", "b"], "unseen": ["c"]}},
+        "variants": {
+            "probe": {"method.name": "probe"},
+            "masm": {"method.name": "masm-nomask", "masm.directions": "leading"},
+            "wide": {"like": "masm", "masm.subspace_rank": 8},
+        },
+        "grid": {"direction": "d", "seed": 0, "settings": {"masm": [{"method.lr": 0.1}, {"method.lr": 0.2}]}},
+        "stages": {"final": {"seeds": [1, 2], "variants": {"masm": None, "wide": {"seeds": [1]}, "probe": None}}},
+    } | changes  # fmt: skip
+    (folder / "tiny.yaml").write_text(json.dumps(text))  # JSON is YAML
+    return parts["plan"].read_study("tiny", folder)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gan_faces_splits_by_image_and_keeps_the_other_generator_out(studies, seed):
-    study = studies.STUDIES["gan-faces"]
-    samples = [
-        Sample(f"{m}/{i}-{t}.png", int(m != "real"), "gan-faces", m, f"gan-faces/{m}/{i}")
-        for m, i, t in product(("real", "stylegan3", "boredhumans-gan"), range(200), range(4))
+def test_every_study_can_be_planned(parts, studies, tmp_path):
+    assert studies
+    for file in studies:
+        study = parts["plan"].read_study(file.stem)
+        grid = list(parts["plan"].runs_of(study, "grid", tmp_path))
+        assert len({run.key for run in grid}) == len(grid)
+        # the same number of settings for every variant
+        assert len({len(settings) for settings in study.grid.get("settings", {}).values()}) <= 1
+
+
+def test_a_key_names_its_settings(parts, tmp_path):
+    plan, study = parts["plan"], tiny_study(parts, tmp_path)
+    first, second = plan.runs_of(study, "grid", tmp_path)
+    assert first.key.startswith("d--masm--") and first.key.endswith("--seed0") and first.key != second.key
+    assert first.key == next(plan.runs_of(study, "grid", tmp_path)).key
+    other = replace(study, optim=replace(study.optim, epochs=7))
+    assert next(plan.runs_of(other, "grid", tmp_path)).key != first.key
+    assert first.method.masm.directions == "leading" and first.method.lr == 0.1
+
+
+def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp_path):
+    plan, study = parts["plan"], tiny_study(parts, tmp_path)
+    for run, auc in zip(plan.runs_of(study, "grid", tmp_path), (0.6, 0.7)):
+        with pytest.raises(ConfigError, match="grid of masm in study tiny is not complete"):
+            list(plan.runs_of(study, "final", tmp_path))
+        file = plan.result_file(run, tmp_path)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"val_auc": auc}))
+    runs = list(plan.runs_of(study, "final", tmp_path))
+    assert [(run.variant, run.seed) for run in runs] == [
+        *(("masm", 1), ("wide", 1), ("probe", 1), ("masm", 2), ("probe", 2)),
     ]
-    split = study.split(samples, ("stylegan3",), seed)
-    images = [{s.video for s in part} for part in (split.train, split.val, split.test)]
-    assert not images[0] & images[1] and not images[0] & images[2] and not images[1] & images[2]
-    assert {s.method for s in split.train} == {s.method for s in split.val} == {"real", "stylegan3"}
-    assert {s.method for s in split.test} == {"real", "stylegan3", "boredhumans-gan"}
-    assert images[2] == {s.video for s in study.split(samples, ("boredhumans-gan",), seed + 1).test}
+    assert [run.method.lr for run in runs[:2]] == [0.2, 0.2]  # "wide" is like masm, with what was chosen for it
+    assert runs[1].method.masm.subspace_rank == 8
 
 
-def test_absent_data_is_skipped_with_a_clear_line(request, tmp_path):
-    program = request.config.rootpath / "benchmarks" / "generalization" / "run.py"
-    for study in ("ffpp", "gan-faces"):
-        command = [sys.executable, program, "--study", study, "--data", tmp_path, "--work", tmp_path / "w"]
-        run = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert run.returncode == 0 and f"skipped: study {study}" in run.stdout, run.stderr
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "imagenet"}, "no data set 'imagenet'"),
+        ({"surprise": 1}, "surprise"),
+        ({"variants": {"masm": {"optimiser.lr": 1}}}, "unknown setting 'optimiser.lr'"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(parts, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        list(parts["plan"].runs_of(tiny_study(parts, tmp_path, **changes), "grid", tmp_path))
 
 
-@pytest.fixture(scope="module")
-def report(studies):
-    import report
-
-    yield report
-    sys.modules.pop("report")
-
-
-def units(auc_shift, groups=60, seed=0):
-    """Real units and fakes of two forgeries, a group each; fakes of "B" are harder."""
-    rng = np.random.default_rng(seed)
-    label = np.repeat([0, 1, 1], groups)
-    method = np.repeat(["real", "A", "B"], groups)
-    group = np.arange(3 * groups).astype(str)
-    score = rng.normal(size=3 * groups) + auc_shift * (method == "A") + 0.5 * auc_shift * (method == "B")
-    return {"label": label, "method": method, "group": group, "score": score}
+def tiles(shared):
+    """20 pool and 5 test photographs; each has 3 tiles, real and of two forgeries, in one group if `shared`."""
+    for method in ("real", "a", "b", "c"):
+        for photo in range(25):
+            for tile in range(3):
+                group = str(photo) if shared else f"{method}-{photo}"
+                split = "pool" if photo < 20 else "test"
+                path = f"{method}/{photo}-{tile}"
+                yield Sample(path, int(method != "real"), "d", method, f"d/{method}/{photo}", split, group)
 
 
-@pytest.mark.parametrize("shift", [1.0, 6.0], ids=["in the middle", "near 1"])
-def test_the_interval_of_one_seed_and_forgery_is_that_of_its_auc(report, shift):
-    from masm_detect.evaluation.intervals import auc_interval
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_photograph_is_on_two_sides_and_classes_are_balanced(parts, tmp_path, shared, seed):
+    run = next(parts["plan"].runs_of(tiny_study(parts, tmp_path), "grid", tmp_path))
+    drawn = parts["runner"].draw(parts["study_data"].Images(list(tiles(shared)), {}), replace(run, seed=seed))
+    sides = [{s.group for s in part} for part in (drawn.train, drawn.val, drawn.test)]
+    assert not sides[0] & sides[1] and not (sides[0] | sides[1]) & sides[2]
+    assert {s.method for s in drawn.train} == {s.method for s in drawn.val} == {"real", "a", "b"}
+    assert {s.method for s in drawn.test} == {"real", "a", "b", "c"}
+    for part, photos in ((drawn.train, 6), (drawn.val, 3)):
+        real = [s for s in part if s.label == 0]
+        assert len(real) == 2 * photos == len(part) - len(real)
+    assert len(drawn.test) == 5 * 4  # one tile of each test image
+    other = parts["runner"].draw(parts["study_data"].Images(list(tiles(shared)), {}), replace(run, seed=seed + 7))
+    assert drawn.test == other.test and drawn.train != other.train
 
-    rows = units(shift)
-    rows["score"][0] = 10  # one real unit above all fakes, so that the AUC is not 1
-    keep = rows["method"] != "B"
-    expected = auc_interval(rows["group"][keep], rows["label"][keep], rows["score"][keep])
-    assert report._interval_of_mean([rows], ["A"]) == pytest.approx(expected)
+
+def scored(rng, shift_a, shift_b, groups, seeds, spread):
+    """Scores of two detectors on real units and fakes, a group each; they see the same noise of an image."""
+    image = rng.normal(size=2 * groups)
+    fake = np.repeat([0, 1], groups)
+    out = []
+    for shift in (shift_a, shift_b):
+        moved = shift + spread * rng.normal(size=seeds)  # training noise
+        out.append([image + 0.5 * rng.normal(size=2 * groups) + move * fake for move in moved])
+    return ["d"] * 2 * groups, np.where(fake, "f", "real").tolist(), list(range(2 * groups)), *out
 
 
-def test_the_interval_of_a_mean_is_narrower_than_those_of_its_parts(report):
-    seeds = [units(1.0, seed=seed) for seed in range(3)]
-    low, high = report._interval_of_mean(seeds, ["A", "B"])
-    one = report._interval_of_mean(seeds[:1], ["B"])
-    assert 0.5 < low < high < 1 and high - low < one[1] - one[0]
-    assert report._interval_of_mean([units(1.0, groups=19)], ["A"]) is None
+@pytest.mark.parametrize("spread", [0.02, 0.2])
+def test_the_interval_of_a_difference_covers_it(parts, spread):
+    rng = np.random.default_rng(0)
+    difference = parts["differences"].difference
+    exact = np.mean([difference(*scored(rng, 1.0, 0.8, 4000, 2, 0.0), ["f"]).mean for _ in range(3)])
+    inside = []
+    for _ in range(150):
+        low, high = difference(*scored(rng, 1.0, 0.8, 60, 4, spread), ["f"]).interval()
+        inside.append(low < exact < high)
+    assert np.mean(inside) > 0.9
+
+
+def test_the_interval_is_paired(parts):
+    """The control: shuffled images of one detector lose the pairing, and widen the interval."""
+    rng = np.random.default_rng(1)
+    datasets, methods, groups, a, b = scored(rng, 1.0, 0.9, 200, 3, 0.0)
+    paired = parts["differences"].difference(datasets, methods, groups, a, b, ["f"])
+    order = np.r_[rng.permutation(200), 200 + rng.permutation(200)]
+    mixed = parts["differences"].difference(datasets, methods, groups, a, [scores[order] for scores in b], ["f"])
+    assert mixed.mean == pytest.approx(paired.mean) and mixed.error > 1.5 * paired.error
+
+
+def test_one_seed_has_no_interval(parts):
+    value = parts["differences"].difference(*scored(np.random.default_rng(0), 1, 1, 40, 1, 0.0), ["f"])
+    assert value.interval() is None and value.p_value() is None and len(value.per_seed) == 1
+
+
+def test_holm_steps_down_until_the_first_failure(parts):
+    levels = parts["differences"].holm({"a": 0.001, "b": 0.02, "c": 0.04, "d": 0.6, "e": None})
+    assert levels["a"] == pytest.approx(1 - 0.05 / 4) and levels["b"] == pytest.approx(1 - 0.05 / 3)
+    assert levels["c"] == levels["d"] == levels["b"] and "e" not in levels
+
+
+def write_results(parts, tmp_path, gain):
+    """Results of masm and probe on seeds 1 to 3; masm is better by `gain` on the unseen forgery."""
+    study = tiny_study(parts, tmp_path)
+    rng = np.random.default_rng(0)
+    methods = [name for name in ("real", "a", "b", "c") for _ in range(60)]
+    units = {"names_sha256": "0", "datasets": ["d"] * 240, "methods": methods, "groups": list(range(60)) * 4}
+    image = rng.normal(size=240)
+    (tmp_path / "tiny").mkdir()
+    for variant in ("masm", "probe"):
+        for seed in (1, 2, 3):
+            fake, new = np.array(methods) != "real", np.array(methods) == "c"
+            scores = image + 0.2 * rng.normal(size=240) + fake + gain * (variant == "masm") * new
+            auc = {
+                name: float(np.mean([s > r for s in scores[np.array(methods) == name] for r in scores[:60]]))
+                for name in ("a", "b", "c")
+            }
+            record = {
+                "key": f"d--{variant}--0--seed{seed}", "stage": "final", "direction": "d", "variant": variant,
+                "seed": seed, "scores": scores.round(5).tolist(), "auc": auc, "seconds": 1.0,
+                "settings": {"sampling": {"test_tiles": 1}}, "trainable_parameters": 385,
+                "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}},
+            }  # fmt: skip
+            (tmp_path / "tiny" / f"{record['key']}.json").write_text(json.dumps(record))
+    (tmp_path / "tiny" / "units-d-1.json").write_text(json.dumps(units))
+    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
+    return parts["report"].study_report(study, results, tmp_path)
+
+
+def corrected(text):
+    line = next(line for line in text.splitlines() if line.startswith("| probe | 3 |") and "[" in line)
+    return [float(part) for part in line.split("|")[5].strip(" []").split(",")]
+
+
+def test_the_report_finds_a_real_difference_and_no_other(parts, tmp_path):
+    (tmp_path / "with").mkdir(), (tmp_path / "without").mkdir()
+    text = write_results(parts, tmp_path / "with", 0.5)
+    assert corrected(text)[0] > 0 and (tmp_path / "with" / "tiny-d.png").is_file()
+    low, high = corrected(write_results(parts, tmp_path / "without", 0.0))
+    assert low < 0 < high
+
+
+def test_absent_data_is_named(request, tmp_path):
+    program = request.config.rootpath / "benchmarks" / "generalization" / "study.py"
+    command = [sys.executable, program, "run", "families", "--data", tmp_path, "--results", tmp_path / "r"]
+    command += ["--stages", "grid"]
+    run = subprocess.run([*map(str, command), "--list"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    unknown = subprocess.run(
+        [*map(str, command[:3]), "nothing", *map(str, command[4:])], capture_output=True, text=True
+    )
+    assert unknown.returncode == 2 and "there is no study 'nothing'" in unknown.stderr
+    source = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from study_data import load; load('ffhq-gan', "
+    source += "pathlib.Path(sys.argv[2]))"
+    absent = subprocess.run(
+        [sys.executable, "-c", source, str(program.parent), str(tmp_path)], capture_output=True, text=True
+    )
+    assert "DataMissing" in absent.stderr and f"{tmp_path}/ffhq-gan/real is absent" in absent.stderr
