@@ -6,9 +6,10 @@ import os
 
 import pytest
 import torch
+from masm_detect import runtime
 from masm_detect.config import ConfigError, EvalConfig, OptimConfig, RuntimeConfig
 from masm_detect.evaluation.evaluate import evaluate
-from masm_detect.runtime import process_settings, resolve_device
+from masm_detect.runtime import process_settings, resolve_device, resolve_precision
 from masm_detect.training import loop
 from masm_detect.training.run import train
 from tiny import run_config
@@ -93,3 +94,20 @@ def test_a_device_that_cannot_serve_is_refused(name, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("features", "vendor", "expected"),
+    [
+        ({"avx512_bf16": True}, "AuthenticAMD", "bf16"),
+        ({"avx512_bf16": True}, "GenuineIntel", "fp32"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "GenuineIntel", "bf16"),
+        ({}, "AuthenticAMD", "fp32"),
+    ],
+)
+def test_auto_precision_is_bf16_where_a_cpu_is_fast_at_it(monkeypatch, features, vendor, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    monkeypatch.setattr(runtime, "cpu_field", lambda *_: vendor)
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == expected
+    assert (resolve_precision("bf16", cpu), resolve_precision("fp32", cpu)) == ("bf16", "fp32")
