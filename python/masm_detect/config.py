@@ -7,22 +7,14 @@ Their docstrings are the help texts of `masm <command> --help`. A function takes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from .errors import UserError
-from .methods.registry import METHODS
+from .errors import ConfigError
+from .errors import require_setting as _require
+from .method_config import MasmOptions as MasmOptions
+from .method_config import MethodConfig
 
-MethodName = Literal[tuple(METHODS)]
 Precision = Literal["auto", "bf16", "fp32"]
-
-
-class ConfigError(UserError, ValueError):
-    """A setting that cannot work; the message has its name, its value and what is allowed."""
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
 
 @dataclass(frozen=True)
@@ -151,102 +143,6 @@ class ModelConfig:
             self.image_size,
             "at least 14, or null",
         )
-
-
-@dataclass(frozen=True)
-class MasmOptions:
-    """Subspaces, penalties and masks of the method masm. Names as in `masm_ext.MASMConfig`, with other mask defaults.
-
-    Attributes:
-        num_subspaces: K, the number of artifact subspaces of a layer
-        subspace_rank: rank of each subspace: one number, or a list of K; ignored if energy is given
-        energy: in (0, 1): choose the rank per layer: the fewest artifact directions that hold this share of the
-            weight's squared Frobenius norm, rounded up to a multiple of K; null: use subspace_rank
-        directions: which singular directions of a weight are the artifact directions, which are trained: trailing
-            (smallest singular values), leading (largest), or random
-        partition: how they are shared among the subspaces: interleaved (round robin, so that each subspace covers the
-            whole range of singular values) or contiguous (consecutive directions)
-        orthogonality: coefficient of the penalty that keeps the subspaces orthonormal and orthogonal to each other and
-            to the frozen part; decoupled from the gradient step, as weight decay is; 0: off
-        spectral_consistency: coefficient of the penalty on changes of the weight's norm and of the trained singular
-            values; decoupled in the same way; 0: off
-        mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
-            repeatedly during training, fixed once after the warm-up, static selects layers once before training, soft
-            scales updates instead of switching them, none trains all; random and inverted are controls
-        mask_statistic: what blocks are ranked by: snr (agreement of the gradient with those of the steps before) or
-            agreement (between the gradients of the forgeries; needs optim.batches=alternating)
-        mask_warmup: steps before the first selection; until then all blocks are active
-        mask_interval: steps between selections
-        mask_decay: decay per step of the running averages used for the selection
-        mask_active_fraction: share of the layers in which each subspace is active
-        mask_threshold: select the blocks whose gradient has a signal-to-power ratio above this (1: all steps agree,
-            0: noise) instead of a fixed share; null: use mask_active_fraction
-        mask_hysteresis: relative bonus on the ratio of an active block, so that masks do not flicker
-        mask_min_active: minimum number of layers in which each subspace stays active
-        mask_probe_interval: steps after which a masked block is unmasked for a while, to update its statistics;
-            0: never
-        mask_probe_steps: number of steps for which it is unmasked
-        mask_calibration_batches: number of batches on which the static policy selects layers
-    """
-
-    num_subspaces: int = 3
-    subspace_rank: int | list[int] = 4
-    energy: float | None = None
-    directions: str = "trailing"
-    partition: str = "interleaved"
-    orthogonality: float = 1e-2
-    spectral_consistency: float = 1e-3
-    mask_policy: str = "bias_variance"
-    mask_statistic: str = "snr"
-    mask_warmup: int = 20
-    mask_interval: int = 10
-    mask_decay: float = 0.98
-    mask_active_fraction: float = 0.5
-    mask_threshold: float | None = None
-    mask_hysteresis: float = 0.1
-    mask_min_active: int = 4
-    mask_probe_interval: int = 40
-    mask_probe_steps: int = 5
-    mask_calibration_batches: int = 8
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """How the backbone is adapted.
-
-    Attributes:
-        name: probe trains the classifier only, full everything; the others adapt the layers in targets; masm-nomask is
-            masm without masks
-        targets: the linear layers to adapt: those of the attention, or of attention and MLPs
-        rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
-            null: 8 for lora, 12 for osf, 1 for effort
-        lr: peak learning rate of the adapter (full: of the whole backbone); null: 3e-05 for full, 0.001 for the others
-        s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.005
-        head_lr: peak learning rate of the classifier; null: 0.003
-        weight_decay: weight decay of AdamW; null: 0.01
-        masm: subspaces, penalties and masks of masm and masm-nomask
-    """
-
-    name: MethodName = "masm"
-    targets: Literal["attention", "attention+mlp"] = "attention"
-    rank: int | None = None
-    lr: float | None = None
-    s_lr: float | None = None
-    head_lr: float | None = None
-    weight_decay: float | None = None
-    masm: MasmOptions = field(default_factory=MasmOptions)
-
-    def __post_init__(self) -> None:
-        _require(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
-        _require(
-            self.rank is None or self.rank >= 1,
-            "method.rank",
-            self.rank,
-            "at least 1, or null for the default",
-        )
-        for name in ("lr", "s_lr", "head_lr"):
-            rate = getattr(self, name)
-            _require(rate is None or rate > 0, f"method.{name}", rate, "greater than 0, or null for the default")
 
 
 @dataclass(frozen=True)

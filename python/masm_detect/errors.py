@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake that the user can correct.
@@ -9,6 +11,16 @@ class UserError(Exception):
     The message names what arrived and what to do; the command `masm` prints it as one line and exits with code 2. Any
     other exception is a bug and keeps its traceback.
     """
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that cannot work; the message has its name, its value and what is allowed."""
+
+
+def require_setting(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Raise ConfigError unless `condition` holds of the setting called `name`."""
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
 
 class CheckpointError(UserError, ValueError):

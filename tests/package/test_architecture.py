@@ -29,7 +29,8 @@ ORDER = {
     ],
     "masm_detect": [
         ["errors", "hashes", "gpu", "methods.registry"],  # the registry is a table of names and imports no method
-        ["config", "provenance", "results"],
+        ["method_config", "provenance", "results"],
+        ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],
         ["evaluation.metrics", "evaluation.intervals", "evaluation.compare"],
