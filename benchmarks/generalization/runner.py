@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -21,7 +22,7 @@ from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import Sample
 from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method
-from masm_detect.models.backbone import load_backbone
+from masm_detect.models.backbone import Backbone, load_backbone
 from masm_detect.models.detector import Detector
 from masm_detect.training.loop import fit
 from plan import Run, Sampling, data_config
@@ -161,7 +162,7 @@ def auc_by_method(units: Units, scores: Sequence[float]) -> dict[str, float]:
 
 
 def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    detector = Detector(_backbone(run.backbone, run.image_size))
+    detector = Detector(fresh_backbone(run.backbone, run.image_size))
     # fp32: on CPUs without AMX it is as fast as bf16 or faster, and results do not depend on which of the two a CPU has
     runtime = RuntimeConfig(seed=run.seed, progress=False, checkpoint_every=0, device="cpu", precision="fp32")
     train = drawn.train
@@ -191,14 +192,12 @@ def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[
 
 
 @lru_cache(maxsize=1)
-def _pretrained(name: str, image_size: int):
+def _pretrained(name: str, image_size: int) -> Backbone:
     return load_backbone(name, image_size=image_size)
 
 
-def _backbone(name: str, image_size: int):
-    """A fresh copy of a backbone: methods change it in place."""
-    import copy
-
+def fresh_backbone(name: str, image_size: int) -> Backbone:
+    """A copy of a backbone: methods change it in place."""
     return copy.deepcopy(_pretrained(name, image_size))
 
 

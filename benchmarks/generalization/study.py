@@ -3,6 +3,7 @@
     python benchmarks/generalization/study.py run ffhq-gan --data DATA           # all stages; goes on where it stopped
     python benchmarks/generalization/study.py run ffhq-gan --data DATA --only stylegan1--lora
     python benchmarks/generalization/study.py report
+    python benchmarks/generalization/study.py cost ffhq-gan                     # time and memory of a training step
 
 A study is a file `studies/<name>.yaml`. Each run writes one file `results/<study>/<key>.json` with its settings, its
 numbers, and the score of every test image. Runs that have a file are not computed again. Runs are executed side by
@@ -22,6 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from cost import cost
 from masm_detect.config import ConfigError
 from masm_detect.provenance import git_state, provenance
 from masm_detect.results import read_json, write_json
@@ -39,6 +41,8 @@ def main() -> int:
     try:
         if options.command == "report":
             return report(options.studies, options.results)
+        if options.command == "cost":
+            return cost(read_study(options.study), options.results, options.rounds)
         return run_study(options)
     except (ConfigError, DataMissing) as error:
         print(f"study.py: {error}", file=sys.stderr)
@@ -118,7 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="print the keys of the missing runs, and run nothing")
     make = commands.add_parser("report", help="tables and figures from the results")
     make.add_argument("studies", nargs="*", help="default: every study that has results")
-    for command in (run, make):
+    timed = commands.add_parser("cost", help="time and memory of a step of each variant, on a quiet machine")
+    timed.add_argument("study", help="name of a file in studies/, without .yaml")
+    timed.add_argument("--rounds", type=int, default=5, help="processes for each variant")
+    for command in (run, make, timed):
         command.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results")
     return parser
 

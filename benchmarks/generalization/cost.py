@@ -1,0 +1,91 @@
+"""What a training step of each variant of a study costs: time, memory and trained weights.
+
+Variants are timed in turn, round after round, in fresh processes, so that a slow minute of the machine meets all of
+them; a figure is a median over rounds, and the ratio to LoRA is one of the same round. Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from masm_detect.methods.build import build_method
+from masm_detect.models.detector import Detector
+from masm_detect.provenance import git_state, provenance
+from masm_detect.results import write_json
+from masm_detect.training.step import train_step
+from plan import Run, Study, make_run
+from runner import fresh_backbone, one_thread
+
+from masm_ext.progress import Progress
+
+WARM_UP, STEPS = 3, 10
+BASELINE = "lora"
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Median seconds of a step, and the memory in bytes that the steps added to the process at its peak."""
+    detector = Detector(fresh_backbone(run.backbone, run.image_size))
+    method = build_method(run.method.name, detector, run.method, run.seed)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(run.optim.batch_size, 3, run.image_size, run.image_size, generator=generator)
+    labels = torch.arange(run.optim.batch_size) % 2
+    before, seconds = _resident(), []
+    for _ in range(WARM_UP + STEPS):
+        started = time.perf_counter()
+        train_step(
+            detector,
+            method,
+            images,
+            labels,
+            weights=torch.ones(2),
+            optim=run.optim,
+            autocast_context=torch.enable_grad(),
+        )
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": float(np.median(seconds[WARM_UP:])),
+        "bytes": max(0, peak - before),
+        "trained": method.trainable_parameters,
+    }
+
+
+def cost(study: Study, results: Path, rounds: int) -> int:
+    """Measure every variant of the study's grid with its chosen settings; prints a table and writes `cost.json`."""
+    direction, seed = study.grid["direction"], study.grid["seed"]
+    runs = {name: make_run(study, direction, name, seed, {}, chosen=results) for name in study.grid["settings"]}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    order = [(name, run) for _ in range(rounds) for name, run in runs.items()]
+    for name, run in Progress(order, desc="cost", unit="process"):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+            measured[name].append(pool.submit(measure, run).result())
+    table = {}
+    for name, values in measured.items():
+        ratios = [one["seconds"] / other["seconds"] for one, other in zip(values, measured[BASELINE])]
+        table[name] = {
+            "milliseconds": round(1000 * float(np.median([one["seconds"] for one in values])), 1),
+            "time_ratio": round(float(np.median(ratios)), 3),
+            "mebibytes": round(float(np.median([one["bytes"] for one in values])) / 2**20),
+            "trained": values[0]["trained"],
+        }
+        row = table[name]
+        print(
+            f"{name}: {row['milliseconds']:.0f} ms a step ({row['time_ratio']:.2f} of {BASELINE}), "
+            f"{row['mebibytes']} MiB, {row['trained']:,} trained weights"
+        )
+    made = provenance() | {"git": git_state(Path(__file__).parent, "."), "rounds": rounds, "threads": 1}
+    write_json(results / study.name / "cost.json", {"variants": table, "provenance": made})
+    return 0
+
+
+def _resident() -> int:
+    """Bytes of this process in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
