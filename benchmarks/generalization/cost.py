@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,11 @@ def measure(run: Run) -> dict[str, float]:
     method = build_method(run.method.name, detector, run.method, run.seed)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(run.optim.batch_size, 3, run.image_size, run.image_size, generator=generator)
-    labels = torch.arange(run.optim.batch_size) % 2
+    labels, weights = torch.arange(run.optim.batch_size) % 2, torch.ones(2)
     before, seconds = _resident(), []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
-        train_step(
-            detector,
-            method,
-            images,
-            labels,
-            weights=torch.ones(2),
-            optim=run.optim,
-            autocast_context=torch.enable_grad(),
-        )
+        train_step(detector, method, images, labels, weights=weights, optim=run.optim, autocast_context=nullcontext())
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

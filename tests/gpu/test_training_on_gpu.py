@@ -75,9 +75,8 @@ def test_no_step_waits_for_the_device(config, device, gpu_only, method):
 
         def step(number):
             context = autocast("bf16", device)
-            given = loop.train_step(
-                detector, built, images, labels, weights=weights, grad_clip=1.0, autocast_context=context
-            )
+            options = {"weights": weights, "optim": made.optim, "autocast_context": context}
+            given = loop.train_step(detector, built, images, labels, **options)
             return losses.put(number, len(labels), *given)
 
         for number in range(20):  # kernels are compiled, tiles timed, masks chosen

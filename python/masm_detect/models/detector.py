@@ -17,15 +17,16 @@ class Detector(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(backbone.feature_dim, 1)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [B, 3, image_size, image_size] -> logits [B], always float32."""
-        return self.logits(self.backbone(pixel_values))
+    def forward(self, pixel_values: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """pixel_values [B, 3, image_size, image_size] -> logits [B], always float32.
 
-    def logits(self, features: Tensor) -> Tensor:
-        """features [B, feature_dim], as the backbone returns them -> logits [B], always float32."""
+        With `return_features`: (logits, features [B, feature_dim]).
+        """
+        features = self.backbone(pixel_values)  # [B, feature_dim]
         # A bf16 logit has 8 bits: ties would blur the AUC. The head is tiny, so it stays in float32 under autocast.
         with torch.autocast(device_type=features.device.type, enabled=False):
-            return self.head(features.to(self.head.weight.dtype)).squeeze(-1).float()
+            logits = self.head(features.to(self.head.weight.dtype)).squeeze(-1).float()
+        return (logits, features) if return_features else logits
 
 
 def load_detector(config: ModelConfig) -> Detector:

@@ -40,24 +40,35 @@ def train_step(
     """
     if method.masks is not None and forgery is not None:
         method.masks.domain = forgery
-    with autocast_context:
-        features = detector.backbone(images)  # [B, feature_dim]
-        logits = detector.logits(features)  # [B]
-    task = task_loss(logits, labels, weights)
-    metric = torch.zeros((), device=task.device)
-    if optim.alignment:
-        metric = metric + optim.alignment * alignment_loss(features, labels)
-    if optim.uniformity:
-        metric = metric + optim.uniformity * uniformity_loss(features)
-    (task + metric).backward()
+    task, on_features = _losses(detector, images, labels, weights, optim, autocast_context)
+    (task if on_features is None else task + on_features).backward()
     if optim.grad_clip is not None:
         # Masked blocks have no gradient, so they do not add to the norm.
         trained = [p for group in method.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, optim.grad_clip)
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
-    penalty = metric.detach() if method.penalty is None else metric.detach() + method.penalty()
-    return task.detach(), penalty
+    penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
+    return task.detach(), penalty if on_features is None else penalty + on_features.detach()
+
+
+def _losses(
+    detector: Detector,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    optim: OptimConfig,
+    autocast_context: AbstractContextManager,
+) -> tuple[Tensor, Tensor | None]:
+    """The task loss, and the weighted losses on features, None without any."""
+    if not (optim.alignment or optim.uniformity):
+        with autocast_context:
+            logits = detector(images)  # [B]
+        return task_loss(logits, labels, weights), None
+    with autocast_context:
+        logits, features = detector(images, return_features=True)  # [B], [B, feature_dim]
+    loss = optim.alignment * alignment_loss(features, labels) + optim.uniformity * uniformity_loss(features)
+    return task_loss(logits, labels, weights), loss
 
 
 def task_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from masm_detect.config import OptimConfig
 from masm_detect.methods.method import Method
 from masm_detect.training.step import class_weights, train_step
 from no_waiting import NoWaiting, Waits
@@ -39,7 +40,7 @@ def test_a_step_does_not_wait_for_the_device():
         optimizer = MaskedAdamW(detector.parameters(), orthogonality=1e-2, spectral_consistency=1e-3)
         method = Method("masm-nomask", optimizer, lambda: sum(optimizer.penalties), None, 0)
         images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
-        options = {"weights": torch.ones(2), "grad_clip": 1.0, "autocast_context": nullcontext()}
+        options = {"weights": torch.ones(2), "optim": OptimConfig(), "autocast_context": nullcontext()}
         with NoWaiting(warming_up=True):
             train_step(detector, method, images, labels, **options)
         with NoWaiting():
