@@ -1,4 +1,4 @@
-"""The embedded demo set: real photographs from the wheels of scikit-image and scikit-learn, and forgeries of them.
+"""The embedded demo set: real photographs inside the wheels of other packages, and forgeries of them.
 
 No photograph is in two splits. A fake and a real image go through one chain: photograph -> random scale, mirror,
 tone -> crop -> (forgery) -> JPEG of a random quality -> decode. So they differ in the forgery only. Everything
@@ -24,20 +24,42 @@ from masm_ext.progress import Progress
 DATASET = "demo"
 TRAIN_FAMILIES = ("upsample", "poisson", "warp")
 
-# File -> split. Only files inside the wheels: nothing is downloaded. Of the stereo pair motorcycle_left/right one is
-# used.
-PHOTOGRAPHS: dict[str, tuple[tuple[str, str], ...]] = {
+# Split -> files inside installed wheels: nothing is downloaded. Of the stereo pair motorcycle_left/right one is used.
+# Photographs that may show one place (the flower beds, the campus) are in one split. Every photograph of the test shows
+# a scene of its own.
+_SKIMAGE = "skimage", "data/"
+_FOOLBOX = "foolbox", "data/imagenet_"
+_MVTB = "mvtbdata", "images/"
+_SOURCES: dict[str, tuple[tuple[tuple[str, str], tuple[str, ...]], ...]] = {
     "train": (
-        ("skimage", "data/astronaut.png"), ("skimage", "data/coffee.png"), ("skimage", "data/motorcycle_left.png"),
-        ("skimage", "data/ihc.png"), ("skimage", "data/retina.jpg"), ("skimage", "data/camera.png"),
-        ("skimage", "data/brick.png"),
+        (_SKIMAGE, ("astronaut.png", "coffee.png", "motorcycle_left.png", "ihc.png", "retina.jpg", "camera.png",
+                    "brick.png")),
+        (("matplotlib", "mpl-data/sample_data/"), ("grace_hopper.jpg",)),
+        (_MVTB, tuple(f"flowers{number}.png" for number in (1, 2, 3, 4, 5, 6, 7, 9))),
     ),
-    "val": (("sklearn", "datasets/images/flower.jpg"), ("skimage", "data/gravel.png")),
+    "val": (
+        (("sklearn", "datasets/images/"), ("flower.jpg",)),
+        (_SKIMAGE, ("gravel.png", "coins.png")),
+        (_MVTB, tuple(f"campus/P10704{number}.png" for number in (91, 96, 98))
+              + tuple(f"campus/P10705{number}.png" for number in ("00", "07", "12"))),
+    ),
     "test": (
-        ("skimage", "data/chelsea.png"), ("sklearn", "datasets/images/china.jpg"), ("skimage", "data/rocket.jpg"),
-        ("skimage", "data/grass.png"),
+        (_SKIMAGE, ("chelsea.png", "rocket.jpg", "grass.png")),
+        (("sklearn", "datasets/images/"), ("china.jpg",)),
+        (_FOOLBOX, ("00_243.jpg", "01_559.jpg", "02_438.jpg", "03_990.jpg", "04_949.jpg", "05_853.jpg", "06_609.jpg",
+                    "07_609.jpg", "08_915.jpg", "09_455.jpg", "11_630.jpg", "12_741.jpg", "13_471.jpg", "14_129.jpg",
+                    "15_99.jpg", "16_251.jpg", "17_22.jpg", "18_317.jpg", "19_305.jpg")),
+        (_MVTB, ("building2-3.png", "butterfly.jpg", "castle.png", "church.png", "eiffel-1.png", "greenscreen.png",
+                 "lab-scene.png", "notre-dame.png", "parks.png", "penguins.png", "road.png", "rocks2-l.png", "roof.png",
+                 "street.png", "tomato_54.png", "walls-l.png", "arucoboard.png", "mosaic/aerialphoto.png",
+                 "seq/im.001.png")),
     ),
 }  # fmt: skip
+#: Split -> (package, file in it) of each photograph.
+PHOTOGRAPHS: dict[str, tuple[tuple[str, str], ...]] = {
+    split: tuple((package, folder + name) for (package, folder), names in parts for name in names)
+    for split, parts in _SOURCES.items()
+}
 
 
 class DemoSetError(UserError, RuntimeError):
@@ -92,7 +114,8 @@ def build_demo_set(
     pairs = {"train": train_crops // 2, "val": val_crops // 2, "test": test_crops}
     bar = Progress(total=sum(pairs.values()), desc="demo set", unit="crop", disable=not progress)
     for split_index, (split, count) in enumerate(pairs.items()):
-        photographs = {Path(file).stem: load_photograph(package, file) for package, file in PHOTOGRAPHS[split]}
+        # crop i is of photograph i, round and round
+        photographs = {Path(file).stem: load_photograph(package, file) for package, file in PHOTOGRAPHS[split][:count]}
         names = list(photographs)
         for i in range(count):
             # One generator per crop: a crop depends neither on their number nor on the families.
@@ -123,7 +146,7 @@ def load_photograph(package: str, file: str) -> np.ndarray:
     """RGB uint8 [H, W, 3] of a file inside an installed package (which is not imported)."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DemoSetError(f"the demo set needs the photographs of {package}: pip install scikit-image scikit-learn")
+        raise DemoSetError(f'the demo needs the photographs in the package {package}: pip install "masm_ext[demo]"')
     path = Path(next(iter(spec.submodule_search_locations))) / file
     if not path.is_file():
         raise DemoSetError(f"{path} is missing: this version of {package} does not ship it")

@@ -21,7 +21,7 @@ from masm_detect.data.forgeries import FAMILIES
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.transforms import ImageTransform
 
-SIZES = {"train_crops": 84, "val_crops": 12, "test_crops": 8, "progress": False}
+SIZES = {"train_crops": 96, "val_crops": 54, "test_crops": 42, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def demo():
 def test_counts_and_families(demo):
     check_samples(demo.samples)
     train, val, test = (demo.split(s) for s in ("train", "val", "test"))
-    assert Counter(s.label for s in train) == {0: 42, 1: 42}
-    assert Counter(s.method for s in train if s.label) == dict.fromkeys(TRAIN_FAMILIES, 14)
+    assert Counter(s.label for s in train) == {0: 48, 1: 48}
+    assert Counter(s.method for s in train if s.label) == dict.fromkeys(TRAIN_FAMILIES, 16)
     assert {s.method for s in val} == {"real", *TRAIN_FAMILIES}
-    assert Counter(s.method for s in test) == dict.fromkeys(("real", *FAMILIES), 8)
+    assert Counter(s.method for s in test) == dict.fromkeys(("real", *FAMILIES), 42)
     assert set(demo.images) == {s.path for s in demo.samples}
 
 
@@ -75,12 +75,13 @@ def test_real_and_fake_share_the_chain(demo):
         assert a.shape == b.shape == (224, 224, 3)
         assert np.abs(a - b).mean() > 0.3
         if s.method not in ("upsample",):
-            assert np.median(np.abs(a - b)) <= 3  # most of the picture is the same
+            # A part of the picture is the same but for JPEG. Not the half: a warp may bend more than that.
+            assert np.quantile(np.abs(a - b), 0.3) <= 3
 
 
 def test_forgeries_of_grey_photographs_stay_grey(demo):
     for s in demo.samples:
-        if s.group.endswith(("brick", "camera", "gravel", "grass")):
+        if s.group.endswith(("brick", "camera", "gravel", "grass", "coins", "street", "im.001")):
             rgb = decode_image(demo.images[s.path], s.path).astype(int)
             assert np.abs(rgb - rgb[..., :1]).max() <= 2
 
@@ -106,5 +107,5 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(DemoSetError, match="does not ship it"):
         load_photograph("skimage", "data/nothing.png")
     monkeypatch.setattr(demo_set.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DemoSetError, match="pip install scikit-image"):
+    with pytest.raises(DemoSetError, match=r"pip install .masm_ext\[demo\]"):
         load_photograph("skimage", "data/coffee.png")
