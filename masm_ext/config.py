@@ -38,8 +38,9 @@ class MASMConfig:
             :class:`masm_ext.MaskedAdamW` does not read it: pass the coefficient to the optimizer.
         spectral_consistency: likewise, of the spectral consistency penalty.
         mask_policy: "bias_variance" (blocks are selected during training), "static" (layers are selected once, by
-            :func:`masm_ext.select_layers`; pass its result to :func:`masm_ext.convert` as ``target_modules=``),
-            "fixed" (selected once, after the warm-up), "soft" (updates are scaled instead of switched), the controls
+            :func:`masm_ext.select_layers`; pass its result to :func:`masm_ext.convert` as ``target_modules=``), "fixed"
+            (selected once, after the warm-up), "soft" (updates are scaled instead of switched), "specialists" (a step
+            on domain d updates subspace d modulo K only; the training loop sets ``masks.domain``), the controls
             "random" and "inverted", or "none".
         mask_statistic: what blocks are ranked by: "snr" (agreement of the gradient with those of the steps before) or
             "agreement" (agreement between the gradients of domains, in deepfake detection of forgeries; the training

@@ -20,6 +20,8 @@ from ..registry import MASK_POLICIES
 
 #: The policy that has a kernel.
 FUSED_POLICY = "bias_variance"
+#: The policy by which each subspace learns from one domain.
+ROUTED_POLICY = "specialists"
 
 
 @MASK_POLICIES.register(FUSED_POLICY)
@@ -75,6 +77,8 @@ def soft(snr: Tensor, current: Tensor, config: MASMConfig, step: int = 0) -> Ten
     return torch.maximum(scale.float(), top)
 
 
+# Subspace k learns from the steps of domain k (modulo K) only: LayerMasks sets the masks when it is told the domain.
+MASK_POLICIES.register(ROUTED_POLICY)(None)
 # Layers chosen once, before conversion (masm_ext.select_layers), and no choice at all: the masks stay as they are.
 MASK_POLICIES.register("static")(None)
 MASK_POLICIES.register("none")(None)

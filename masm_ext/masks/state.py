@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..reference import force_masks_, settle_masks_, snr_of, update_statistics_
 from ..registry import MASK_POLICIES
 from .agreement import GradientAgreement
 from .history import HISTORY_ROWS, SelectionHistory
-from .policies import FUSED_POLICY, ranking
+from .policies import FUSED_POLICY, ROUTED_POLICY, ranking
 
 #: A custom policy: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
@@ -100,8 +101,8 @@ class LayerMasks:
         self._history = SelectionHistory()
         compares = self._chooses and config.mask_statistic == "agreement"
         self._agreement = GradientAgreement(list(self.layers.values()), K) if compares else None
-        #: Number of the domain (the forgery) of the next step; read if ``config.mask_statistic`` is "agreement".
-        self.domain: int | None = None
+        self._routes = policy is None and config.mask_policy == ROUTED_POLICY
+        self._domain: int | None = None
         self._owner: object | None = None  # the optimizer that steps these masks
         self._views()
 
@@ -114,6 +115,26 @@ class LayerMasks:
         self._views()
         if self._owner is not None:
             self._attach()
+
+    @property
+    def domain(self) -> int | None:
+        """Number of the domain (in deepfake detection: the forgery) of the next step.
+
+        The training loop sets it before the forward pass of each step, if ``mask_statistic`` is "agreement" or
+        ``mask_policy`` is "specialists".
+        """
+        return self._domain
+
+    @domain.setter
+    def domain(self, number: int | None) -> None:
+        self._domain = number
+        if self._routes and number is not None:
+            self.in_force()
+            _, counts, masks, live, *_ = self._state
+            masks[0].zero_()
+            masks[0][:, number % masks.shape[-1]] = 1
+            force_masks_(counts, masks, live)
+            self._version = live._version
 
     @property
     def step(self) -> int:
@@ -159,14 +180,16 @@ class LayerMasks:
         self.in_force()
         if self._selects:
             self._history.make_room(self.config.mask_interval, *self._state[4:])
-        if self._agreement is not None:
-            if self.domain is None:
+        if self._agreement is not None or self._routes:
+            if self._domain is None:
                 raise RuntimeError(
-                    'LayerMasks: mask_statistic "agreement" compares the gradients of domains (forgeries); set '
-                    "masks.domain to the number of the domain of the batch before each step"
+                    f"LayerMasks: mask_policy {self.config.mask_policy!r} with mask_statistic "
+                    f"{self.config.mask_statistic!r} works by domains (forgeries): set masks.domain to the number of "
+                    "the domain of the batch before each step"
                 )
-            stats, owned = self._agreement.observe(self.domain, owned & (self.masks != 0), found)
-            self.domain = None
+            if self._agreement is not None:
+                stats, owned = self._agreement.observe(self._domain, owned & (self.masks != 0), found)
+            self._domain = None
         before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
         on_host = self._calls_named or self.policy is not None
         if on_host and found.item() == 0 and self._selection_is_due():
@@ -289,6 +312,8 @@ class LayerMasks:
                 f"the mask policy must return values in [0, 1] of shape [L, K] = {list(snr.shape)}, "
                 f"got shape {list(chosen.shape)}, values {chosen.min():.3g} to {chosen.max():.3g}"
             )
+        if not chosen.any():
+            warnings.warn(f"the mask policy selected no block at step {step}: nothing is trained", stacklevel=4)
         sums.copy_(averages)
         counters[0] += 1
         masks[0].copy_(chosen)

@@ -30,7 +30,8 @@ class MasmOptions:
             values; decoupled in the same way; 0: off
         mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
             repeatedly during training, fixed once after the warm-up, static selects layers once before training, soft
-            scales updates instead of switching them, none trains all; random and inverted are controls
+            scales updates instead of switching them, specialists lets subspace d learn from the d-th forgery only
+            (needs optim.batches=alternating), none trains all; random and inverted are controls
         mask_statistic: what blocks are ranked by: snr (agreement of the gradient with those of the steps before) or
             agreement (between the gradients of the forgeries; needs optim.batches=alternating)
         mask_warmup: steps before the first selection; until then all blocks are active

@@ -50,7 +50,7 @@ def test_soft_scales_by_the_snr():
     assert mask[:, 1].tolist() == pytest.approx([1, 0, 1, 0.4, 0, 1])
 
 
-def build(policy="bias_variance"):
+def build(policy="bias_variance", statistic="agreement"):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
     made = MASMConfig(
@@ -58,7 +58,7 @@ def build(policy="bias_variance"):
         modules_to_save="4",
         num_subspaces=2,
         subspace_rank=[3, 2],
-        mask_statistic="agreement",
+        mask_statistic=statistic,
         mask_policy=policy,
         mask_warmup=4,
         mask_interval=4,
@@ -152,3 +152,33 @@ def test_a_skipped_step_is_not_remembered():
 def test_an_unknown_statistic_is_refused():
     with pytest.raises(ValueError, match=r'mask_statistic must be "snr" or "agreement", got \'luck\''):
         MASMConfig(mask_statistic="luck")
+
+
+def test_specialists_learn_from_their_own_domain():
+    model, masks, optimizer = build("specialists", "snr")
+    generator = torch.Generator().manual_seed(0)
+    for step, domain in enumerate((0, 1, 2, 0)):  # domain 2 has subspace 0, as there are two
+        before = {index: model[index].u.detach().clone() for index in (0, 2)}
+        masks.domain = domain
+        assert all(model[index].mask.tolist() == [domain % 2 == 0, domain % 2 == 1] for index in (0, 2))
+        x = torch.randn(16, 12, generator=generator)
+        (model(x) - x[:, :1].sin()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for index, u in before.items():
+            first, second = model[index].u[:3], model[index].u[3:]
+            moved = [not torch.equal(a, b) for a, b in ((first, u[:3]), (second, u[3:]))]
+            assert moved == [domain % 2 == 0, domain % 2 == 1], step
+    with pytest.raises(RuntimeError, match=r"'specialists'.*set masks\.domain"):
+        give_gradients(model, 0, generator, False)
+        optimizer.step()
+
+
+def test_a_policy_that_selects_nothing_is_warned_of():
+    model, _, _ = build(statistic="snr")
+    made = MASMConfig(num_subspaces=2, subspace_rank=[3, 2], mask_warmup=0, mask_interval=1)
+    masks = LayerMasks(model, made, policy=lambda snr, step, current: torch.zeros_like(current))
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    give_gradients(model, 0, torch.Generator().manual_seed(0), False)
+    with pytest.warns(UserWarning, match="selected no block at step 1"):
+        optimizer.step()

@@ -13,7 +13,6 @@ from torch import Tensor
 from masm_detect.config import ConfigError, MethodConfig
 from masm_detect.models.detector import Detector
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, scale_free_groups, select_layers
-from masm_ext.registry import MASK_POLICIES
 
 from .method import Calibration, MethodSpec, Rates
 
@@ -59,7 +58,7 @@ class Masm(MethodSpec):
         )
         return MaskedAdamW(
             groups,
-            masks=LayerMasks(detector, settings) if MASK_POLICIES[settings.mask_policy] is not None else None,
+            masks=None if settings.mask_policy in ("none", "static") else LayerMasks(detector, settings),
             orthogonality=settings.orthogonality,
             spectral_consistency=settings.spectral_consistency,
         )
