@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,11 @@ from masm_detect.errors import UserError
 
 # TIFF (two byte orders and BigTIFF) and BMP, like WebP: OpenCV decodes half of a damaged file without an error.
 _BY_PILLOW = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
+_PNG = b"\x89PNG\r\n\x1a\n"
+#: A JPEG marker: 0xff and a byte that is neither fill (0xff), an escaped 0xff of the data (0), nor a restart marker.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+#: Markers without a segment behind them: TEM, and a start of image.
+_JPEG_ALONE = (0x01, 0xD8)
 _8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
@@ -92,10 +98,43 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG has no end marker: OpenCV fills the rest with grey, without an error."""
+    """Whether a JPEG or PNG ends before its image does: OpenCV fills the rest with grey, without an error.
+
+    The image's own segments or chunks decide. What lies behind the end of the image does not matter: phones append a
+    video to a photograph, and editors leave a part of the old file behind a cropped screenshot.
+    """
     if data.startswith(b"\xff\xd8\xff"):
-        # After the last start-of-scan: an EXIF thumbnail has an end marker too.
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" not in data[-4096:]
+        return not _jpeg_is_whole(data)
+    if data.startswith(_PNG):
+        return not _png_is_whole(data)
+    return False
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether the segments of a JPEG lead to its end marker."""
+    place = 2
+    while True:
+        found = _JPEG_MARKER.search(data, place)
+        if found is None:
+            return False
+        marker, place = data[found.start() + 1], found.end()
+        if marker == 0xD9:  # end of image
+            return True
+        if marker in _JPEG_ALONE:
+            continue
+        if place + 2 > len(data):
+            return False
+        # Behind a segment comes the next marker; behind the header of a scan its data, in which 0xff is followed by 0
+        # or by a restart marker, so that the search above finds the marker that ends it.
+        place += int.from_bytes(data[place : place + 2], "big")
+
+
+def _png_is_whole(data: bytes) -> bool:
+    """Whether the chunks of a PNG lead to its last one."""
+    place = len(_PNG)
+    while place + 12 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        place += 12 + length  # length, kind, data, checksum
+        if kind == b"IEND":
+            return place <= len(data)
     return False

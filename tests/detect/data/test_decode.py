@@ -76,3 +76,47 @@ def test_sixteen_bit_tiff_is_refused():
 def test_absent_file_is_named(tmp_path):
     with pytest.raises(UnreadableImage, match=r"nothing\.png cannot be read"):
         read_image(tmp_path / "nothing.png")
+
+
+def encoded(kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(64, 48)).save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def with_thumbnail() -> bytes:
+    """A JPEG with another one, end marker and all, in its EXIF segment."""
+    whole, small = encoded("JPEG"), encoded("JPEG", quality=30)
+    segment = b"Exif\0\0" + small
+    return whole[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + whole[2:]
+
+
+WHOLE = {
+    "baseline": encoded("JPEG", quality=95),
+    "progressive": encoded("JPEG", quality=80, progressive=True),
+    "restart markers": encoded("JPEG", restart_marker_blocks=1),
+    "thumbnail": with_thumbnail(),
+    "png": encoded("PNG"),
+}
+TRAILERS = {
+    "zeros": bytes(5000),
+    "start of a video": b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 4,
+    "another jpeg": encoded("JPEG"),
+    "half a jpeg": encoded("JPEG")[:400],
+    "tail of a png": encoded("PNG")[-300:],
+}
+
+
+@pytest.mark.parametrize("trailer", TRAILERS.values(), ids=TRAILERS)
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
+def test_what_lies_behind_an_image_does_not_matter(data, trailer):
+    np.testing.assert_array_equal(decode_image(data + trailer, "x"), decode_image(data, "x"))
+
+
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
+def test_every_cut_is_found_also_with_something_behind_it(data):
+    # 13: before IEND, the last chunk of a PNG, which holds no pixel
+    for kept in np.linspace(20, len(data) - 13, 60).astype(int):
+        for rest in (b"", bytes(2000)):
+            with pytest.raises(UnreadableImage, match="x"):
+                decode_image(data[:kept] + rest, "x")
