@@ -16,6 +16,17 @@ _LEAK_HELP = (
 )
 
 
+def conflict_of(a: Sample, b: Sample) -> str | None:
+    """What is wrong with two samples of one file: another label, or another split; None if they agree."""
+    if a.label != b.label:
+        names = "real", "fake"
+        return f"{a.path} is {names[a.label]} in {a.video!r} and {names[b.label]} in {b.video!r}: remove the wrong one"
+    if a.split != b.split:
+        places = " and ".join(f"{s.split or '(none)'!r} (as {s.video!r})" for s in (a, b))
+        return f"{a.path} is in the splits {places}: {_LEAK_HELP}"
+    return None
+
+
 def check_samples(samples: Sequence[Sample], need_both_classes: bool = True) -> None:
     """Raise DatasetError for an empty set, one class only, an image twice, or an image or a group in several splits."""
     if not samples:
@@ -24,13 +35,14 @@ def check_samples(samples: Sequence[Sample], need_both_classes: bool = True) -> 
     if need_both_classes and len(labels) == 1:
         only = "fake" if labels == {1} else "real"
         raise DatasetError(f"all {len(samples)} samples are {only}: both classes are needed")
-    seen: dict[str, str] = {}
+    seen: dict[str, Sample] = {}
     splits_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     for s in samples:
-        if s.path in seen and seen[s.path] == s.split:
+        first = seen.setdefault(s.path, s)
+        if first is not s:
+            if conflict := conflict_of(first, s):
+                raise DatasetError(conflict)
             raise DatasetError(f"{s.path} appears twice in split {s.split or '(none)'!r}")
-        if seen.setdefault(s.path, s.split) != s.split:
-            raise DatasetError(f"{s.path} is in the splits {seen[s.path]!r} and {s.split!r}: {_LEAK_HELP}")
         splits_of[s.dataset, s.group].add(s.split)
     leaks = [(group, sorted(splits)) for (_, group), splits in splits_of.items() if len(splits) > 1]
     if leaks:

@@ -8,9 +8,10 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from masm_detect.data.groups import with_pair_groups
-from masm_detect.data.sample import DatasetError, Sample, natural_key
+from masm_detect.data.sample import SPLITS, DatasetError, Sample, natural_key
 from masm_detect.results import write_json
 
 COMPRESSIONS = frozenset({"raw", "c0", "c23", "c40"})
@@ -19,9 +20,16 @@ COMPRESSIONS = frozenset({"raw", "c0", "c23", "c40"})
 # A real name is anchored to the known sets, or to DF40's "<forgery>_Real" in just this writing: the name of a forgery
 # may end in "real" too.
 _REAL_NAME = re.compile(
-    r"^(?:(?i:real|FF-real|(?:CelebDFv[123]|CelebDF|DFDC|DFDCP|DFD|DFo|UADFV|FFIW|WDF|FaceShifter)[_-]real)|\w[\w.-]*_Real)$"
+    r"^(?:(?i:real|FF-real|(?:CelebDFv[123]|CelebDF|DFDC|DFDCP|DFD|DFo|DF|UADFV|FFIW|WDF|FaceShifter)[_-]real)|\w[\w.-]*_Real)$"
 )
 _FAKE_NAME = re.compile(r"^(?:(?:.+[_-])?fake[AB]?|FF-(?:DF|F2F|FS|NT|FH|SH)|FaceShifter|fake-.+)$", re.IGNORECASE)
+#: Names of splits in files of this format -> ours; "all": not divided.
+_SPLIT_NAMES = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "val" for name in ("val", "valid", "validation", "dev")},
+    **{name: "test" for name in ("test", "testing")},
+    "all": "",
+}
 
 
 def label_of(name: str, label_map: dict[str, int] | None = None, where: str = "") -> int:
@@ -42,7 +50,12 @@ def label_of(name: str, label_map: dict[str, int] | None = None, where: str = ""
     )
 
 
-def read_deepfakebench(
+def read_deepfakebench(path: str | Path, **options: Any) -> list[Sample]:
+    """`read_ungrouped`, with the groups that `groups.with_pair_groups` reads in the names of the videos."""
+    return with_pair_groups(read_ungrouped(path, **options))
+
+
+def read_ungrouped(
     path: str | Path,
     *,
     root: str | Path | None = None,
@@ -53,6 +66,8 @@ def read_deepfakebench(
     missing: str = "error",
 ) -> list[Sample]:
     """Samples of a DeepfakeBench JSON: dataset -> label -> split -> [compression] -> video -> {"label", "frames"}.
+
+    The group of a sample is the one that its record has, else its video.
 
     Args:
         root: folder of relative frame paths; None = the folder of the JSON. Backslashes are read as slashes.
@@ -78,17 +93,19 @@ def read_deepfakebench(
         for label_name, by_split in _items(labels, path, f"labels of {dataset}"):
             label = label_of(label_name, label_map, where=str(path))
             method = "real" if label == 0 else re.sub(r"^fake-", "", label_name)
-            for split, videos in _items(by_split, path, f"splits of {dataset}/{label_name}"):
-                found_splits.add(split)
-                if splits is not None and split not in splits:
+            for split_name, videos in _items(by_split, path, f"splits of {dataset}/{label_name}"):
+                split = _split_of(split_name, f"{path}: {dataset}/{label_name}")
+                found_splits.add(split or "all")
+                if splits is not None and (split or "all") not in splits:
                     continue
-                where = f"{path}: {dataset}/{label_name}/{split}"
+                where = f"{path}: {dataset}/{label_name}/{split_name}"
+                videos = _as_videos(videos)
                 for video, record in _items(_pick_compression(videos, compression, where), path, where):
                     frames, group = _check_record(record, label_name, f"{where}/{video}")
                     samples += [
                         Sample(
                             path=_resolve(frame, root, prefix_map), label=label, dataset=dataset, method=method,
-                            video=f"{dataset}/{label_name}/{video}", split="" if split == "all" else split, group=group,
+                            video=f"{dataset}/{label_name}/{video}", split=split, group=group,
                         )
                         for frame in frames
                     ]  # fmt: skip
@@ -97,7 +114,7 @@ def read_deepfakebench(
             f"{path} has no split {unknown}, it has {sorted(found_splits)} (all: not divided): name another split, or "
             "none, or make the splits with `masm prepare --splits`"
         )
-    return with_pair_groups(_drop_missing(samples, missing, path))
+    return _drop_missing(samples, missing, path)
 
 
 def write_deepfakebench(samples: Sequence[Sample], path: str | Path, *, root: str | Path | None = None) -> None:
@@ -130,7 +147,7 @@ def _load_json(path: Path):
     if not path.is_file():
         raise DatasetError(f"no such file: {path}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte-order mark
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not valid JSON ({error})") from error
 
@@ -139,6 +156,25 @@ def _items(value, path: Path, what: str):
     if not isinstance(value, dict):
         raise DatasetError(f"{path}: expected a table of {what}, got {type(value).__name__}")
     return value.items()
+
+
+def _split_of(name: str, where: str) -> str:
+    if name.lower() not in _SPLIT_NAMES:
+        raise DatasetError(
+            f"{where} has a split {name!r}, which is not known: rename it in the file to train, val, test or all (not "
+            f"divided); other names that are read are {', '.join(n for n in _SPLIT_NAMES if n not in SPLITS)}"
+        )
+    return _SPLIT_NAMES[name.lower()]
+
+
+def _as_videos(videos: Any) -> Any:
+    """The videos of a split. DeepfakeBench's script writes one record in place of the val split of DFDC: it becomes a
+    video, named after the folder of its frames.
+    """
+    if isinstance(videos, dict) and isinstance(videos.get("frames"), list):
+        first = next((frame for frame in videos["frames"] if isinstance(frame, str)), "")
+        return {Path(first.replace("\\", "/")).parent.name or "video": videos}
+    return videos
 
 
 def _pick_compression(videos, compression: str | None, where: str):

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from masm_detect.config import ConfigError, DataConfig
-from masm_detect.data.checks import check_samples
-from masm_detect.data.deepfakebench import read_deepfakebench
+from masm_detect.data.checks import check_samples, conflict_of
+from masm_detect.data.deepfakebench import read_deepfakebench, read_ungrouped
 from masm_detect.data.folders import read_folder
+from masm_detect.data.groups import with_pair_groups
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.self_blended import self_blended
 from masm_detect.data.splits import split_by_group
 
 
-def read_dataset(path: str | Path, **options) -> list[Sample]:
-    """`read_deepfakebench` for a .json file, `read_folder` for a folder; `options` go to that reader."""
+def read_dataset(path: str | Path, *, grouped: bool = True, **options: Any) -> list[Sample]:
+    """`read_deepfakebench` for a .json file, `read_folder` for a folder; `options` go to that reader.
+
+    grouped: False leaves out the groups that the names of the videos of a .json file tell.
+    """
     path = Path(path)
     if path.is_dir():
         return read_folder(path, **options)
     if path.suffix == ".json":
-        return read_deepfakebench(path, **options)
+        return read_deepfakebench(path, **options) if grouped else read_ungrouped(path, **options)
     what = "" if path.exists() else "there is no such file or folder; "
     raise DatasetError(f"{path}: {what}expected a DeepfakeBench .json file or a folder with real/ and fake-<method>/")
 
@@ -47,7 +53,7 @@ def load_samples(
         missing: for JSON files: "error" raises for a frame that does not exist, "skip" leaves it out with a warning.
 
     Returns:
-        The samples, in the order of the paths.
+        The samples: those of JSON files first, each part in the order of the paths.
 
     Raises:
         ConfigError: no path, a path given twice, or a path without a sample of `splits`.
@@ -55,7 +61,12 @@ def load_samples(
     """
     if not paths:
         raise ConfigError("no data given: name at least one DeepfakeBench JSON file or a folder with real/ and fake-*/")
-    options = {"root": root, "prefix_map": prefix_map, "compression": compression, "label_map": label_map}
+    options: dict[str, Any] = {
+        "root": root,
+        "prefix_map": prefix_map,
+        "compression": compression,
+        "label_map": label_map,
+    }
     options = {key: value for key, value in options.items() if value is not None} | {"missing": missing}
     parts: dict[str, list[Sample]] = {}
     for path in map(str, paths):
@@ -63,7 +74,7 @@ def load_samples(
             raise ConfigError(f"the data path {path} is given twice")
         if path.endswith(".json"):
             # The reader skips the other splits, whose frames need not exist.
-            part = read_dataset(path, splits=splits, **options)
+            part = read_dataset(path, splits=splits, grouped=False, **options)
         else:
             part = read_dataset(path)
             found = sorted({sample.split for sample in part})
@@ -77,7 +88,48 @@ def load_samples(
                 raise ConfigError(f"{path}: no sample has the split {_names(splits)}; {has}")
         _refuse_merge(path, part, parts)
         parts[path] = part
-    return [sample for part in parts.values() for sample in part]
+    from_json = merge_shared([sample for path, part in parts.items() if path.endswith(".json") for sample in part])
+    from_folders = [sample for path, part in parts.items() if not path.endswith(".json") for sample in part]
+    return with_pair_groups(from_json) + from_folders
+
+
+def merge_shared(samples: Sequence[Sample]) -> list[Sample]:
+    """Data sets that share files become one, and a file that is listed several times becomes one sample.
+
+    DeepfakeBench's FF-DF.json and FF-F2F.json hold the same real videos: read together, they are the data set
+    "FF-DF+FF-F2F", with these reals once and the forgeries of both.
+
+    Raises:
+        DatasetError: a file has two labels or is in two splits, or a video has other frames in another file.
+    """
+    names = {sample.dataset: None for sample in samples}  # a set in order
+    one_of = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while one_of[name] != name:
+            name = one_of[name]
+        return name
+
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        other = first.setdefault(sample.path, sample)
+        if other is not sample:
+            if conflict := conflict_of(other, sample):
+                raise DatasetError(conflict)
+            one_of[root(sample.dataset)] = root(other.dataset)
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(root(name), []).append(name)
+    renamed = {name: "+".join(members) for members in together.values() for name in members}
+    kept = [sample for sample in samples if first[sample.path] is sample]
+    return [_in_dataset(sample, renamed[sample.dataset]) for sample in kept]
+
+
+def _in_dataset(sample: Sample, name: str) -> Sample:
+    if name == sample.dataset:
+        return sample
+    video = f"{name}/{sample.video.split('/', 1)[1]}"
+    return replace(sample, dataset=name, video=video, group=video if sample.group == sample.video else sample.group)
 
 
 def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
@@ -125,16 +177,25 @@ def _names(splits: Sequence[str] | None) -> str:
     return " or ".join(map(repr, splits or ()))
 
 
+def _frames_of(samples: Sequence[Sample]) -> dict[str, set[str]]:
+    frames: dict[str, set[str]] = {}
+    for sample in samples:
+        frames.setdefault(sample.video, set()).add(sample.path)
+    return frames
+
+
 def _refuse_merge(path: str, part: Sequence[Sample], others: Mapping[str, Sequence[Sample]]) -> None:
     """Raise DatasetError if `path` holds a video, or a folder a data set, of the same name as one of `others`.
 
     One data set may be divided over several JSON files.
     """
-    names, videos = {sample.dataset for sample in part}, {sample.video for sample in part}
+    names, videos = {sample.dataset for sample in part}, _frames_of(part)
     for other, samples in others.items():
         shared = names & {sample.dataset for sample in samples}
         both_json = path.endswith(".json") and other.endswith(".json")
-        twice = videos & {sample.video for sample in samples}
+        # one video in two JSON files is the same if its frames are
+        theirs = _frames_of(samples)
+        twice = [v for v in videos.keys() & theirs.keys() if not (both_json and videos[v] == theirs[v])]
         if twice or (shared and not both_json):
             what = f"the video {min(twice)!r}" if twice else f"the data set {min(shared)!r}"
             raise DatasetError(

@@ -18,9 +18,11 @@ def test_checks():
         check_samples([sample(label=1)])
     check_samples([sample(label=1)], need_both_classes=False)
     with pytest.raises(DatasetError, match="appears twice"):
+        check_samples([sample(), sample(), sample("b", label=1)])
+    with pytest.raises(DatasetError, match=r"a is real in 'd/real/v' and fake in 'd/real/v'"):
         check_samples([sample(), sample(label=1)])
-    with pytest.raises(DatasetError, match=r"'train' and 'val'.*data\.splits"):
-        check_samples([sample(split="train", group="g"), sample(split="val", label=1, group="h")])
+    with pytest.raises(DatasetError, match=r"'train' \(as 'd/real/v'\) and 'val'.*data\.splits"):
+        check_samples([sample(split="train", group="g"), sample(split="val", group="h"), sample("b", label=1)])
     with pytest.raises(DatasetError, match=r"'g' in \['test', 'train'\]"):
         check_samples([sample("a", 0, "train", "g"), sample("b", 1, "test", "g")])
     with pytest.raises(DatasetError, match="label must be 0"):
