@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 
 from masm_detect.data.groups import with_name_groups
-from masm_detect.data.sample import IMAGE_SUFFIXES, SPLITS, VIDEO_SUFFIXES, DatasetError, Sample, natural_key
+from masm_detect.data.sample import IMAGE_SUFFIXES, SPLITS, VIDEO_SUFFIXES, DatasetError, Sample
+from masm_detect.data.walk import files_below, left_out, subfolders
 
 
 def read_folder(
@@ -28,7 +29,7 @@ def read_folder(
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder")
     dataset = dataset or path.resolve().name
-    children = sorted(c for c in path.iterdir() if c.is_dir() and not c.name.startswith("."))
+    children = subfolders(path)
     if children and all(c.name in SPLITS for c in children):
         nested = [read_folder(c, dataset=dataset, split=c.name, video_pattern=video_pattern) for c in children]
         return with_name_groups([sample for part in nested for sample in part])
@@ -39,19 +40,19 @@ def read_folder(
     ignored: list[str] = []
     for child in children:
         label, method = (0, "real") if child.name == "real" else (1, child.name.removeprefix("fake-"))
-        for file in sorted((f for f in child.rglob("*") if f.is_file()), key=natural_key):
+        for file in files_below(child):
             suffix = file.suffix.lower()
             if suffix in VIDEO_SUFFIXES:
                 raise DatasetError(f"{file} is a video: run `masm prepare` first to cut the faces out of its frames")
             if suffix not in IMAGE_SUFFIXES:
-                ignored += [] if file.name.startswith(".") else [str(file)]
+                ignored.append(str(file))
                 continue
             video = file.parent.relative_to(child).as_posix()
             if video == ".":
                 video = _video_of(file.stem, video_pattern)
             samples.append(Sample(str(file), label, dataset, method, f"{dataset}/{child.name}/{video}", split))
     if ignored:
-        warnings.warn(f"{path}: {len(ignored)} files are not images and were left out: {ignored[:5]}", stacklevel=2)
+        warnings.warn(left_out(path, ignored), stacklevel=2)
     if not samples:
         raise DatasetError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return with_name_groups(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import cv2
 import numpy as np
 
 from masm_detect.data.decode import UnreadableImage, read_image
-from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PrepareError, natural_key
+from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PrepareError
+from masm_detect.data.walk import files_below, left_out, subfolders
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,25 @@ def find_videos(source: Path) -> list[VideoSource]:
     """The videos, frame folders and images of `real/` and `fake-<method>/`, sorted; PrepareError on another layout."""
     if not source.is_dir():
         raise PrepareError(f"{source} is not a folder")
-    classes = sorted(c for c in source.iterdir() if c.is_dir() and not c.name.startswith("."))
+    classes = subfolders(source)
     strangers = [c.name for c in classes if c.name != "real" and not (c.name.startswith("fake-") and len(c.name) > 5)]
     if strangers or not classes:
         raise PrepareError(f"{source}: expected folders real/ and fake-<method>/, found {strangers or 'none'}")
     found: list[VideoSource] = []
+    ignored: list[str] = []
     for c in classes:
         frames: dict[str, list[Path]] = defaultdict(list)
-        for file in sorted((f for f in c.rglob("*") if f.is_file() and not f.name.startswith(".")), key=natural_key):
+        for file in files_below(c):
             suffix, place = file.suffix.lower(), file.relative_to(c)
             if suffix in IMAGE_SUFFIXES and place.parent != Path("."):
                 frames[place.parent.as_posix()].append(file)
             elif suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
                 found.append(VideoSource(c.name, place.with_suffix("").as_posix(), (file,)))
             else:
-                raise PrepareError(f"{file} is neither a video nor an image; move it out of {source}")
+                ignored.append(str(file))
         found += [VideoSource(c.name, name, tuple(files)) for name, files in frames.items()]
+    if ignored:
+        warnings.warn(left_out(source, ignored), stacklevel=2)
     if not found:
         raise PrepareError(f"{source} holds no video and no image")
     twice = [key for key, n in Counter(v.key for v in found).items() if n > 1]
