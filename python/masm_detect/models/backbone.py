@@ -187,7 +187,30 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
         )
     model = _load_pretrained(name, dtype or torch.float32, local_files_only, cache_dir)
     mean, std = _pixel_statistics(name, local_files_only, cache_dir)
-    return Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)
+    backbone = Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)
+    _check_features(backbone, name)
+    return backbone
+
+
+def _check_features(backbone: Backbone, name: str) -> None:
+    """Raise BackboneError unless one image gives one feature vector, and the same one twice."""
+    kind, side = type(backbone.model).__name__, backbone.image_size
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(backbone.model.dtype)
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            first, second = backbone(image), backbone(image)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise BackboneError(f"{name!r} ({kind}) cannot take an image of {side} x {side} pixels: {error}") from error
+    if first.shape != (1, backbone.feature_dim):
+        raise BackboneError(
+            f"{name!r} ({kind}) gives features of shape {list(first.shape)} for one image, not "
+            f"[1, {backbone.feature_dim}]: not a known vision transformer"
+        )
+    if not torch.equal(first, second):
+        raise BackboneError(
+            f"{name!r} ({kind}) gives other features for the same image each time, in eval mode too, as a masked "
+            "autoencoder does: a detector on it would have no fixed score. Use a checkpoint without masking"
+        )
 
 
 def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cache_dir: str | Path | None) -> nn.Module:

@@ -148,3 +148,23 @@ def test_detector_logits_are_float32(checkpoints, kind):
     assert all(p.grad is not None for p in detector.head.parameters())
     half = Detector(load_backbone(checkpoints[kind], dtype=torch.bfloat16))
     assert half(PIXELS.bfloat16()).dtype == torch.float32
+
+
+def test_a_backbone_that_draws_at_random_is_refused(tmp_path):
+    """ViT-MAE drops three quarters of the patches at random, in eval mode too."""
+    size = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**size, image_size=32, patch_size=8))
+    model.save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    with pytest.raises(BackboneError, match=r"ViTMAEModel\) gives other features for the same image each time"):
+        load_backbone(str(tmp_path), local_files_only=True)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_backbone_with_another_input_is_refused(checkpoints, monkeypatch):
+    def forward(self, pixel_values):
+        raise ValueError("expected flattened patches")
+
+    monkeypatch.setattr(Backbone, "forward", forward)
+    with pytest.raises(BackboneError, match=r"cannot take an image of \d+ x \d+ pixels: expected flattened patches"):
+        load_backbone(str(checkpoints["vit"]), local_files_only=True)
