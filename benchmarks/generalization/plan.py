@@ -1,8 +1,9 @@
 """A study from its YAML file: what is trained on which forgeries, with which settings and seeds, and in which order.
 
 A run is one training of one variant (a method with its settings) in one direction (the forgeries that it is trained
-on) with one seed. Its key names all of that and ends in a hash of every setting, so a changed setting is another run,
-and runs that have a result file are not computed again.
+on) with one seed. Its key names all of that and holds a hash of the settings that differ from the program's defaults.
+So a changed setting is another run, a new option of the program is not, and runs that have a result file are not
+computed again.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ class Sampling:
         train_tiles, test_tiles: tiles of an image, in training and validation, and in the test
         self_blended: fakes of training and validation are made from the real images by self-blending
         shuffled: labels of training are shuffled: nothing can be learned
-        batches: random, or paired (a real tile and its forgery in one batch), or alternating (each batch holds one
-            forgery)
     """
 
     train: int
@@ -53,7 +52,6 @@ class Sampling:
     test_tiles: int = 1
     self_blended: bool = False
     shuffled: bool = False
-    batches: str = "random"
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Run:
     @property
     def key(self) -> str:
         """`direction--variant--hash--seedN`, the name of the result file."""
-        settings = json.dumps(self.settings(), sort_keys=True)
+        settings = json.dumps(_without(self.settings(), DEFAULTS), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.direction}--{self.variant}--{digest}--seed{self.seed}"
 
@@ -114,6 +112,39 @@ class Run:
         """All settings, as JSON holds them."""
         values = {name: value for name, value in asdict(self).items() if name not in ("variant", "seed")}
         return json.loads(json.dumps(values))
+
+
+#: Settings that a key does not name.
+DEFAULTS: dict[str, Any] = json.loads(
+    json.dumps(
+        {
+            "method": asdict(MethodConfig()),
+            "sampling": asdict(Sampling(train=0, val=0)),
+            "augment": asdict(AugmentConfig()),
+            "optim": asdict(OptimConfig()),
+        }
+    )
+)
+
+
+def _without(settings: Any, defaults: Any) -> Any:
+    """The settings that are not those of `defaults`."""
+    if not isinstance(settings, dict) or not isinstance(defaults, dict):
+        return settings
+    kept = {name: _without(value, defaults.get(name)) for name, value in settings.items()}
+    return {name: value for name, value in kept.items() if value != {} and settings[name] != defaults.get(name, ...)}
+
+
+def changed(stored: Any, now: Any, defaults: Any = DEFAULTS, name: str = "") -> list[str]:
+    """The settings in which a stored result and a run differ. One that the result does not have is the default."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        below = defaults if isinstance(defaults, dict) else {}
+        parts = (
+            changed(stored.get(key, below.get(key)), value, below.get(key), f"{name}.{key}" if name else key)
+            for key, value in now.items()
+        )
+        return [line for part in parts for line in part]
+    return [] if stored == now else [f"{name} was {stored!r}, is {now!r}"]
 
 
 def read_study(name: str, folder: Path = HERE / "studies") -> Study:
@@ -216,16 +247,31 @@ def chosen_settings(study: Study, variant: str, results: Path) -> dict[str, Any]
     found = []
     for one in settings:
         run = make_run(source, source.grid["direction"], variant, source.grid["seed"], one)
-        file = result_file(run, results)
-        if not file.is_file():
+        result = stored_result(run, results)
+        if result is None:
             raise ConfigError(f"the grid of {variant} in study {source.name} is not complete: run its stage grid first")
-        found.append((read_json(file)["val_auc"], one))
+        found.append((result["val_auc"], one))
     return max(found, key=lambda pair: pair[0])[1]
 
 
 def result_file(run: Run, results: Path) -> Path:
     """Where the result of a run is, or will be."""
     return results / run.study / f"{run.key}.json"
+
+
+def stored_result(run: Run, results: Path) -> dict[str, Any] | None:
+    """The result of a run; None if there is none.
+
+    Raises:
+        ConfigError: it was made with other settings, because a default of the program has changed since.
+    """
+    file = result_file(run, results)
+    if not file.is_file():
+        return None
+    result = read_json(file)
+    if differences := changed(result["settings"], run.settings()):
+        raise ConfigError(f"{file} was made with other defaults ({'; '.join(differences)}): name them in the study")
+    return result
 
 
 def data_config(run: Run) -> DataConfig:

@@ -20,6 +20,7 @@ from differences import against_real
 from masm_detect.config import RuntimeConfig
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import Sample
+from masm_detect.data.self_blended import self_blended
 from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method
 from masm_detect.models.backbone import Backbone, load_backbone
@@ -73,6 +74,8 @@ def draw(data: Images, run: Run) -> Drawn:
                     own = np.random.default_rng([run.seed, *group.split("/")[-1].encode()])
                     tiles = [tiles[i] for i in sorted(own.permutation(len(tiles))[: sampling.train_tiles])]
                 parts[part] += [replace(tile, split=part) for tile in tiles]
+    if sampling.self_blended:
+        parts = {part: self_blended(samples) for part, samples in parts.items()}
     test = _test_tiles(data.samples, {"real", *run.seen, *run.unseen}, sampling)
     return Drawn(parts["train"], parts["val"], test)
 

@@ -27,7 +27,7 @@ from cost import cost
 from masm_detect.config import ConfigError
 from masm_detect.provenance import git_state, provenance
 from masm_detect.results import read_json, write_json
-from plan import STAGES, Run, read_study, result_file, runs_of
+from plan import STAGES, Run, read_study, result_file, runs_of, stored_result
 from report import report
 from runner import execute, one_thread
 from study_data import DataMissing
@@ -56,7 +56,7 @@ def run_study(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
     for stage in options.stages or STAGES:
         runs = [run for run in runs_of(study, stage, options.results) if options.only in run.key]
-        missing = [run for run in runs if not result_file(run, options.results).is_file()]
+        missing = [run for run in runs if stored_result(run, options.results) is None]
         print(f"{study.name}, stage {stage}: {len(runs)} runs, {len(missing)} of them missing", flush=True)
         if missing and not options.list:
             failed += _run_all(missing, stage, options, deadline)

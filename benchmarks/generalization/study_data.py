@@ -20,6 +20,7 @@ import numpy as np
 from masm_detect.data.decode import decode_image, encode_jpeg, read_image
 from masm_detect.data.forgeries import FAMILIES, forge
 from masm_detect.data.sample import Sample
+from masm_detect.data.transforms import resize_image
 
 TILE = 112
 #: Corners (top, left) of the tiles of an image, from the centre of the image.
@@ -113,6 +114,21 @@ def families(folder: Path) -> Iterator[_Picture]:
             yield from pictures
 
 
+def sources(folder: Path) -> Iterator[_Picture]:
+    """A control: real photographs of three sources, none of them forged. Those of Unsplash and LFW are listed as
+    forgeries, so that a study measures how well the source of a photograph is told. All are resized to 256 px and
+    saved once more with one JPEG quality.
+    """
+    for source, method in (("ffhq-gan", "real"), ("unsplash-men", "unsplash"), ("lfw-politicians", "lfw")):
+        for file in _files(folder / source / "real"):
+            # LFW's files are named after the person, who is in several of them
+            group = file.stem.rpartition("_")[0] if method == "lfw" else file.stem
+            if method == "real" and int(file.stem) % 4:
+                continue  # as many as of Unsplash, about
+            rgb = decode_image(encode_jpeg(resize_image(read_image(file), 256), 75), str(file))
+            yield _Picture(rgb, "sources", method, file.stem, f"{method}/{group}", _half(_draw(group) < 0.5))
+
+
 def _forged(file: Path) -> list[_Picture]:
     rgb = read_image(file)
     part = _half(int(file.stem) < 600)
@@ -150,4 +166,5 @@ DATASETS: dict[str, tuple[Callable[[Path], Iterator[_Picture]], tuple[tuple[int,
     "ffhq-gan": (ffhq_gan, QUARTERS),
     "dfdc": (dfdc, CENTRE),
     "families": (families, CENTRE),
+    "sources": (sources, QUARTERS),
 }

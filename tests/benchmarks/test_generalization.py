@@ -73,6 +73,25 @@ def test_a_key_names_its_settings(parts, tmp_path):
     assert first.method.masm.directions == "leading" and first.method.lr == 0.1
 
 
+def test_a_new_option_changes_no_key_and_a_new_default_is_noticed(parts, tmp_path, monkeypatch):
+    plan, study = parts["plan"], tiny_study(parts, tmp_path)
+    run = next(plan.runs_of(study, "grid", tmp_path))
+    settings, key = run.settings(), run.key
+    del settings["optim"]["uniformity"]  # as if it had been made before this option
+    file = plan.result_file(run, tmp_path)
+    file.parent.mkdir()
+    file.write_text(json.dumps({"val_auc": 0.5, "settings": settings}))
+    assert plan.stored_result(run, tmp_path)["val_auc"] == 0.5
+    settings["optim"]["warmup"] = 0.2  # as if that had been the default then
+    file.write_text(json.dumps({"val_auc": 0.5, "settings": settings}))
+    with pytest.raises(ConfigError, match=r"optim\.warmup was 0\.2, is 0\.1"):
+        plan.stored_result(run, tmp_path)
+    before = {**plan.DEFAULTS, "optim": {k: v for k, v in plan.DEFAULTS["optim"].items() if k != "uniformity"}}
+    older = {**run.settings(), "optim": {k: v for k, v in run.settings()["optim"].items() if k != "uniformity"}}
+    assert plan._without(older, before) == plan._without(run.settings(), plan.DEFAULTS)
+    assert next(plan.runs_of(study, "grid", tmp_path)).key == key
+
+
 def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp_path):
     plan, study = parts["plan"], tiny_study(parts, tmp_path)
     for run, auc in zip(plan.runs_of(study, "grid", tmp_path), (0.6, 0.7)):
@@ -80,7 +99,7 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
             list(plan.runs_of(study, "final", tmp_path))
         file = plan.result_file(run, tmp_path)
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"val_auc": auc}))
+        file.write_text(json.dumps({"val_auc": auc, "settings": run.settings()}))
     runs = list(plan.runs_of(study, "final", tmp_path))
     assert [(run.variant, run.seed) for run in runs] == [
         *(("masm", 1), ("wide", 1), ("probe", 1), ("masm", 2), ("probe", 2)),
