@@ -93,7 +93,7 @@ def test_a_naming_rule_that_knows_real_videos(monkeypatch):
     samples = [Sample(key, int(not key.startswith("real")), "d", "m", f"d/{key}") for key in keys]
     monkeypatch.setitem(groups.NAMING_RULES, "people", lambda name: tuple(name.split("_")[:-1]))
     found = [s.group for s in groups.with_pair_groups(samples)]
-    assert found == ["d/pair/id0_id1"] * 3 + ["d/real/id2_0000", "d/pair/id0_id1"]
+    assert found == ["d/pair/id0_id1"] * 3 + ["d/pair/id2", "d/pair/id0_id1"]
 
 
 def test_a_command(toy, monkeypatch, capsys):

@@ -1,7 +1,7 @@
-"""Groups of samples that must never be divided between training and test: fakes with their originals.
+"""Groups of samples that must never be divided between training and test: fakes with their originals, one person.
 
-The name of a video often says which originals it was made from. `NAMING_RULES` holds one rule for each convention; a
-new data set needs one function and one line there.
+The name of a video often says which originals it was made from, or who is in it. `NAMING_RULES` holds one rule for each
+convention; a new data set needs one function and one line there.
 """
 
 from __future__ import annotations
@@ -14,21 +14,81 @@ from functools import partial
 
 from masm_detect.data.sample import Sample
 
-#: Name of a video -> ids of the originals that it shows: () if the name does not follow the convention.
+#: Name of a video -> ids of the originals, or of the people, that it shows: () if the name does not follow the
+#: convention.
 NamingRule = Callable[[str], tuple[str, ...]]
-
-_PAIR_NAME = re.compile(r"^(\d{3})_(\d{3})$")
 
 
 def target_source(name: str) -> tuple[str, ...]:
-    """FaceForensics++: the fake "000_003" puts the face of video 003 into video 000."""
-    pair = _PAIR_NAME.match(name)
-    return pair.groups() if pair else ()
+    """FaceForensics++, FaceShifter and DF40: the fake "000_003" puts the face of video 003 into video 000."""
+    return _ids(r"(\d{3})_(\d{3})", name)
 
 
-#: Convention -> rule; the first rule that returns ids for a name is used.
+def dfd_actors(name: str) -> tuple[str, ...]:
+    """DeepFakeDetection: "01__exit_phone_room" shows actor 01, "01_02__exit_phone_room__YVGY8LOK" has the face of 02."""
+    return _ids(r"(\d{2})_(\d{2})__[a-z_]+__[0-9A-Z]{8}|(\d{2})__[a-z_]+", name, "actor{}")
+
+
+def celeb_people(name: str) -> tuple[str, ...]:
+    """Celeb-DF v1, v2 and ++: "id0_id16_0003" is person 0 with the face of person 16, "id0_0003" person 0.
+
+    Every person is swapped with several others, so that all of the data set is few groups; its published test list
+    divides people.
+    """
+    return _ids(r"(id\d+)_(id\d+)_\d{4}|(id\d+)_\d{4}(?:_test_.+)?", name)
+
+
+def deeper_people(name: str) -> tuple[str, ...]:
+    """DeeperForensics-1.0: "000_M101" puts the face of actor M101 into video 000 of FaceForensics++."""
+    return _ids(r"(\d{3})_([MW]\d{3})|([MW]\d{3})_\w+_camera_[a-z]+", name)
+
+
+def dfdcp_people(name: str) -> tuple[str, ...]:
+    """DFDC preview: "1255229_1003254_A_001" is person 1003254 with the face of 1255229, "1003254_A_001" the person."""
+    return _ids(r"(\d{6,7})_(\d{6,7})_[A-Z]_\d{3}|(\d{6,7})_[A-Z]_\d{3}", name)
+
+
+def dfdc_video(name: str) -> tuple[str, ...]:
+    """DFDC: crops "aabyjxwqyo_ppulbuhtsc_0" of a fake and its original, "ppulbuhtsc_0" of one video.
+
+    The names of the videos themselves say nothing: what a fake was made from is in the metadata.json of the data set.
+    """
+    return _ids(r"([a-z]{10})_([a-z]{10})(?:_\d+)?|([a-z]{10})_\d+", name)
+
+
+def uadfv_video(name: str) -> tuple[str, ...]:
+    """UADFV: "0001_fake" was made from "0001"."""
+    return _ids(r"(\d{4})_fake", name)
+
+
+def ffiw_video(name: str) -> tuple[str, ...]:
+    """FFIW-10K: a real video and its fake have one name, "train_00000000"."""
+    return _ids(r"((?:train|val|test)_\d{8})", name)
+
+
+def fakeav_people(name: str) -> tuple[str, ...]:
+    """FakeAVCeleb: "id07689/00028_id00747_wavtolip" is person 07689; other ids give the face and the voice."""
+    match = re.fullmatch(r"(?:.*/)?(id\d{5})/(\d{5}(?:_.*)?)", name)
+    return (match[1], *re.findall(r"(?<=_)id\d{5}(?=_|$)", match[2])) if match else ()
+
+
+def _ids(pattern: str, name: str, form: str = "{}") -> tuple[str, ...]:
+    match = re.fullmatch(pattern, name)
+    return tuple(form.format(value) for value in match.groups() if value) if match else ()
+
+
+#: Convention -> rule; the first rule that returns ids for a name is used. WildDeepfake has none: its names do not say
+#: who is in a sequence.
 NAMING_RULES: dict[str, NamingRule] = {
     "FaceForensics++": target_source,
+    "DeepFakeDetection": dfd_actors,
+    "Celeb-DF": celeb_people,
+    "DeeperForensics-1.0": deeper_people,
+    "DFDCP": dfdcp_people,
+    "DFDC": dfdc_video,
+    "UADFV": uadfv_video,
+    "FFIW": ffiw_video,
+    "FakeAVCeleb": fakeav_people,
 }
 
 
@@ -38,7 +98,8 @@ def original_ids(name: str) -> tuple[str, ...]:
 
 
 def with_pair_groups(samples: list[Sample]) -> list[Sample]:
-    """One group for a fake, its originals, and everything made from them, as `NAMING_RULES` reads the names.
+    """One group for a fake, its originals, everything made from them, and all videos of a person, as `NAMING_RULES`
+    reads the names.
 
     An original is the video whose name is its id, or for which a rule returns that id alone. A group that is known
     already (other than the video itself) is kept.
@@ -48,7 +109,7 @@ def with_pair_groups(samples: list[Sample]) -> list[Sample]:
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
     ids = {name: original_ids(name) for name in names.values()}
     for s in samples:
-        if s.label == 1 and ids[names[s.video]]:
+        if ids[names[s.video]]:
             first, *others = (f"{s.dataset}/{one}" for one in sorted(ids[names[s.video]]))
             find(first)
             for other in others:
@@ -62,7 +123,7 @@ def with_pair_groups(samples: list[Sample]) -> list[Sample]:
     def group(s: Sample) -> str:
         name = names[s.video]
         key = f"{s.dataset}/{(ids[name] or (name,))[0]}"
-        return f"{s.dataset}/pair/{'_'.join(members[find(key)])}" if key in parent else s.group
+        return f"{s.dataset}/pair/{_title(members[find(key)])}" if key in parent else s.group
 
     return [replace(s, group=group(s)) if s.group == s.video else s for s in samples]
 
@@ -83,6 +144,11 @@ def with_name_groups(samples: list[Sample]) -> list[Sample]:
         root = find(s.group)
         label.setdefault(root, f"{s.dataset}/name/{names[s.video]}" if sizes[root] > 1 else s.group)
     return [replace(s, group=label[find(s.group)]) for s in samples]
+
+
+def _title(members: list[str]) -> str:
+    """The members of a group, if there are few: a group of people can hold most of a data set."""
+    return "_".join(members) if len(members) <= 4 else f"{members[0]}_and_{len(members) - 1}_more"
 
 
 def _root(parent: dict[str, str], x: str) -> str:
