@@ -25,7 +25,7 @@ def target_source(name: str) -> tuple[str, ...]:
 
 
 def dfd_actors(name: str) -> tuple[str, ...]:
-    """DeepFakeDetection: "01__exit_phone_room" shows actor 01, "01_02__exit_phone_room__YVGY8LOK" has the face of 02."""
+    """DeepFakeDetection: "01__exit_phone_room" is actor 01, "01_02__exit_phone_room__YVGY8LOK" has the face of 02."""
     return _ids(r"(\d{2})_(\d{2})__[a-z_]+__[0-9A-Z]{8}|(\d{2})__[a-z_]+", name, "actor{}")
 
 
