@@ -28,7 +28,7 @@ SIZES = {
     "ViT-S": dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6),
     "ViT-L": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
 }
-STEPS, BATCH, SIDE = 100, 8, 56
+STEPS, BATCH, SIDE = 100, 4, 56
 RATES = {
     "scale-free": lambda model: scale_free_groups(model, 6e-3, s_lr=1e-3, head_lr=1e-3),
     # what these rates are on ViT-S, kept for both
@@ -61,7 +61,7 @@ def moved(size: str, rates: str) -> dict[str, float]:
         directions="leading",
         mask_policy="none",
     )
-    convert(model, config, progress=False, use_cache=False)
+    convert(model, config, progress=False)
     optimizer = MaskedAdamW(RATES[rates](model))
     generator = torch.Generator().manual_seed(1)
     for _ in Progress(range(STEPS), desc=f"{size}, {rates}", unit="step"):

@@ -71,6 +71,8 @@ class DataConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
+        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose image,
+            e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
@@ -93,6 +95,7 @@ class DataConfig:
     prefix_map: dict[str, str] | None = None
     compression: str | None = None
     label_map: dict[str, int] | None = None
+    video_pattern: str | None = None
     missing: Literal["error", "skip"] = "error"
     val_fraction: float = 0.2
     split_seed: int = 0
@@ -271,6 +274,8 @@ class EvalConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
+        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose image,
+            e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
@@ -289,6 +294,7 @@ class EvalConfig:
     prefix_map: dict[str, str] | None = None
     compression: str | None = None
     label_map: dict[str, int] | None = None
+    video_pattern: str | None = None
     missing: Literal["error", "skip"] = "error"
     frames_per_video: int | None = None
     protocol: Literal["correct", "dfb-compat"] = "correct"

@@ -166,8 +166,8 @@ def test_the_interval_of_a_difference_covers_it(parts, spread):
     difference = parts["differences"].difference
     exact = np.mean([difference(*scored(rng, 1.0, 0.8, 4000, 2, 0.0), ["f"]).mean for _ in range(3)])
     inside = []
-    for _ in range(150):
-        low, high = difference(*scored(rng, 1.0, 0.8, 60, 4, spread), ["f"]).interval()
+    for _ in range(80):
+        low, high = difference(*scored(rng, 1.0, 0.8, 50, 4, spread), ["f"]).interval()
         inside.append(low < exact < high)
     assert np.mean(inside) > 0.9
 

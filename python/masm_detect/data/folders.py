@@ -61,7 +61,12 @@ def read_folder(
 def _video_of(stem: str, pattern: str | None) -> str:
     if pattern is None:
         return stem
-    match = re.match(pattern, stem)
+    try:
+        match = re.match(pattern, stem)
+    except re.error as error:
+        raise DatasetError(f"video_pattern {pattern!r} is not a regular expression: {error}") from error
+    if match is not None and not match.re.groups:
+        raise DatasetError(f"video_pattern {pattern!r} has no group: put the name of the video into parentheses")
     if not match:
         raise DatasetError(f"video_pattern {pattern!r} does not match the image name {stem!r}")
     return match[1]

@@ -39,6 +39,7 @@ def load_samples(
     prefix_map: dict[str, str] | None = None,
     compression: str | None = None,
     label_map: dict[str, int] | None = None,
+    video_pattern: str | None = None,
     missing: str = "error",
 ) -> list[Sample]:
     """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders.
@@ -50,6 +51,7 @@ def load_samples(
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}; the longest match wins.
         compression: for JSON files: "c23", "c40", ... where the file has several; None: the only one.
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}.
+        video_pattern: for folders: as of `folders.read_folder`.
         missing: for JSON files: "error" raises for a frame that does not exist, "skip" leaves it out with a warning.
 
     Returns:
@@ -76,7 +78,7 @@ def load_samples(
             # The reader skips the other splits, whose frames need not exist.
             part = read_dataset(path, splits=splits, grouped=False, **options)
         else:
-            part = read_dataset(path)
+            part = read_dataset(path, video_pattern=video_pattern)
             found = sorted({sample.split for sample in part})
             part = [sample for sample in part if splits is None or sample.split in splits]
             if not part:
@@ -145,6 +147,7 @@ def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
         prefix_map=config.prefix_map,
         compression=config.compression,
         label_map=config.label_map,
+        video_pattern=config.video_pattern,
         missing=config.missing,
     )
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)

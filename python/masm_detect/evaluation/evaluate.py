@@ -114,6 +114,7 @@ def _samples(config: EvalConfig) -> list[Sample]:
         prefix_map=config.prefix_map,
         compression=config.compression,
         label_map=config.label_map,
+        video_pattern=config.video_pattern,
         missing=config.missing,
     )
     samples = limit_frames(samples, config.frames_per_video)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from masm_detect.config import DataConfig
 from masm_detect.data.checks import check_samples
 from masm_detect.data.folders import read_folder
 from masm_detect.data.sample import DatasetError
-from masm_detect.data.sources import read_dataset
+from masm_detect.data.sources import read_dataset, source_splits
 
 
 def touch(path):
@@ -71,3 +72,23 @@ def test_bad_folders(tmp_path):
     (tmp_path / "fake-x" / "clip.mp4").rename(tmp_path / "fake-x" / "notes.txt")
     with pytest.warns(UserWarning, match=r"1 files are not images.*notes.txt"):
         assert len(read_folder(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("(", "is not a regular expression"), (r"\w+", "has no group"), (r"x(.)", "does not match")],
+)
+def test_a_bad_video_pattern_is_explained(tmp_path, pattern, message):
+    touch(tmp_path / "real" / "v_0.png")
+    with pytest.raises(DatasetError, match=message):
+        read_folder(tmp_path, video_pattern=pattern)
+
+
+def test_the_pattern_reaches_training(tmp_path):
+    for i in range(4):
+        for frame in range(2):
+            touch(tmp_path / "set" / "real" / f"r{i}_{frame}.png")
+            touch(tmp_path / "set" / "fake-x" / f"f{i}_{frame}.png")
+    train, val = source_splits(DataConfig(paths=[str(tmp_path / "set")], video_pattern=r"(.+)_\d+", val_fraction=0.5))
+    assert len({s.video for s in (*train, *val)}) == 8
+    assert not {s.video for s in train} & {s.video for s in val}
