@@ -31,6 +31,10 @@ class MASMConfig:
             rounded up to a multiple of K. None: the ranks are ``subspace_rank``.
         directions: which R singular directions are the artifact directions: "trailing" (the smallest sigma), "leading"
             (the largest), or "random" (drawn with the hash of the weight as seed).
+        lift: added to the singular values of the artifact directions at the start, in units of sigma_rms (the root mean
+            square of W's singular values), and taken off the frozen part, so that the output stays the same. The
+            gradients of u and v are proportional to s: at trailing singular values, which are nearly 0, u and v cannot
+            learn until s has grown. With a lift the two penalties cannot be used.
         partition: how the subspaces share the artifact directions: "interleaved" (round robin, so that each subspace
             covers the whole range of sigma) or "contiguous" (consecutive directions).
         train_bias: train the biases of converted layers too.
@@ -68,6 +72,7 @@ class MASMConfig:
     subspace_rank: int | Sequence[int] = 4
     energy: float | None = None
     directions: str = "trailing"
+    lift: float = 0.0
     partition: str = "interleaved"
     train_bias: bool = False
     orthogonality: float = 1e-2
@@ -109,6 +114,7 @@ class MASMConfig:
         self._require(min(self.ranks) >= 1, "subspace_rank", "at least 1 for every subspace")
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
         self._require(self.directions in DIRECTIONS, "directions", f"one of {tuple(DIRECTIONS)}")
+        self._require(self.lift >= 0, "lift", "0 or more")
         self._require(self.partition in PARTITIONS, "partition", f"one of {tuple(PARTITIONS)}")
         self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
         self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")

@@ -110,7 +110,7 @@ def convert(
     def build(name: str, linear: nn.Linear) -> MASMLinear:
         ranks = choose_ranks(spectra[name].sigma, config.ranks, config.energy, name, spectra[name].order)
         dtype = accumulate_dtype(linear.weight.dtype)
-        parts = split(weights[name], spectra[name], ranks, config.partition, dtype)
+        parts = split(weights[name], spectra[name], ranks, config.partition, dtype, config.lift)
         return MASMLinear(parts, linear.bias, base_hash=hashes[name], train_bias=config.train_bias)
 
     base = base_entries(frozen, everything)

@@ -30,6 +30,7 @@ class Decomposition:
         offsets: K + 1 row bounds of the subspaces.
         energy: share of ``||W||_F^2`` that the artifact part holds.
         directions: which singular directions of W (0 = largest sigma) the R rows are; empty where it is not known.
+        lift: what was added to the singular values of the artifact part, in units of sigma_rms.
     """
 
     weight: Tensor
@@ -39,6 +40,7 @@ class Decomposition:
     offsets: tuple[int, ...]
     energy: float
     directions: tuple[int, ...] = ()
+    lift: float = 0.0
 
 
 @DIRECTIONS.register("trailing")
@@ -139,7 +141,12 @@ def choose_ranks(
 
 
 def split(
-    weight: Tensor, spectrum: Spectrum, ranks: Sequence[int], partition: str, factor_dtype: torch.dtype
+    weight: Tensor,
+    spectrum: Spectrum,
+    ranks: Sequence[int],
+    partition: str,
+    factor_dtype: torch.dtype,
+    lift: float = 0.0,
 ) -> Decomposition:
     """Split W along the first ``sum(ranks)`` directions in the order of its spectrum.
 
@@ -152,6 +159,7 @@ def split(
         ranks: K ranks.
         partition: a name in :data:`masm_ext.registry.PARTITIONS`.
         factor_dtype: of u, s and v.
+        lift: added to the singular values of the artifact part, in units of sigma_rms.
     """
     R = sum(ranks)
     chosen = sorted(spectrum.order[:R])  # descending sigma
@@ -162,11 +170,12 @@ def split(
     row_of = {direction: row for row, direction in enumerate(spectrum.held)}
     rows = torch.tensor([row_of[direction] for direction in directions])
     sigma = spectrum.sigma[torch.tensor(directions)]
-    u, s, v = (t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], sigma, spectrum.v[rows]))
+    start = sigma + lift * spectrum.sigma.square().mean().sqrt()
+    u, s, v = (t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], start, spectrum.v[rows]))
     offsets = tuple(sum(ranks[:k]) for k in range(len(ranks) + 1))
     total = float(spectrum.sigma.square().sum())
     energy = float(sigma.square().sum()) / total if total > 0 else 0.0
-    return Decomposition(principal(weight, u, s, v), u, s, v, offsets, energy, tuple(directions))
+    return Decomposition(principal(weight, u, s, v), u, s, v, offsets, energy, tuple(directions), lift)
 
 
 def principal(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:

@@ -159,6 +159,11 @@ def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
 
 
 def _lists(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:
+    if any(layer.lift for layer in layers):
+        raise ValueError(
+            "the penalties take the frozen part for the principal subspace, but with MASMConfig.lift it holds the lift "
+            "too: set orthogonality and spectral_consistency to 0, or lift to 0"
+        )
     return [[getattr(layer, name) for layer in layers] for name in ("principal", "u", "s", "v", "s0", "weight_norm2")]
 
 

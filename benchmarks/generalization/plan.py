@@ -213,6 +213,13 @@ def make_run(
         if part not in parts:
             raise ConfigError(f"study {study.name}, {variant}: unknown setting {name!r}; parts are {', '.join(parts)}")
         parts[part][field_name] = value
+    try:
+        return _run(study, direction, variant, seed, parts)
+    except TypeError as error:  # an unknown field, or a text where a number belongs (YAML reads 1e-3 as a text)
+        raise ConfigError(f"study {study.name}, {variant}: {error}; settings are {merged}") from error
+
+
+def _run(study: Study, direction: str, variant: str, seed: int, parts: Mapping[str, dict[str, Any]]) -> Run:
     method = None
     if parts["method"].get("name") != SPECTRUM:
         method = resolve(MethodConfig(**parts["method"], masm=MasmOptions(**parts["masm"])))

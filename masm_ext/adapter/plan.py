@@ -35,7 +35,7 @@ class LayerPlan:
         device = linear.weight.device
         dtype = accumulate_dtype(linear.weight.dtype)
         u0, s0, v0 = (self.factors[f].to(device, dtype) for f in ("u0", "s0", "v0"))
-        factors = u0, s0, v0, self.offsets, self.energy, self.directions
+        factors = u0, s0, v0, self.offsets, self.energy, self.directions, config.lift
         parts = Decomposition(principal(linear.weight.detach(), u0, s0, v0), *factors)
         layer = MASMLinear(parts, linear.bias, base_hash=self.base_hash, train_bias=config.train_bias)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -58,6 +59,7 @@ class MASMLinear(nn.Module):
             as extra state, not as a buffer, so that averaging or casting a model does not change it.
         directions: indices of the singular directions of W (0 = largest sigma) that the rows of u, s and v started
             from; empty after loading a state_dict of another conversion.
+        lift: what was added to the singular values at the start, in units of sigma_rms (``MASMConfig.lift``).
         layer_group: the group that the layer belongs to, or None; see :meth:`group`.
     """
 
@@ -78,6 +80,7 @@ class MASMLinear(nn.Module):
         self.base_dtype = parts.weight.dtype
         self.layer_group: LayerGroup | None = None
         self.energy = parts.energy
+        self.lift = parts.lift
         self.directions = tuple(parts.directions)
         self.directions_hash = directions_hash(self.directions)
         self.base_hash = base_hash
@@ -133,7 +136,7 @@ class MASMLinear(nn.Module):
         count = q if config.energy is not None else max(1, min(q, sum(config.ranks)))
         [spectrum] = compute_spectra([weight], count, [order_of(config.directions, q, digest)])
         ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name, spectrum.order)
-        parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype))
+        parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype), config.lift)
         layer = cls(parts, linear.bias, base_hash=digest, train_bias=config.train_bias)
         return layer.train(linear.training)
 
@@ -261,8 +264,12 @@ class MASMLinear(nn.Module):
         return fold(self.principal, self.u, self.s, self.v)
 
     def base_norm(self) -> float:
-        """``||W||_F`` of the pretrained weight. The principal part is orthogonal to the artifact part."""
-        return float((self.weight_norm2.double() + self.s0.double().square().sum()).sqrt())
+        """``||W||_F`` of the pretrained weight, from the norms of its parts."""
+        s0 = self.s0.double()
+        parts = float(self.weight_norm2.double() + s0.square().sum())
+        # The parts are orthogonal but for the lift l = c ||W||, which is in both: ||W||^2 = parts - 2 l sum(s0).
+        half = self.lift / math.sqrt(min(self.out_features, self.in_features)) * float(s0.sum())
+        return math.sqrt(parts + half * half) - half
 
     @torch.no_grad()
     def relative_update(self) -> float:

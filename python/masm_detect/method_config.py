@@ -22,6 +22,9 @@ class MasmOptions:
             weight's squared Frobenius norm, rounded up to a multiple of K; null: use subspace_rank
         directions: which singular directions of a weight are the artifact directions, which are trained: trailing
             (smallest singular values), leading (largest), or random
+        lift: added to the singular values of the artifact directions at the start, in units of the root mean square of
+            all singular values, and taken off the frozen part: the output stays the same, and u and v learn from the
+            first step; needs orthogonality and spectral_consistency 0
         partition: how they are shared among the subspaces: interleaved (round robin, so that each subspace covers the
             whole range of singular values) or contiguous (consecutive directions)
         orthogonality: coefficient of the penalty that keeps the subspaces orthonormal and orthogonal to each other and
@@ -52,6 +55,7 @@ class MasmOptions:
     subspace_rank: int | list[int] = 4
     energy: float | None = None
     directions: str = "trailing"
+    lift: float = 0.0
     partition: str = "interleaved"
     orthogonality: float = 1e-2
     spectral_consistency: float = 1e-3

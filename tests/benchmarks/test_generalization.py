@@ -114,6 +114,14 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
         ({"dataset": "imagenet"}, "no data set 'imagenet'"),
         ({"surprise": 1}, "surprise"),
         ({"variants": {"masm": {"optimiser.lr": 1}}}, "unknown setting 'optimiser.lr'"),
+        ({"variants": {"masm": {"method.rate": 1}}}, "study tiny, masm: .*rate"),
+        (
+            {
+                "variants": {"masm": {"method.lr": "1e-3"}},
+                "grid": {"direction": "d", "seed": 0, "settings": {"masm": [{}]}},
+            },
+            "study tiny, masm: .*'1e-3'",
+        ),
     ],
 )
 def test_a_mistake_in_a_study_is_named(parts, tmp_path, changes, message):

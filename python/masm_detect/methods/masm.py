@@ -29,6 +29,11 @@ class Masm(MethodSpec):
         except ValueError as error:
             # masm_ext names the field, what arrived and what is allowed.
             raise ConfigError(str(error)) from error
+        if config.masm.lift and (config.masm.orthogonality or config.masm.spectral_consistency):
+            raise ConfigError(
+                f"method.masm.lift is {config.masm.lift}: it needs method.masm.orthogonality and "
+                "method.masm.spectral_consistency of 0"
+            )
 
     def settings(self, detector: Detector, config: MethodConfig) -> MASMConfig:
         """The settings of `masm_ext` for this run."""
