@@ -58,6 +58,7 @@ class MASMConfig:
         mask_min_active: minimum number of layers in which each subspace stays active.
         mask_probe_interval: steps after which a masked block is unmasked for a while (a probe); 0: never.
         mask_probe_steps: number of steps of a probe, in which the statistics of the block are updated.
+        mask_seed: seed of the policy "random".
         mask_calibration_batches: maximum number of batches that ``select_layers`` reads.
 
     Raises:
@@ -88,6 +89,7 @@ class MASMConfig:
     mask_min_active: int = 1
     mask_probe_interval: int = 100
     mask_probe_steps: int = 10
+    mask_seed: int = 0
     mask_calibration_batches: int = 8
 
     def __post_init__(self) -> None:
@@ -124,11 +126,22 @@ class MASMConfig:
             f"one of {tuple(MASK_POLICIES)} (pass a callable to LayerMasks itself)",
         )
         self._require(self.mask_statistic in ("snr", "agreement"), "mask_statistic", '"snr" or "agreement"')
+        if self.mask_statistic == "agreement" and self.mask_policy in ("none", "static", "specialists", "random"):
+            raise ValueError(
+                f'MASMConfig.mask_statistic "agreement" needs a policy that ranks blocks, and mask_policy '
+                f"{self.mask_policy!r} does not"
+            )
         self._require(0 <= self.mask_decay < 1, "mask_decay", "in [0, 1)")
         self._require(0 < self.mask_active_fraction <= 1, "mask_active_fraction", "in (0, 1]")
         self._require(
             self.mask_threshold is None or 0 <= self.mask_threshold <= 1, "mask_threshold", "None or in [0, 1]"
         )
+        if self.mask_threshold is not None and self.mask_policy in ("inverted", "random", "soft"):
+            raise ValueError(
+                f"MASMConfig.mask_threshold is {self.mask_threshold}, but mask_policy {self.mask_policy!r} ignores it: "
+                "leave it None and set mask_active_fraction"
+            )
+        self._require(self.mask_seed >= 0, "mask_seed", "0 or more")
         self._require(self.mask_hysteresis >= 0, "mask_hysteresis", "0 or more")
         for name in ("mask_interval", "mask_probe_steps", "mask_calibration_batches"):
             self._require(getattr(self, name) >= 1, name, "at least 1")

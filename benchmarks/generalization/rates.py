@@ -54,7 +54,7 @@ def moved(size: str, rates: str) -> dict[str, float]:
     """||dW|| / ||W|| of the converted layers after STEPS steps."""
     model = Classifier(SIZES[size])
     config = MASMConfig(
-        target_modules=["query", "key", "value", "attention.output.dense"],
+        target_modules=["re:.*attention\\.(q|k|v|o)_proj"],
         modules_to_save="head",
         num_subspaces=2,
         subspace_rank=4,

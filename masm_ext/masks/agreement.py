@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..cuda_graphs import is_captured
 from ..nn.masm_linear import MASMLinear
 
 
@@ -42,25 +43,37 @@ class GradientAgreement:
         self.last: dict[int, Tensor] = {}  # domain -> [P]
 
     @torch.no_grad()
-    def observe(self, domain: int, owned: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(
+        self, domain: int, owned: Tensor, found: Tensor, grad_scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compare the gradients that the layers hold now with the last ones of other domains, and keep them.
 
         Args:
             domain: of this step.
             owned: bool [L, K], blocks that got a gradient in this step and are not masked.
             found: float32 [1], not 0 if the step was skipped: then its gradients are not kept.
+            grad_scale: float32 [1], what the gradients were multiplied by (``torch.amp.GradScaler``); None: 1.
 
         Returns:
             (signal, power) float64 [L * K, 2], and bool [L, K]: the blocks that could be compared.
+
+        Raises:
+            RuntimeError: in the capture of a CUDA graph, which would replay one domain for ever.
         """
         device = owned.device
-        self.block = self.block.to(device)
+        if is_captured(device):
+            raise RuntimeError('LayerMasks: mask_statistic "agreement" cannot be captured in a CUDA graph')
+        if self.block.device != device:
+            self.block = self.block.to(device)
+            self.last = {name: gradient.to(device) for name, gradient in self.last.items()}
         parts = []
         for layer in self.layers:
             for factor in (layer.u, layer.s, layer.v):
                 grad = factor.grad if factor.grad is not None else torch.zeros_like(factor)
                 parts.append(grad.detach().reshape(-1).float())
         grad = torch.cat(parts)  # [P]
+        if grad_scale is not None:
+            grad = grad / grad_scale
         others = [last for other, last in self.last.items() if other != domain]
         stats = torch.zeros(owned.numel(), 2, dtype=torch.float64, device=device)
         if others:
@@ -81,6 +94,13 @@ class GradientAgreement:
             "domains": torch.tensor(names, dtype=torch.int64),
             "gradients": torch.stack(gradients) if gradients else empty,
         }
+
+    def check(self, domains: Tensor, gradients: Tensor) -> None:
+        """Raise ValueError unless :meth:`restore` can take these."""
+        if gradients.shape != (len(domains), len(self.block)):
+            raise ValueError(
+                f"LayerMasks: gradients must have shape {[len(domains), len(self.block)]}, got {list(gradients.shape)}"
+            )
 
     def restore(self, domains: Tensor, gradients: Tensor) -> None:
         """Take a state that :meth:`state` returned."""

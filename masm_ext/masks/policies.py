@@ -7,7 +7,6 @@ the device, without a wait (csrc/math/update_masks.h, masm_ext/kernels/mask_tabl
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from fractions import Fraction
 
@@ -22,6 +21,8 @@ from ..registry import MASK_POLICIES
 FUSED_POLICY = "bias_variance"
 #: The policy by which each subspace learns from one domain.
 ROUTED_POLICY = "specialists"
+#: Policies that select without measuring again: a probe would train what they masked.
+UNPROBED = ("fixed", "random")
 
 
 @MASK_POLICIES.register(FUSED_POLICY)
@@ -50,18 +51,19 @@ def inverted(snr: Tensor, current: Tensor, config: MASMConfig, step: int = 0) ->
 def random_layers(snr: Tensor, current: Tensor, config: MASMConfig, step: int) -> Tensor:
     """A control: per subspace, random layers, as many as ``mask_active_fraction`` says, drawn anew at each selection.
 
-    The draw depends on the step and the shape only, so a resumed run draws the same.
+    The draw depends on ``config.mask_seed`` and the step only, so a resumed run draws the same.
     """
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(config.mask_seed * 1_000_003 + step)
     noise = torch.rand(snr.shape, generator=generator, dtype=snr.dtype).to(snr.device)
-    _, keep, _, least = ranking(dataclasses.replace(config, mask_threshold=None), len(snr))
+    _, keep, _, least = ranking(config, len(snr))
     return choose_layers(noise, torch.zeros_like(current), 0.0, keep, 0.0, least)
 
 
 @MASK_POLICIES.register("fixed")
 def fixed(snr: Tensor, current: Tensor, config: MASMConfig, step: int) -> Tensor:
     """:func:`bias_variance` at the first selection; afterwards the mask stays."""
-    return bias_variance(snr, current, config) if step <= config.mask_warmup else current
+    first = step < max(1, config.mask_warmup) + config.mask_interval
+    return bias_variance(snr, current, config) if first else current
 
 
 @MASK_POLICIES.register("soft")
@@ -69,7 +71,7 @@ def soft(snr: Tensor, current: Tensor, config: MASMConfig, step: int = 0) -> Ten
     """Per subspace, updates scaled in proportion to the snr: 1 from the largest ``mask_active_fraction`` of the layers
     on, 0 for an snr of 0 or less.
     """
-    _, keep, _, _ = ranking(dataclasses.replace(config, mask_threshold=None), len(snr))
+    _, keep, _, _ = ranking(config, len(snr))
     full = snr.sort(dim=0, descending=True).values[keep - 1].clamp_min(torch.finfo(snr.dtype).tiny)  # [K]
     scale = (snr / full).clamp(0, 1)
     # a block at 0 would never be measured again but for its probes; layers that must stay active take part in full

@@ -16,7 +16,7 @@ from ..reference import force_masks_, settle_masks_, snr_of, update_statistics_
 from ..registry import MASK_POLICIES
 from .agreement import GradientAgreement
 from .history import HISTORY_ROWS, SelectionHistory
-from .policies import FUSED_POLICY, ROUTED_POLICY, ranking
+from .policies import FUSED_POLICY, ROUTED_POLICY, UNPROBED, ranking
 
 #: A custom policy: (snr [L, K], step, current mask [L, K]) -> mask [L, K] with values in [0, 1].
 Policy = Callable[[Tensor, int, Tensor], Tensor]
@@ -42,7 +42,7 @@ class LayerMasks:
     ``mask_probe_steps`` steps.
 
     :class:`masm_ext.MaskedAdamW` reads :attr:`masks`, calls :meth:`observe` in its step, and includes all state in its
-    ``state_dict``; no other call is needed.
+    ``state_dict``; no other call is needed, but for policies and statistics that work by domains (:attr:`domain`).
 
     The state is on the device of the model and a step does not synchronize, so it can be captured in a CUDA graph.
     Reading an attribute synchronizes. With a policy that runs on the host (a callable, or a registered policy other
@@ -80,7 +80,8 @@ class LayerMasks:
         L, K = len(self.layers), counts.pop()
         self._chooses = self._selects or self._calls_named or policy is not None
         # no probes without a policy: no selection would mask the block again
-        probe_interval = config.mask_probe_interval if self._chooses else 0
+        probed = self._chooses and (policy is not None or config.mask_policy not in UNPROBED)
+        probe_interval = config.mask_probe_interval if probed else 0
         self._rules = (
             *(config.mask_decay, config.mask_warmup, config.mask_interval, *ranking(config, L)),
             *(probe_interval, config.mask_probe_steps, self._selects),
@@ -120,13 +121,15 @@ class LayerMasks:
     def domain(self) -> int | None:
         """Number of the domain (in deepfake detection: the forgery) of the next step.
 
-        The training loop sets it before the forward pass of each step, if ``mask_statistic`` is "agreement" or
-        ``mask_policy`` is "specialists".
+        The training loop sets it before each step, on all ranks the same, if ``mask_statistic`` is "agreement" or
+        ``mask_policy`` is "specialists". Raises RuntimeError for another one before the step was taken.
         """
         return self._domain
 
     @domain.setter
     def domain(self, number: int | None) -> None:
+        if None not in (number, self._domain) and number != self._domain:
+            raise RuntimeError(f"LayerMasks: domain was set to {self._domain} and {number} for one optimizer step")
         self._domain = number
         if self._routes and number is not None:
             self.in_force()
@@ -167,7 +170,7 @@ class LayerMasks:
         self._history.read(*self._state[4:])
         return self._history.as_dicts()
 
-    def observe(self, stats: Tensor, found: Tensor, owned: Tensor) -> None:
+    def observe(self, stats: Tensor, found: Tensor, owned: Tensor, grad_scale: Tensor | None = None) -> None:
         """Update the statistics after an optimizer step, and select the masks of the next step.
 
         All arguments are on the device of the layers.
@@ -176,20 +179,14 @@ class LayerMasks:
             stats: float64 [B, 2] with B >= L * K, the (signal, power) returned by ``masm::masked_adamw_``.
             found: float32 [1], from the same call; if it is not 0, the step was skipped and nothing changes.
             owned: bool [L, K], True for blocks with a gradient in this step.
+            grad_scale: float32 [1], the factor of a GradScaler that is still in the gradients; None: 1.
         """
         self.in_force()
         if self._selects:
             self._history.make_room(self.config.mask_interval, *self._state[4:])
-        if self._agreement is not None or self._routes:
-            if self._domain is None:
-                raise RuntimeError(
-                    f"LayerMasks: mask_policy {self.config.mask_policy!r} with mask_statistic "
-                    f"{self.config.mask_statistic!r} works by domains (forgeries): set masks.domain to the number of "
-                    "the domain of the batch before each step"
-                )
-            if self._agreement is not None:
-                stats, owned = self._agreement.observe(self._domain, owned & (self.masks != 0), found)
-            self._domain = None
+        if self._agreement is not None:
+            stats, owned = self._agreement.observe(self._domain, owned & (self.masks != 0), found, grad_scale)
+        self._domain = None
         before = self._state[3].clone() if self._chooses and self._state[3].is_cpu else None
         on_host = self._calls_named or self.policy is not None
         if on_host and found.item() == 0 and self._selection_is_due():
@@ -272,6 +269,14 @@ class LayerMasks:
         masks.copy_(torch.where(changed, live.float(), masks))
         counts.masked_fill_(changed, 0)
 
+    def check_domain(self) -> None:
+        """Called before a step: raises RuntimeError if it needs :attr:`domain`, and has none."""
+        if (self._agreement is not None or self._routes) and self._domain is None:
+            raise RuntimeError(
+                f"LayerMasks: {self.config.mask_policy!r} with {self.config.mask_statistic!r}: set masks.domain before "
+                "each step, to the number of the domain (the forgery) of its batch"
+            )
+
     def check_restored(self) -> None:
         """Called before a step: raises RuntimeError unless layers and optimizer were restored from the same step."""
         restored = {layer.__dict__["restored_steps"] for layer in self.layers.values()} - {None}
@@ -313,13 +318,13 @@ class LayerMasks:
                 f"got shape {list(chosen.shape)}, values {chosen.min():.3g} to {chosen.max():.3g}"
             )
         if not chosen.any():
-            warnings.warn(f"the mask policy selected no block at step {step}: nothing is trained", stacklevel=4)
+            warnings.warn("the mask policy selected no block: nothing is trained", stacklevel=4)
         sums.copy_(averages)
         counters[0] += 1
         masks[0].copy_(chosen)
         self._history.entries.append((step, torch.stack([chosen.double(), snr, *averages], -1).cpu()))
         now = live.clone()
-        settle_masks_(counts, masks, now, self.config.mask_probe_interval, self.config.mask_probe_steps)
+        settle_masks_(counts, masks, now, *self._rules[-3:-1])
         if not torch.equal(now, live):
             live.copy_(now)
 
@@ -363,6 +368,8 @@ class LayerMasks:
             if state[name].shape != own.shape:
                 shape = list(state[name].shape)
                 raise ValueError(f"LayerMasks: {name} must have shape {list(own.shape)}, got {shape}")
+        if self._agreement is not None:
+            self._agreement.check(state["domains"], state["gradients"])
         if not ((state["selected"] >= 0) & (state["selected"] <= 1)).all():
             raise ValueError("LayerMasks: selected must hold values in [0, 1]")
 

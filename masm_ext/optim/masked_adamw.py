@@ -210,6 +210,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             return loss
         if self.masks is not None:
             self.masks.check_restored()
+            self.masks.check_domain()
         plan = self._plan(params)
         device = plan.device
         if self._steps.device != device:
@@ -218,6 +219,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         found_inf = _scalar(getattr(self, "found_inf", None), device)
         if not_finite is not None:
             found_inf = not_finite if found_inf is None else torch.maximum(found_inf, not_finite)
+        grad_scale = _scalar(getattr(self, "grad_scale", None), device)
         stats, found = masked_adamw_(
             params,
             grads,
@@ -228,12 +230,12 @@ class MaskedAdamW(torch.optim.Optimizer):
             self._blocks.mask(plan.unmasked, self._claim),
             plan.segments,
             self._hyper.table(self.param_groups, device).index_select(0, plan.groups),
-            _scalar(getattr(self, "grad_scale", None), device),
+            grad_scale,
             found_inf,
         )
         self._outcomes += found == plan.codes
         if self.masks is not None:
-            self.masks.observe(stats, found, plan.owned)
+            self.masks.observe(stats, found, plan.owned, grad_scale)
         return loss
 
     def _penalty_gradients(self, plan: StepPlan) -> tuple[list[Tensor], Tensor | None]:

@@ -258,6 +258,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(bool(self.out), "out", self.out, "the run folder to write")
+        masm = self.method.masm
+        by_forgery = masm.mask_policy == "specialists" or masm.mask_statistic == "agreement"
+        if self.method.name == "masm" and by_forgery:
+            _require(
+                self.optim.batches == "alternating",
+                "optim.batches",
+                self.optim.batches,
+                "alternating, because method.masm.mask_policy=specialists and method.masm.mask_statistic=agreement "
+                "compare forgeries",
+            )
 
 
 @dataclass(frozen=True)

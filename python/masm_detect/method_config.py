@@ -48,6 +48,7 @@ class MasmOptions:
         mask_probe_interval: steps after which a masked block is unmasked for a while, to update its statistics;
             0: never
         mask_probe_steps: number of steps for which it is unmasked
+        mask_seed: seed of the policy random; null: runtime.seed
         mask_calibration_batches: number of batches on which the static policy selects layers
     """
 
@@ -70,6 +71,7 @@ class MasmOptions:
     mask_min_active: int = 4
     mask_probe_interval: int = 40
     mask_probe_steps: int = 5
+    mask_seed: int | None = None
     mask_calibration_batches: int = 8
 
 

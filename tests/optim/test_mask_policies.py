@@ -1,5 +1,7 @@
 """The policies of masks, and the agreement of gradients between domains that they may rank layers by."""
 
+import copy
+
 import pytest
 import torch
 from optimizer_runs import through_a_file
@@ -34,13 +36,42 @@ def test_inverted_is_the_complement_at_one_half():
 def test_random_depends_on_the_step_only():
     draw = MASK_POLICIES["random"]
     first = draw(snr(0), torch.ones(L, K), config(), 10)
-    assert torch.equal(first, draw(snr(1), torch.zeros(L, K), config(mask_threshold=0.5), 10))
+    assert torch.equal(first, draw(snr(1), torch.zeros(L, K), config(), 10))
+    assert not torch.equal(first, draw(snr(0), torch.ones(L, K), config(mask_seed=1), 10))
     assert any(not torch.equal(first, draw(snr(0), torch.ones(L, K), config(), step)) for step in (20, 30, 40))
 
 
 def test_fixed_stays_after_the_first_selection():
     current = MASK_POLICIES["fixed"](snr(0), torch.ones(L, K), config(), 2)
-    assert torch.equal(MASK_POLICIES["fixed"](snr(1), current, config(), 12), current)
+    assert torch.equal(MASK_POLICIES["fixed"](snr(1), current, config(), 2 + config().mask_interval), current)
+
+
+@pytest.mark.parametrize(("policy", "warmup"), [("fixed", 0), ("fixed", 3), ("random", 0)])
+def test_controls_keep_their_masks_between_selections(policy, warmup):
+    """No probe trains a block that they masked; a first selection is made without a warm-up too."""
+    model, _, _ = build(statistic="snr")
+    made = MASMConfig(
+        num_subspaces=2, subspace_rank=[3, 2], mask_policy=policy, mask_warmup=warmup, mask_interval=4,
+        mask_probe_interval=2, mask_probe_steps=1,
+    )  # fmt: skip
+    masks = LayerMasks(model, made)
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
+    generator, seen = torch.Generator().manual_seed(0), []
+    for _ in range(16):
+        give_gradients(model, 0, generator, False)
+        optimizer.step()
+        seen.append(masks.masks.clone())
+    first = warmup or 4
+    assert seen[first - 1].sum() == 2 and (first == 1 or seen[first - 2].sum() == 4)
+    chosen = {str(mask.tolist()) for mask in seen[first - 1 :]}
+    assert len(chosen) == 1 if policy == "fixed" else len(chosen) <= 4
+    assert all(mask.sum() == 2 for mask in seen[first - 1 :])
+
+
+@pytest.mark.parametrize("policy", ["inverted", "random", "soft"])
+def test_a_threshold_is_refused_where_it_has_no_meaning(policy):
+    with pytest.raises(ValueError, match=r"mask_threshold is 0\.5, but mask_policy"):
+        MASMConfig(mask_policy=policy, mask_threshold=0.5)
 
 
 def test_soft_scales_by_the_snr():
@@ -110,8 +141,14 @@ def test_noise_does_not_agree():
 def test_agreement_needs_a_domain():
     model, _, optimizer = build()
     give_gradients(model, 0, torch.Generator().manual_seed(0), False)
-    with pytest.raises(RuntimeError, match=r"set masks\.domain"):
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=r"set masks\.domain before"):
         optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    masks = optimizer.masks
+    masks.domain = 0
+    with pytest.raises(RuntimeError, match="set to 0 and 1 for one optimizer step"):
+        masks.domain = 1
 
 
 def test_agreement_continues_from_a_file():
@@ -149,6 +186,28 @@ def test_a_skipped_step_is_not_remembered():
     assert masks.snr.isfinite().all() and (masks.snr > 0.5).all()
 
 
+def test_a_copy_and_another_number_of_gradients():
+    model, masks, optimizer = build()
+    generator = torch.Generator().manual_seed(0)
+    for domain in (0, 1):
+        give_gradients(model, domain, generator, False)
+        masks.domain = domain
+        optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    assert torch.equal(twin.masks.snr, masks.snr)
+    assert all(torch.equal(twin.masks._agreement.last[d], masks._agreement.last[d]) for d in (0, 1))
+    state = masks.state_dict()
+    state["gradients"] = state["gradients"][:, :-1]
+    with pytest.raises(ValueError, match="gradients must have shape"):
+        masks.load_state_dict(state)
+
+
+@pytest.mark.parametrize("policy", ["none", "static", "specialists", "random"])
+def test_agreement_needs_a_policy_that_ranks(policy):
+    with pytest.raises(ValueError, match="needs a policy that ranks blocks"):
+        MASMConfig(mask_policy=policy, mask_statistic="agreement")
+
+
 def test_an_unknown_statistic_is_refused():
     with pytest.raises(ValueError, match=r'mask_statistic must be "snr" or "agreement", got \'luck\''):
         MASMConfig(mask_statistic="luck")
@@ -169,7 +228,7 @@ def test_specialists_learn_from_their_own_domain():
             first, second = model[index].u[:3], model[index].u[3:]
             moved = [not torch.equal(a, b) for a, b in ((first, u[:3]), (second, u[3:]))]
             assert moved == [domain % 2 == 0, domain % 2 == 1], step
-    with pytest.raises(RuntimeError, match=r"'specialists'.*set masks\.domain"):
+    with pytest.raises(RuntimeError, match=r"'specialists' with 'snr': set masks\.domain"):
         give_gradients(model, 0, generator, False)
         optimizer.step()
 
@@ -180,5 +239,5 @@ def test_a_policy_that_selects_nothing_is_warned_of():
     masks = LayerMasks(model, made, policy=lambda snr, step, current: torch.zeros_like(current))
     optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=masks)
     give_gradients(model, 0, torch.Generator().manual_seed(0), False)
-    with pytest.warns(UserWarning, match="selected no block at step 1"):
+    with pytest.warns(UserWarning, match="selected no block"):
         optimizer.step()

@@ -21,6 +21,8 @@ def conflict_of(a: Sample, b: Sample) -> str | None:
     if a.label != b.label:
         names = "real", "fake"
         return f"{a.path} is {names[a.label]} in {a.video!r} and {names[b.label]} in {b.video!r}: remove the wrong one"
+    if a.label == 1 and a.method != b.method:
+        return f"{a.path} is a {a.method!r} in {a.video!r} and a {b.method!r} in {b.video!r}: remove the wrong one"
     if a.split != b.split:
         places = " and ".join(f"{s.split or '(none)'!r} (as {s.video!r})" for s in (a, b))
         return f"{a.path} is in the splits {places}: {_LEAK_HELP}"

@@ -17,8 +17,6 @@ _BY_PILLOW = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: A JPEG marker: 0xff and a byte that is neither fill (0xff), an escaped 0xff of the data (0), nor a restart marker.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-#: Markers without a segment behind them: TEM, and a start of image.
-_JPEG_ALONE = (0x01, 0xD8)
 _8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
@@ -120,9 +118,9 @@ def _jpeg_is_whole(data: bytes) -> bool:
         marker, place = data[found.start() + 1], found.end()
         if marker == 0xD9:  # end of image
             return True
-        if marker in _JPEG_ALONE:
+        if marker == 0x01:  # TEM has no segment behind it
             continue
-        if place + 2 > len(data):
+        if marker == 0xD8 or place + 2 > len(data):  # another image starts before this one has ended
             return False
         # Behind a segment comes the next marker; behind the header of a scan its data, in which 0xff is followed by 0
         # or by a restart marker, so that the search above finds the marker that ends it.

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from masm_detect.config import DataConfig
 from masm_detect.data.decode import decode_image, read_image
 from masm_detect.data.sample import Sample
-from masm_detect.data.self_blended import SELF_BLENDED, blend_with_itself
+from masm_detect.data.self_blended import blend_with_itself, is_self_blended
 from masm_detect.data.transforms import ImageTransform, transform_image
 from masm_detect.models.backbone import Backbone
 
@@ -43,8 +43,8 @@ class FrameDataset(Dataset):
         else:
             decoded = isinstance(stored, np.ndarray) and stored.ndim == 3
             rgb = stored if decoded else decode_image(stored, sample.path)
-        if sample.method == SELF_BLENDED:
-            rgb = blend_with_itself(rgb, np.random.default_rng([self.seed, self.epoch, index, 1]))
+        if is_self_blended(sample):
+            rgb = blend_with_itself(rgb, np.random.default_rng([self.seed, self.epoch, index, 1]), sample.path)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.transform.augment is not None else None
         image = transform_image(rgb, self.transform, rng, sample.path)
         return {"image": image, "label": sample.label, "index": index}

@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from masm_detect.data.sample import Sample
 
@@ -92,38 +91,56 @@ NAMING_RULES: dict[str, NamingRule] = {
 }
 
 
+#: Conventions of which every fake names two originals or people.
+FAKES_NAME_TWO = ("FaceForensics++", "DeepFakeDetection", "Celeb-DF", "DeeperForensics-1.0", "DFDCP", "DFDC")
+
+
 def original_ids(name: str) -> tuple[str, ...]:
-    """Ids of the originals in the video called `name`; () if no rule knows the name."""
-    return next((ids for rule in NAMING_RULES.values() if (ids := rule(name))), ())
+    """Ids of the originals or people in the video called `name`; () if no rule knows the name."""
+    return _read_name(name)[0]
+
+
+def _read_name(name: str) -> tuple[tuple[str, ...], str]:
+    """The ids of a name, and the convention that it follows."""
+    return next(((ids, rule) for rule, read in NAMING_RULES.items() if (ids := read(name))), ((), ""))
 
 
 def with_pair_groups(samples: list[Sample]) -> list[Sample]:
     """One group for a fake, its originals, everything made from them, and all videos of a person, as `NAMING_RULES`
     reads the names.
 
-    An original is the video whose name is its id, or for which a rule returns that id alone. A group that is known
-    already (other than the video itself) is kept.
+    An original is the video whose name is its id, or for which a rule returns that id alone. A rule counts in a data
+    set only if a fake there follows it: "restaurant_12" alone makes no DFDC. A group that is known already (other than
+    the video itself) is kept.
     """
     parent: dict[str, str] = {}
-    find = partial(_root, parent)
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
-    ids = {name: original_ids(name) for name in names.values()}
+    read = {name: _read_name(name) for name in names.values()}
+    followed = set()
     for s in samples:
-        if ids[names[s.video]]:
-            first, *others = (f"{s.dataset}/{one}" for one in sorted(ids[names[s.video]]))
-            find(first)
+        found, rule = read[names[s.video]]
+        if s.label == 1 and len(found) > int(rule in FAKES_NAME_TWO):
+            followed.add((s.dataset, rule))
+    ids = {
+        s.video: found if (s.dataset, rule) in followed else ()
+        for s in samples
+        for found, rule in (read[names[s.video]],)
+    }
+    for s in samples:
+        if ids[s.video]:
+            first, *others = (f"{s.dataset}/{one}" for one in sorted(ids[s.video]))
+            root(parent, first)
             for other in others:
-                parent[find(other)] = find(first)
+                parent[root(parent, other)] = root(parent, first)
     if not parent:
         return samples
     members = defaultdict(list)
     for key in sorted(parent):
-        members[find(key)].append(key.rsplit("/", 1)[-1])
+        members[root(parent, key)].append(key.rsplit("/", 1)[-1])
 
     def group(s: Sample) -> str:
-        name = names[s.video]
-        key = f"{s.dataset}/{(ids[name] or (name,))[0]}"
-        return f"{s.dataset}/pair/{_title(members[find(key)])}" if key in parent else s.group
+        key = f"{s.dataset}/{(ids[s.video] or (names[s.video],))[0]}"
+        return f"{s.dataset}/pair/{_title(members[root(parent, key)])}" if key in parent else s.group
 
     return [replace(s, group=group(s)) if s.group == s.video else s for s in samples]
 
@@ -132,18 +149,17 @@ def with_name_groups(samples: list[Sample]) -> list[Sample]:
     """`with_pair_groups`, and then one group for all groups that share a video name under several labels."""
     samples = with_pair_groups(samples)
     parent: dict[str, str] = {}
-    find = partial(_root, parent)
     names = {s.video: s.video.split("/", 2)[-1] for s in samples}
     first: dict[tuple[str, str], str] = {}
     for s in samples:
-        one, other = find(first.setdefault((s.dataset, names[s.video]), s.group)), find(s.group)
+        one, other = root(parent, first.setdefault((s.dataset, names[s.video]), s.group)), root(parent, s.group)
         parent[max(one, other)] = min(one, other)
-    sizes = Counter(find(group) for group in parent)
+    sizes = Counter(root(parent, group) for group in parent)
     label = {}
     for s in samples:
-        root = find(s.group)
-        label.setdefault(root, f"{s.dataset}/name/{names[s.video]}" if sizes[root] > 1 else s.group)
-    return [replace(s, group=label[find(s.group)]) for s in samples]
+        top = root(parent, s.group)
+        label.setdefault(top, f"{s.dataset}/name/{names[s.video]}" if sizes[top] > 1 else s.group)
+    return [replace(s, group=label[root(parent, s.group)]) for s in samples]
 
 
 def _title(members: list[str]) -> str:
@@ -151,7 +167,7 @@ def _title(members: list[str]) -> str:
     return "_".join(members) if len(members) <= 4 else f"{members[0]}_and_{len(members) - 1}_more"
 
 
-def _root(parent: dict[str, str], x: str) -> str:
+def root(parent: dict[str, str], x: str) -> str:
     """The representative of x in a disjoint-set forest; a new x is its own."""
     while parent.setdefault(x, x) != x:
         x = parent[x]

@@ -15,10 +15,14 @@ from dataclasses import replace
 import numpy as np
 
 from .forgeries import forge
-from .sample import Sample
+from .sample import DatasetError, Sample
 
 #: The method of a self-blended sample; its path is that of the real image.
 SELF_BLENDED = "self-blended"
+#: The end of its video's name, which tells it from the files of a folder fake-self-blended.
+_MARK = "#self-blended"
+#: Smallest side of an image that can be blended, in pixels.
+SMALLEST = 64
 
 
 def self_blended(samples: Sequence[Sample]) -> list[Sample]:
@@ -26,10 +30,18 @@ def self_blended(samples: Sequence[Sample]) -> list[Sample]:
     out = []
     for sample in samples:
         if sample.label == 0:
-            out += [sample, replace(sample, label=1, method=SELF_BLENDED, video=f"{sample.video}/{SELF_BLENDED}")]
+            out += [sample, replace(sample, label=1, method=SELF_BLENDED, video=sample.video + _MARK)]
     return out
 
 
-def blend_with_itself(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A self-blended version of an image, uint8 [H, W, 3] of at least 64 x 64 pixels."""
+def is_self_blended(sample: Sample) -> bool:
+    """Whether the image of a sample has to be blended when it is read."""
+    return sample.method == SELF_BLENDED and sample.video.endswith(_MARK)
+
+
+def blend_with_itself(rgb: np.ndarray, rng: np.random.Generator, name: str = "image") -> np.ndarray:
+    """A self-blended version of an image, uint8 [H, W, 3]; DatasetError, with `name`, below 64 x 64 pixels."""
+    if min(rgb.shape[:2]) < SMALLEST:
+        h, w = rgb.shape[:2]
+        raise DatasetError(f"{name} has {w} x {h} pixels: data.self_blended needs at least {SMALLEST} x {SMALLEST}")
     return forge("blend", rgb, rng)[0]

@@ -11,7 +11,7 @@ from masm_detect.config import ConfigError, DataConfig
 from masm_detect.data.checks import check_samples, conflict_of
 from masm_detect.data.deepfakebench import read_deepfakebench, read_ungrouped
 from masm_detect.data.folders import read_folder
-from masm_detect.data.groups import with_pair_groups
+from masm_detect.data.groups import root, with_pair_groups
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.self_blended import self_blended
 from masm_detect.data.splits import split_by_group
@@ -102,36 +102,35 @@ def merge_shared(samples: Sequence[Sample]) -> list[Sample]:
     "FF-DF+FF-F2F", with these reals once and the forgeries of both.
 
     Raises:
-        DatasetError: a file has two labels or is in two splits, or a video has other frames in another file.
+        DatasetError: a file has two labels, is of two forgeries, or is in two splits.
     """
     names = {sample.dataset: None for sample in samples}  # a set in order
-    one_of = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while one_of[name] != name:
-            name = one_of[name]
-        return name
-
+    sets: dict[str, str] = {}
+    groups: dict[str, str] = {}
     first: dict[str, Sample] = {}
     for sample in samples:
         other = first.setdefault(sample.path, sample)
         if other is not sample:
             if conflict := conflict_of(other, sample):
                 raise DatasetError(conflict)
-            one_of[root(sample.dataset)] = root(other.dataset)
+            sets[root(sets, sample.dataset)] = root(sets, other.dataset)
+            # groups that the files record, as those of `masm prepare` do
+            groups[root(groups, sample.group)] = root(groups, other.group)
     together: dict[str, list[str]] = {}
     for name in names:
-        together.setdefault(root(name), []).append(name)
+        together.setdefault(root(sets, name), []).append(name)
     renamed = {name: "+".join(members) for members in together.values() for name in members}
     kept = [sample for sample in samples if first[sample.path] is sample]
-    return [_in_dataset(sample, renamed[sample.dataset]) for sample in kept]
+    return [_in_dataset(replace(s, group=root(groups, s.group)), s, renamed[s.dataset]) for s in kept]
 
 
-def _in_dataset(sample: Sample, name: str) -> Sample:
+def _in_dataset(sample: Sample, before: Sample, name: str) -> Sample:
+    """`sample` in the data set `name`; `before`: as it was read."""
     if name == sample.dataset:
         return sample
     video = f"{name}/{sample.video.split('/', 1)[1]}"
-    return replace(sample, dataset=name, video=video, group=video if sample.group == sample.video else sample.group)
+    own = before.group == before.video and sample.group == before.group
+    return replace(sample, dataset=name, video=video, group=video if own else sample.group)
 
 
 def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
@@ -152,8 +151,6 @@ def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
     )
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)
-    if config.self_blended:
-        samples = self_blended(samples)
     check_samples(samples)
     train = [sample for sample in samples if sample.split == "train"]
     val = [sample for sample in samples if sample.split == "val"]
@@ -162,7 +159,7 @@ def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
             check_samples(part)
         except DatasetError as error:
             raise DatasetError(f"{name} data: {error}") from error
-    return train, val
+    return (self_blended(train), self_blended(val)) if config.self_blended else (train, val)
 
 
 def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> list[Sample]:

@@ -11,7 +11,7 @@ from masm_detect.data.sample import DatasetError, natural_key
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly in `folder` and links to folders, sorted, without hidden ones."""
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [folder / entry.name for entry in _entries(folder) if _kind(folder, entry) == "folder"]
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -20,7 +20,7 @@ def files_below(folder: Path) -> list[Path]:
     Links to files and folders are followed.
 
     Raises:
-        DatasetError: a link leads to a folder that it is in, or a link leads nowhere.
+        DatasetError: a link leads to a folder that it is in, a link leads nowhere, or a folder cannot be read.
     """
     return sorted(_walk(folder, (os.path.realpath(folder),)), key=natural_key)
 
@@ -31,19 +31,38 @@ def left_out(folder: Path, files: Sequence[str]) -> str:
 
 
 def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    for entry in _entries(folder):
+        path, kind = folder / entry.name, _kind(folder, entry)
+        if kind == "file":
+            yield path
+        elif kind == "folder":
             real = os.path.realpath(path)
             if entry.is_symlink() and real in above:
                 raise DatasetError(f"{path} is a link to {real}, which it is in: remove the link")
             yield from _walk(path, (*above, real))
-        elif entry.is_file():
-            yield path
-        elif entry.is_symlink():
-            target = os.path.realpath(path)
-            raise DatasetError(f"{path} is a link to {target}, which does not exist: remove or mend the link")
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, by name, without hidden names."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be read ({error.strerror or error})") from error
+
+
+def _kind(folder: Path, entry: os.DirEntry) -> str:
+    """Either "file", "folder" or "" (a socket, a device). Raises DatasetError for a link that leads nowhere."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError as error:  # links in a circle
+        raise DatasetError(f"{folder / entry.name} cannot be read ({error.strerror or error})") from error
+    if entry.is_symlink():
+        target = os.path.realpath(folder / entry.name)
+        raise DatasetError(
+            f"{folder / entry.name} is a link to {target}, which does not exist: remove or mend the link"
+        )
+    return ""

@@ -49,6 +49,8 @@ def build_method(
     if name not in registry.METHODS:
         raise ConfigError(f"unknown method {name!r}; there are {', '.join(registry.METHODS)}")
     config, spec = resolve(replace(config, name=name)), registry.load(name)
+    if config.masm.mask_seed is None:
+        config = replace(config, masm=replace(config.masm, mask_seed=seed))
     prepare_detector(detector, config, seed, calibration, progress)
     optimizer = spec.optimizer(detector, config)
     for group in optimizer.param_groups:

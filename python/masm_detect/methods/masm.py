@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class Masm(MethodSpec):
 
     def check(self, config: MethodConfig) -> None:
         try:
-            MASMConfig(**asdict(config.masm))
+            MASMConfig(**_options(config))
         except ValueError as error:
             # masm_ext names the field, what arrived and what is allowed.
             raise ConfigError(str(error)) from error
@@ -40,7 +41,7 @@ class Masm(MethodSpec):
         targets = list(detector.backbone.attention_targets)
         if config.targets == "attention+mlp":
             targets += detector.backbone.mlp_targets
-        return MASMConfig(target_modules=targets, modules_to_save=("head",), **asdict(config.masm))
+        return MASMConfig(target_modules=targets, modules_to_save=("head",), **_options(config))
 
     def prepare(
         self, detector: Detector, config: MethodConfig, calibration: Calibration | None = None, progress: bool = False
@@ -73,6 +74,11 @@ class Masm(MethodSpec):
         if not any(weights):
             return None
         return lambda: sum(weight * value for weight, value in zip(weights, optimizer.penalties))
+
+
+def _options(config: MethodConfig) -> dict[str, Any]:
+    options = asdict(config.masm)
+    return options | {"mask_seed": options["mask_seed"] or 0}
 
 
 class MasmWithoutMasks(Masm):

@@ -197,7 +197,7 @@ def _check_features(backbone: Backbone, name: str) -> None:
     kind, side = type(backbone.model).__name__, backbone.image_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(backbone.model.dtype)
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             first, second = backbone(image), backbone(image)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise BackboneError(f"{name!r} ({kind}) cannot take an image of {side} x {side} pixels: {error}") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -35,22 +34,24 @@ def paired_batches(samples: Sequence[Sample], batch_size: int, rng: np.random.Ge
 
     A batch of a pair shows the network the same scene twice, once forged, so that the scene does not explain the label.
     """
+    if batch_size < 2:
+        raise ConfigError(f"optim.batches=paired needs optim.batch_size of at least 2, got {batch_size}")
     groups: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for index, sample in enumerate(samples):
         groups[sample.group][sample.label].append(index)
-    units: list[list[int]] = []
-    for real, fake in groups.values():
+    pairs: list[list[int]] = []
+    singles: list[int] = []
+    for members in groups.values():
+        real, fake = (rng.permutation(part).tolist() for part in members)
         paired = min(len(real), len(fake))
-        units += [list(pair) for pair in zip(real, fake)]
-        units += [[index] for index in (*real[paired:], *fake[paired:])]
-    if not any(len(unit) == 2 for unit in units):
+        pairs += [list(pair) for pair in zip(real, fake)]
+        singles += real[paired:] + fake[paired:]
+    if not pairs:
         raise ConfigError(
             "optim.batches=paired needs real and fake samples of one group (a source and its forgery), and this data "
             "set has none: use random"
         )
-    if batch_size < 2:
-        raise ConfigError(f"optim.batches=paired needs optim.batch_size of at least 2, got {batch_size}")
-    batches = _pack([units[i] for i in rng.permutation(len(units))], batch_size)
+    batches = _pack([pairs[i] for i in rng.permutation(len(pairs))], rng.permutation(singles).tolist(), batch_size)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -98,10 +99,17 @@ def _cut(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def _pack(units: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Units of one or two indices in batches of at most `batch_size`; their number does not depend on the order."""
-    pairs = [unit for unit in units if len(unit) == 2]
-    singles = [unit[0] for unit in units if len(unit) == 1]
-    per_batch = batch_size // 2
-    batches = [list(chain(*pairs[start : start + per_batch])) for start in range(0, len(pairs), per_batch)]
-    return batches + _cut(singles, batch_size)
+def _pack(pairs: Sequence[list[int]], singles: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Pairs and singles in batches of at most `batch_size`, the pairs spread evenly over the batches. The number of
+    batches depends on the numbers of pairs and singles only.
+    """
+    count = max(-(-len(pairs) // (batch_size // 2)), -(-(2 * len(pairs) + len(singles)) // batch_size))
+    batches: list[list[int]] = [[] for _ in range(count)]
+    for number, pair in enumerate(pairs):
+        batches[number % count] += pair
+    left = list(singles)
+    for batch in batches:
+        room = batch_size - len(batch)
+        batch += left[:room]
+        left = left[room:]
+    return batches + _cut(left, batch_size)

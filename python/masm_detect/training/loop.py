@@ -34,8 +34,9 @@ from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
 from .step_losses import StepLosses
 
-#: ||dW||_F / ||W||_F of a layer above which training warns: in our sweeps such runs scored below the linear probe.
-LARGEST_DRIFT = 0.3
+#: ||dW||_F / ||W||_F of a layer above which training warns. In the studies (benchmarks/generalization/results) the one
+#: run with a larger value, 0.27, scored below the linear probe; those that learned had at most 0.15.
+LARGEST_DRIFT = 0.25
 
 
 @dataclass
@@ -104,7 +105,7 @@ def fit(
         run.restore()
     bar = Progress(
         total=run.images_per_epoch * optim.epochs,
-        initial=run.images_per_epoch * run.position.epoch + run.position.batch * optim.batch_size,
+        initial=run.images_done(),
         unit="img",
         desc=method.name,
         disable=not runtime.progress,
@@ -137,7 +138,7 @@ class _Run:
         self.device = next(detector.parameters()).device
         self.precision = resolve_precision(runtime.precision, self.device)
         choose_attention(detector.backbone, self.device)
-        labels = [sample.label for sample in train_set.samples]
+        labels = [train_set.samples[index].label for batch in self.batches(0) for index in batch]
         self.class_weights = class_weights(labels, optim.class_balance).to(self.device)
         self.steps_per_epoch = len(self.batches(0))
         self.images_per_epoch = sum(map(len, self.batches(0)))
@@ -153,6 +154,11 @@ class _Run:
         """The batches of an epoch, as indices of training samples."""
         optim = self.optim
         return epoch_batches(self.train_set.samples, optim.batch_size, self.runtime.seed, epoch, optim.batches)
+
+    def images_done(self) -> int:
+        """Images trained on before the current position."""
+        begun = self.batches(self.position.epoch)[: self.position.batch]
+        return self.images_per_epoch * self.position.epoch + sum(map(len, begun))
 
     def restore(self) -> None:
         """Continue from the last checkpoint."""
@@ -241,7 +247,7 @@ class _Run:
             self._warned = True
             warnings.warn(
                 f"after epoch {self.position.epoch + 1}, ||dW|| / ||W|| of {name} is {drift[name]:.2f}, above "
-                f"{LARGEST_DRIFT}: the backbone forgets what it knew; lower method.lr and method.s_lr",
+                f"{LARGEST_DRIFT}: the backbone forgets what it knew; lower the learning rates",
                 stacklevel=2,
             )
 

@@ -101,6 +101,14 @@ def test_all_videos_of_a_person_are_one_group_also_without_a_fake():
     assert len(set(groups_of([("0001", 0), ("0001_fake", 1), ("0002", 0)]).values())) == 2
 
 
+def test_a_rule_counts_only_where_a_fake_follows_it():
+    plain = [(f"restaurant_{i}", i % 2) for i in range(4)]
+    assert len(set(groups_of(plain).values())) == 4
+    crops = [("ppulbuhtsc_0", 0), ("ppulbuhtsc_1", 0), ("aabyjxwqyo_ppulbuhtsc_0", 1), ("aaapwqhxli_0", 0)]
+    found = groups_of(crops)
+    assert len(set(found.values())) == 2 and found["aaapwqhxli_0"] != found["ppulbuhtsc_1"]
+
+
 def test_a_large_group_has_a_short_name():
     ring = [(f"id{i}_id{i + 1}_0000", 1) for i in range(30)]
     assert set(groups_of(ring).values()) == {"D/pair/id0_and_30_more"}

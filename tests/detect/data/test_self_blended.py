@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from masm_detect.config import DataConfig
+from masm_detect.data.folders import read_folder
 from masm_detect.data.frames import frame_dataset
-from masm_detect.data.sample import Sample
-from masm_detect.data.self_blended import SELF_BLENDED, self_blended
+from masm_detect.data.sample import DatasetError, Sample
+from masm_detect.data.self_blended import SELF_BLENDED, is_self_blended, self_blended
+from masm_detect.data.sources import source_splits
 
 
 @pytest.fixture
@@ -28,6 +32,26 @@ def test_fakes_of_the_data_are_replaced():
         *(("r1", "real", 0), ("r1", SELF_BLENDED, 1)),
     ]
     assert out[0].group == out[1].group and out[0].video != out[1].video
+
+
+def test_training_data_of_a_folder(tmp_path):
+    for i in range(6):
+        for kind in ("real", "fake-self-blended"):
+            file = tmp_path / "set" / kind / f"{kind}{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x")
+    train, val = source_splits(DataConfig(paths=[str(tmp_path / "set")], self_blended=True, val_fraction=0.4))
+    assert Counter((s.label, s.method) for s in (*train, *val)) == {(0, "real"): 6, (1, SELF_BLENDED): 6}
+    assert not {s.group for s in train} & {s.group for s in val}
+    # files of a folder of this name are fakes as they are
+    assert not any(is_self_blended(s) for s in read_folder(tmp_path / "set"))
+
+
+def test_a_small_image_is_named(tiny_detector):
+    images = {"r0": np.zeros((40, 90, 3), np.uint8)}
+    data = frame_dataset(self_blended(samples()[:1]), tiny_detector().backbone, DataConfig(), images=images)
+    with pytest.raises(DatasetError, match=r"r0 has 90 x 40 pixels: data\.self_blended needs"):
+        data[1]
 
 
 def test_a_blend_changes_a_part_of_its_image_and_is_drawn_anew_each_epoch(images, tiny_detector):

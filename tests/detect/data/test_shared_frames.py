@@ -58,6 +58,26 @@ def test_shared_reals_are_read_once(ff):
     assert len(train) == 24 and len(val) == 6
 
 
+def test_groups_that_the_files_record_are_joined(write, tmp_path):
+    """As `masm prepare` writes them: original and fake of one record group, in files that share the original."""
+    one = write("A", {"real": ("youtube", {"train": ["000"]}), "fake-x": ("x", {"train": ["000_003"]})})
+    two = write("B", {"real": ("youtube", {"train": ["000"]}), "fake-y": ("y", {"train": ["000_003"]})})
+    for name in ("A", "B"):
+        tree = json.loads((tmp_path / f"{name}.json").read_text())
+        for label in tree[name].values():
+            for record in label["train"].values():
+                record["group"] = f"{name}/pair/000_003"
+        (tmp_path / f"{name}.json").write_text(json.dumps(tree))
+    assert len({s.group for s in load_samples([one, two])}) == 1
+
+
+def test_one_file_of_two_forgeries_is_refused(write):
+    one = write("a", {"FF-DF": ("x", {"test": ["v"]})})
+    two = write("b", {"FF-F2F": ("x", {"test": ["v"]})})
+    with pytest.raises(DatasetError, match="is a 'FF-DF' in 'a/FF-DF/v' and a 'FF-F2F' in 'b/FF-F2F/v'"):
+        load_samples([one, two])
+
+
 def test_one_file_alone_keeps_its_name(ff):
     assert {s.dataset for s in load_samples(ff[:1])} == {"FF-DF"}
 

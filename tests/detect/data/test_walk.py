@@ -46,6 +46,18 @@ def test_a_link_to_nothing_is_named(tmp_path):
         files_below(tmp_path)
 
 
+def test_links_in_a_circle_and_a_broken_link_to_a_class(tmp_path):
+    touch(tmp_path / "real" / "1.png")
+    (tmp_path / "fake-x").symlink_to(tmp_path / "gone")
+    for read in (read_folder, find_videos):
+        with pytest.raises(DatasetError, match=r"fake-x is a link to .*gone, which does not exist"):
+            read(tmp_path)
+    (tmp_path / "fake-x").unlink()
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real" / "loop")
+    with pytest.raises(DatasetError, match="loop"):
+        files_below(tmp_path / "real")
+
+
 def test_training_and_prepare_see_the_same(tmp_path):
     for file in ("store/v1/0.png", "data/real/v2/0.png", "data/fake-x/v3/0.png", "data/real/.cache/v/0.png"):
         touch(tmp_path / file)

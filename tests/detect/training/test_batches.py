@@ -43,6 +43,14 @@ def test_a_pair_is_in_one_batch():
         assert len({data[i].group for i in batch}) == len(batch) // 2
 
 
+def test_forgeries_without_a_partner_are_spread_over_the_batches():
+    data = samples(forgeries=("a", "b", "c", "d"))  # four fakes of every real
+    for epoch in range(5):
+        batches = epoch_batches(data, 10, 0, epoch, "paired")
+        assert Counter(i for batch in batches for i in batch) == Counter(range(len(data)))
+        assert all({data[i].label for i in batch} == {0, 1} for batch in batches)
+
+
 def test_pairs_need_common_groups():
     with pytest.raises(ConfigError, match="none: use random"):
         epoch_batches(samples(shared=False), 4, 0, 0, "paired")
