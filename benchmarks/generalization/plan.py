@@ -22,6 +22,12 @@ from masm_detect.results import read_json
 from study_data import DATASETS
 
 HERE = Path(__file__).resolve().parent
+
+
+class GridIncomplete(ConfigError):
+    """Settings cannot be chosen yet: runs of the grid are missing."""
+
+
 STAGES = ("grid", "final", "factorial", "controls")
 #: The baseline without a network: logistic regression on the image's radial spectrum.
 SPECTRUM = "spectrum"
@@ -63,7 +69,7 @@ class Study:
         grid: the direction and seed, and for every variant the settings to choose from
         stages: name -> the directions, seeds and variants of a stage
         settings_from: the study whose variants are known here too, and whose grid chooses; None: this one
-        reference: the variant that is compared with all others
+        reference: the variant that is compared with all others; None: no comparison
     """
 
     name: str
@@ -80,7 +86,7 @@ class Study:
     grid: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     settings_from: str | None = None
-    reference: str = "masm"
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,8 +181,11 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
     return study
 
 
-def runs_of(study: Study, stage: str, results: Path) -> Iterator[Run]:
-    """The runs of a stage, in their order. Settings that the grid chooses come from the results it has so far."""
+def runs_of(study: Study, stage: str, results: Path, waiting: set[str] | None = None) -> Iterator[Run]:
+    """The runs of a stage, in their order. Settings that the grid chooses come from the results it has so far.
+
+    waiting: receives the variants whose grid is not complete, and which are left out; None: they raise GridIncomplete.
+    """
     if stage == "grid":
         for variant, settings in study.grid.get("settings", {}).items():
             for one in settings:
@@ -187,8 +196,14 @@ def runs_of(study: Study, stage: str, results: Path) -> Iterator[Run]:
         for direction in plan.get("directions", study.directions):
             for variant, settings in plan.get("variants", {}).items():
                 settings = dict(settings or {})
-                if seed in settings.pop("seeds", [seed]):
+                if seed not in settings.pop("seeds", [seed]):
+                    continue
+                try:
                     yield make_run(study, direction, variant, seed, settings, chosen=results)
+                except GridIncomplete:
+                    if waiting is None:
+                        raise
+                    waiting.add(variant)
 
 
 def make_run(
@@ -201,11 +216,15 @@ def make_run(
         raise ConfigError(f"study {study.name}: there is no variant {variant!r}")
     own = dict(study.variants[variant])
     base = own.pop("like", variant)
-    if base != variant:
-        own = dict(study.variants[base]) | own
-    merged = dict(own)
+    if base not in study.variants:
+        raise ConfigError(f"study {study.name}: {variant} is like {base!r}, and there is no such variant")
+    if direction not in study.directions:
+        raise ConfigError(f"study {study.name}: there is no direction {direction!r}")
+    merged = dict(study.variants[base])
+    merged.pop("like", None)
     if chosen is not None:
         merged |= chosen_settings(study, base, chosen)
+    merged |= own if base != variant else {}
     merged |= settings
     parts: dict[str, dict[str, Any]] = {"method": {}, "masm": {}, "optim": {}, "sampling": {}, "augment": {}}
     for name, value in merged.items():
@@ -256,7 +275,9 @@ def chosen_settings(study: Study, variant: str, results: Path) -> dict[str, Any]
         run = make_run(source, source.grid["direction"], variant, source.grid["seed"], one)
         result = stored_result(run, results)
         if result is None:
-            raise ConfigError(f"the grid of {variant} in study {source.name} is not complete: run its stage grid first")
+            raise GridIncomplete(
+                f"the grid of {variant} in study {source.name} is not complete: run its stage grid first"
+            )
         found.append((result["val_auc"], one))
     return max(found, key=lambda pair: pair[0])[1]
 
@@ -266,8 +287,8 @@ def result_file(run: Run, results: Path) -> Path:
     return results / run.study / f"{run.key}.json"
 
 
-def stored_result(run: Run, results: Path) -> dict[str, Any] | None:
-    """The result of a run; None if there is none.
+def stored_result(run: Run, results: Path, tested: bool = False) -> dict[str, Any] | None:
+    """The result of a run; None if there is none, or, with `tested`, if the run was not tested.
 
     Raises:
         ConfigError: it was made with other settings, because a default of the program has changed since.
@@ -278,7 +299,7 @@ def stored_result(run: Run, results: Path) -> dict[str, Any] | None:
     result = read_json(file)
     if differences := changed(result["settings"], run.settings()):
         raise ConfigError(f"{file} was made with other defaults ({'; '.join(differences)}): name them in the study")
-    return result
+    return None if tested and "auc" not in result else result
 
 
 def data_config(run: Run) -> DataConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from differences import Difference, difference, holm
 from masm_detect.config import ConfigError
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
-from plan import SPECTRUM, Study, read_study
-from scipy.stats import t as student_t
+from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of
 
 #: variant -> seed -> result of one direction.
 Results = dict[str, dict[int, dict[str, Any]]]
@@ -44,29 +43,25 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         "",
         "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images.",
     ]
-    tested = [result for result in results if "auc" in result]
-    for stage in ("final", "controls", "factorial"):
+    by_key = {result["key"]: result for result in results}
+    for stage in ("final", "controls"):
+        keys = {run.key for run in runs_of(study, stage, folder, set())}
         for direction in study.directions:
-            own = _by_variant(r for r in tested if r["direction"] == direction and r["stage"] == stage)
+            own = _by_variant(
+                r for key, r in by_key.items() if key in keys and "auc" in r and r["direction"] == direction
+            )
             if own:
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
                 lines += _scores(study, direction, own)
-                if stage == "final":
+                if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
-                elif stage == "factorial":
-                    lines += _effects(study, direction, own)
-    lines += _grid(study, results)
+    lines += _grid(study, results, folder)
     return "\n".join(lines) + "\n"
 
 
-def _by_variant(results: Any) -> Results:
+def _by_variant(results: Iterable[dict[str, Any]]) -> Results:
     table: Results = defaultdict(dict)
     for result in results:
-        if result["seed"] in table[result["variant"]]:
-            raise ConfigError(
-                f"{result['key']}: there are results of two settings for this variant and seed, of an older version of "
-                "the study? Move the older one away"
-            )
         table[result["variant"]][result["seed"]] = result
     return table
 
@@ -118,7 +113,7 @@ def _differences(study: Study, direction: str, table: Results, folder: Path) -> 
     forgeries, side = (where.unseen, "unseen") if where.unseen else (where.seen, "seen")
     reference = study.reference
     if reference not in table:
-        return []
+        return ["", f"{reference}, with which the others are compared, has no results yet."]
     units = _units(study, next(iter(table[reference].values())), folder)
     found = {
         other: value
@@ -130,7 +125,7 @@ def _differences(study: Study, direction: str, table: Results, folder: Path) -> 
         "",
         f"{reference} minus each other variant, {side} forgeries ({', '.join(forgeries)}), paired by seed and image:",
         "",
-        "| against | seeds | difference | 95% interval | Holm-corrected | p |",
+        "| against | seeds | difference | 95% interval | excludes 0 if Holm rejects | p |",
         "|---|---|---|---|---|---|",
     ]
     for other, value in found.items():
@@ -152,7 +147,7 @@ def _span(interval: tuple[float, float] | None) -> str:
 
 
 def _forest(found: Mapping[str, Difference], levels: Mapping[str, float], path: Path, title: str) -> None:
-    """One row a comparison: the mean, its corrected interval, and a small dot for each seed."""
+    """One row a comparison: the mean, its interval at Holm's level, and a small dot for each seed."""
     figure, ((axes,),) = new_figure(size=(7, 1.3 + 0.4 * len(found)))
     for row, (other, value) in enumerate(found.items()):
         color = METHOD_COLORS.get(other, "tab:purple")
@@ -164,48 +159,14 @@ def _forest(found: Mapping[str, Difference], levels: Mapping[str, float], path: 
     axes.axvline(0, color="grey", linestyle=":", linewidth=1)
     axes.set_yticks(range(len(found)), list(found))
     axes.set(ylim=(len(found) - 0.4, -0.6), title=title)
-    axes.set_xlabel("difference of AUC; lines: 95% intervals, Holm-corrected; small dots: seeds")
+    axes.set_xlabel("difference of AUC; lines exclude 0 if Holm's test rejects; small dots: seeds")
     axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
 
 
-def _effects(study: Study, direction: str, table: Results) -> list[str]:
-    """Main effects of a factorial: for each factor and level, the mean of the paired difference to its first level.
-
-    The level of a factor in a variant is written in its name: factor=level, joined by commas.
-    """
-    where = study.directions[direction]
-    forgeries = where.unseen or where.seen
-    cells: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
-    for variant, seeds in table.items():
-        levels = tuple(tuple(part.split("=", 1)) for part in variant.split(",") if "=" in part)
-        values = {seed: float(np.mean([r["auc"][name] for name in forgeries])) for seed, r in seeds.items()}
-        cells[levels] = values
-    factors: dict[str, list[str]] = defaultdict(list)
-    for levels in cells:
-        for factor, level in levels:
-            if level not in factors[factor]:
-                factors[factor].append(level)
-    lines = ["", "| factor | level | against | pairs | difference | 95% interval |", "|---|---|---|---|---|---|"]
-    for factor, found in factors.items():
-        for level in found[1:]:
-            pairs = []
-            for levels, values in cells.items():
-                if (factor, level) in levels:
-                    other = tuple((f, found[0]) if f == factor else (f, v) for f, v in levels)
-                    pairs += [values[s] - cells[other][s] for s in values if other in cells and s in cells[other]]
-            if len(pairs) > 1:
-                error = float(np.std(pairs, ddof=1)) / np.sqrt(len(pairs))
-                width = float(student_t.ppf(0.975, len(pairs) - 1)) * error
-                mean = float(np.mean(pairs))
-                span = _span((mean - width, mean + width))
-                lines.append(f"| {factor} | {level} | {found[0]} | {len(pairs)} | {mean:+.3f} | {span} |")
-    return lines
-
-
-def _grid(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
+def _grid(study: Study, results: Sequence[dict[str, Any]], folder: Path) -> list[str]:
     """The settings that were tried, with their source validation; the best of each variant is marked."""
-    tried = [result for result in results if result["stage"] == "grid"]
+    tried = [r for r in results if r["stage"] == "grid" and r["variant"] in study.variants]
     if not tried:
         return []
     lines = [
@@ -214,15 +175,21 @@ def _grid(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
         "",
         f"Trained on {study.grid['direction']}, seed {study.grid['seed']}; nothing was tested. AUC by tile.",
         "",
-        "| variant | lr | s_lr | head_lr | validation AUC | dW / W (mean) |",
+        "| variant | lr | s_lr | head_lr | validation AUC | \\|\\|dW\\|\\| / \\|\\|W\\|\\| (mean) |",
         "|---|---|---|---|---|---|",
     ]
-    best: dict[str, float] = defaultdict(float)
-    for result in tried:
-        best[result["variant"]] = max(best[result["variant"]], result["val_auc"])
+    planned, chosen = {run.key for run in runs_of(study, "grid", folder)}, {}
+    for variant in study.grid["settings"]:
+        try:
+            chosen[variant] = make_run(
+                study, study.grid["direction"], variant, study.grid["seed"], {}, chosen=folder
+            ).key
+        except GridIncomplete:
+            continue
     for result in sorted(tried, key=lambda r: (list(study.variants).index(r["variant"]), -r["val_auc"])):
         method, drift = result["settings"]["method"], result.get("drift", {}).get("mean")
-        mark = " **chosen**" if result["val_auc"] == best[result["variant"]] else ""
+        mark = " **chosen**" if result["key"] in chosen.values() else ""
+        mark += "" if result["key"] in planned else " (given up: not in the grid)"
         rates = [method[name] for name in ("lr", "s_lr", "head_lr")]
         lines.append(
             f"| {result['variant']} | {' | '.join('-' if rate is None else f'{rate:g}' for rate in rates)} | "

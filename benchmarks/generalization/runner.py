@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from differences import against_real
-from masm_detect.config import RuntimeConfig
-from masm_detect.data.frames import frame_dataset
+from masm_detect.config import ConfigError, RuntimeConfig
+from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.sample import Sample
 from masm_detect.data.self_blended import self_blended
 from masm_detect.evaluation.predict import score_samples
@@ -74,6 +74,12 @@ def draw(data: Images, run: Run) -> Drawn:
                     own = np.random.default_rng([run.seed, *group.split("/")[-1].encode()])
                     tiles = [tiles[i] for i in sorted(own.permutation(len(tiles))[: sampling.train_tiles])]
                 parts[part] += [replace(tile, split=part) for tile in tiles]
+    sides = [{sample.group for sample in parts[part]} for part in ("train", "val")]
+    if sides[0] & sides[1]:
+        raise ConfigError(f"{run.key}: {len(sides[0] & sides[1])} groups are in training and validation both")
+    if sampling.shuffled:
+        labels = rng.permutation([sample.label for sample in parts["train"]])
+        parts["train"] = [replace(sample, label=int(label)) for sample, label in zip(parts["train"], labels)]
     if sampling.self_blended:
         parts = {part: self_blended(samples) for part, samples in parts.items()}
     test = _test_tiles(data.samples, {"real", *run.seen, *run.unseen}, sampling)
@@ -118,10 +124,19 @@ class Units:
             sums[sample.video].append(float(score))
         return [round(float(np.mean(sums[video])), 5) for video in self.videos]
 
-    def record(self) -> dict[str, Any]:
-        """What is known of the units, and a hash of their names, which themselves stay with the data."""
+    def record(self, data: Images, test: Sequence[Sample]) -> dict[str, Any]:
+        """What is known of the units, and hashes of their names and pixels, which themselves stay with the data."""
         names = hashlib.sha256("\n".join(self.videos).encode()).hexdigest()
-        return {"names_sha256": names, "datasets": self.datasets, "methods": self.methods, "groups": self.groups}
+        pixels = hashlib.sha256()
+        for sample in test:
+            pixels.update(data.images[sample.path].tobytes())
+        return {
+            "names_sha256": names,
+            "pixels_sha256": pixels.hexdigest(),
+            "datasets": self.datasets,
+            "methods": self.methods,
+            "groups": self.groups,
+        }
 
 
 def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,7 +167,7 @@ def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], 
         **numbers,
         **outcome,
     }
-    return result, units.record()
+    return result, units.record(data, drawn.test)
 
 
 def auc_by_method(units: Units, scores: Sequence[float]) -> dict[str, float]:
@@ -168,16 +183,13 @@ def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[
     detector = Detector(fresh_backbone(run.backbone, run.image_size))
     # fp32: on CPUs without AMX it is as fast as bf16 or faster, and results do not depend on which of the two a CPU has
     runtime = RuntimeConfig(seed=run.seed, progress=False, checkpoint_every=0, device="cpu", precision="fp32")
-    train = drawn.train
-    if run.sampling.shuffled:
-        labels = np.random.default_rng(run.seed).permutation([sample.label for sample in train])
-        train = [replace(sample, label=int(label)) for sample, label in zip(train, labels)]
     config = data_config(run)
-    make = lambda samples, **options: frame_dataset(  # noqa: E731
-        samples, detector.backbone, config, images=data.images, **options
-    )
+
+    def make(samples: Sequence[Sample], **options: Any) -> FrameDataset:
+        return frame_dataset(samples, detector.backbone, config, images=data.images, **options)
+
     method = build_method(run.method.name, detector, run.method, run.seed)
-    train_set = make(train, augment=True, seed=run.seed)
+    train_set = make(drawn.train, augment=True, seed=run.seed)
     result = fit(detector, method, train_set, make(drawn.val), optim=run.optim, runtime=runtime)
     scores = score_samples(detector, make(drawn.test), precision="fp32") if test else np.empty(0)
     keep = ("epoch", "train_loss", "penalty", "val_auc", "val_loss", "active_fraction")

@@ -17,6 +17,7 @@ import argparse
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -55,9 +56,12 @@ def run_study(options: argparse.Namespace) -> int:
     failed: list[str] = []
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
     for stage in options.stages or STAGES:
-        runs = [run for run in runs_of(study, stage, options.results) if options.only in run.key]
-        missing = [run for run in runs if stored_result(run, options.results) is None]
+        waiting: set[str] = set()
+        runs = [run for run in runs_of(study, stage, options.results, waiting) if options.only in run.key]
+        missing = [run for run in runs if stored_result(run, options.results, stage != "grid") is None]
         print(f"{study.name}, stage {stage}: {len(runs)} runs, {len(missing)} of them missing", flush=True)
+        if waiting:
+            print(f"  their grid is not complete: {', '.join(sorted(waiting))}", flush=True)
         if missing and not options.list:
             failed += _run_all(missing, stage, options, deadline)
         for run in missing if options.list else ():
@@ -68,24 +72,26 @@ def run_study(options: argparse.Namespace) -> int:
 
 
 def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline: float | None) -> list[str]:
-    failed, waiting, queue = [], {}, list(runs)
+    failed, running, queue = [], {}, list(runs)
     made = provenance() | {"git": git_state(HERE, ".", "../../masm_ext", "../../python", "../../csrc")}
     # Forking a process whose torch already has threads may hang: start clean ones.
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread)
     with pool, Progress(total=len(runs), desc=stage, unit="run") as bar:
-        while queue or waiting:
-            while queue and len(waiting) < options.workers and (deadline is None or time.monotonic() < deadline):
+        while queue or running:
+            while queue and len(running) < options.workers and (deadline is None or time.monotonic() < deadline):
                 run = queue.pop(0)
-                waiting[pool.submit(execute, run, options.data, stage != "grid")] = run
-            if not waiting:
+                running[pool.submit(execute, run, options.data, stage != "grid")] = run
+            if not running:
                 Progress.write(f"stopped after {options.minutes} minutes with {len(queue)} runs to go")
                 break
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                run = waiting.pop(future)
+                run = running.pop(future)
                 bar.update()
                 if isinstance(future.exception(), DataMissing):
                     raise future.exception()
+                if isinstance(future.exception(), BrokenProcessPool):
+                    raise ConfigError(f"{run.key}: its process was killed; start the program again to go on")
                 if future.exception() is not None:
                     failed.append(run.key)
                     Progress.write(f"FAILED {run.key}: {future.exception()!r}")

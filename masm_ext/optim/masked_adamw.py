@@ -36,7 +36,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     The penalties of the artifact subspaces (:func:`masm_ext.orthogonality_loss`,
     :func:`masm_ext.spectral_consistency_loss`) are decoupled, as weight decay is: ``p -= lr * mask * coefficient *
     gradient``. The gradient is that of the layer's own penalty, not of the mean over layers, so a coefficient means the
-    same in a model of any depth. Moments and statistics use the gradient of the task alone.
+    same in a model of any depth. Moments and statistics use the gradients in ``.grad`` alone.
 
     Args:
         params: parameters or groups, e.g. from :func:`masm_ext.param_groups`. A group with an unknown key (``amsgrad``)

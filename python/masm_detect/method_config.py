@@ -80,15 +80,19 @@ class MethodConfig:
     """How the backbone is adapted.
 
     Attributes:
-        name: probe trains the classifier only, full everything; the others adapt the layers in targets; masm-nomask is
-            masm without masks
+        name: probe trains the classifier only, full everything, ln the LayerNorms, bitfit the biases; the others adapt
+            the layers in targets; masm-nomask is masm without masks
         targets: the linear layers to adapt: those of the attention, or of attention and MLPs
-        rank: LoRA's r, or the number of trained singular directions of osf and effort (masm: masm.subspace_rank);
-            null: 8 for lora, 12 for osf, 1 for effort
-        lr: peak learning rate of the adapter (full: of the whole backbone); null: 3e-05 for full, 0.001 for the others
-        s_lr: peak learning rate of the singular values in masm and masm-nomask; null: 0.005
-        head_lr: peak learning rate of the classifier; null: 0.003
-        weight_decay: weight decay of AdamW; null: 0.01
+        rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
+            masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
+        lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction in a step,
+            relative to its length); null: 3e-05 for full, 0.06 for masm, 0.0005 for lora and milora, 0.001 for the
+            others
+        s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
+            0.002
+        head_lr: peak learning rate of the classifier; null: 0.001 for masm, lora and milora, 0.003 for the others
+        weight_decay: weight decay of AdamW (masm: of the classifier only); null: 0 for ln and bitfit, 0.01 for the
+            others
         masm: subspaces, penalties and masks of masm and masm-nomask
     """
 

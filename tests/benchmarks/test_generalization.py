@@ -15,7 +15,7 @@ pytest.importorskip("yaml")
 from masm_detect.config import ConfigError
 from masm_detect.data.sample import Sample
 
-PARTS = ("differences", "plan", "report", "runner", "spectrum", "study", "study_data")
+PARTS = ("cost", "differences", "plan", "report", "runner", "spectrum", "study", "study_data")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,10 @@ def test_every_study_can_be_planned(parts, studies, tmp_path):
         study = parts["plan"].read_study(file.stem)
         grid = list(parts["plan"].runs_of(study, "grid", tmp_path))
         assert len({run.key for run in grid}) == len(grid)
+        assert grid or study.settings_from or study.stages
+        waiting = set()
+        planned = [run for stage in study.stages for run in parts["plan"].runs_of(study, stage, tmp_path, waiting)]
+        assert planned or waiting
         # the same number of settings for every variant
         assert len({len(settings) for settings in study.grid.get("settings", {}).values()}) <= 1
 
@@ -97,6 +101,9 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
     for run, auc in zip(plan.runs_of(study, "grid", tmp_path), (0.6, 0.7)):
         with pytest.raises(ConfigError, match="grid of masm in study tiny is not complete"):
             list(plan.runs_of(study, "final", tmp_path))
+        waiting = set()
+        assert {run.variant for run in plan.runs_of(study, "final", tmp_path, waiting)} == {"probe"}
+        assert waiting == {"masm", "wide"}
         file = plan.result_file(run, tmp_path)
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"val_auc": auc, "settings": run.settings()}))
@@ -106,6 +113,10 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
     ]
     assert [run.method.lr for run in runs[:2]] == [0.2, 0.2]  # "wide" is like masm, with what was chosen for it
     assert runs[1].method.masm.subspace_rank == 8
+    own = replace(study, variants=study.variants | {"slow": {"like": "masm", "method.lr": 0.05}})
+    assert plan.make_run(own, "d", "slow", 1, {}, chosen=tmp_path).method.lr == 0.05  # its own setting holds
+    run = next(plan.runs_of(study, "grid", tmp_path))
+    assert plan.stored_result(run, tmp_path) and plan.stored_result(run, tmp_path, tested=True) is None
 
 
 @pytest.mark.parametrize(
@@ -203,7 +214,9 @@ def test_holm_steps_down_until_the_first_failure(parts):
 
 def write_results(parts, tmp_path, gain):
     """Results of masm and probe on seeds 1 to 3; masm is better by `gain` on the unseen forgery."""
-    study = tiny_study(parts, tmp_path)
+    stages = {"final": {"seeds": [1, 2, 3], "variants": {"masm": None, "probe": None}}}
+    study = tiny_study(parts, tmp_path, stages=stages, grid={"direction": "d", "seed": 0, "settings": {}})
+    keys = {(run.variant, run.seed): run.key for run in parts["plan"].runs_of(study, "final", tmp_path)}
     rng = np.random.default_rng(0)
     methods = [name for name in ("real", "a", "b", "c") for _ in range(60)]
     units = {"names_sha256": "0", "datasets": ["d"] * 240, "methods": methods, "groups": list(range(60)) * 4}
@@ -218,7 +231,7 @@ def write_results(parts, tmp_path, gain):
                 for name in ("a", "b", "c")
             }
             record = {
-                "key": f"d--{variant}--0--seed{seed}", "stage": "final", "direction": "d", "variant": variant,
+                "key": keys[variant, seed], "stage": "final", "direction": "d", "variant": variant,
                 "seed": seed, "scores": scores.round(5).tolist(), "auc": auc, "seconds": 1.0,
                 "settings": {"sampling": {"test_tiles": 1}}, "trainable_parameters": 385,
                 "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}},
@@ -242,19 +255,42 @@ def test_the_report_finds_a_real_difference_and_no_other(parts, tmp_path):
     assert low < 0 < high
 
 
-def test_absent_data_is_named(request, tmp_path):
+def test_a_report_without_its_reference_says_so(parts, tmp_path):
+    text = write_results(parts, tmp_path, 0.5)
+    assert "masm minus each other variant" in text
+    for file in (tmp_path / "tiny").glob("d--masm--*"):
+        file.unlink()
+    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
+    study = parts["plan"].read_study("tiny", tmp_path)
+    assert "masm, with which the others are compared, has no results yet" in parts["report"].study_report(
+        study, results, tmp_path
+    )
+
+
+def test_absent_data_and_an_unknown_study_are_named(request, tmp_path):
     program = request.config.rootpath / "benchmarks" / "generalization" / "study.py"
-    command = [sys.executable, program, "run", "families", "--data", tmp_path, "--results", tmp_path / "r"]
-    command += ["--stages", "grid"]
-    run = subprocess.run([*map(str, command), "--list"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    unknown = subprocess.run(
-        [*map(str, command[:3]), "nothing", *map(str, command[4:])], capture_output=True, text=True
-    )
+    command = [sys.executable, str(program), "run", "nothing", "--data", str(tmp_path), "--results", str(tmp_path)]
+    unknown = subprocess.run(command, capture_output=True, text=True)
     assert unknown.returncode == 2 and "there is no study 'nothing'" in unknown.stderr
-    source = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); from study_data import load; load('ffhq-gan', "
-    source += "pathlib.Path(sys.argv[2]))"
-    absent = subprocess.run(
-        [sys.executable, "-c", source, str(program.parent), str(tmp_path)], capture_output=True, text=True
-    )
-    assert "DataMissing" in absent.stderr and f"{tmp_path}/ffhq-gan/real is absent" in absent.stderr
+    command[3:4] = ["sources", "--stages", "controls", "--only", "spectrum"]
+    absent = subprocess.run(command, capture_output=True, text=True)
+    assert absent.returncode == 2 and f"study.py: {tmp_path}/ffhq-gan/real is absent" in absent.stderr, absent.stderr
+
+
+def test_shuffled_labels_reach_every_method(parts, tmp_path):
+    run = next(parts["plan"].runs_of(tiny_study(parts, tmp_path), "grid", tmp_path))
+    data = parts["study_data"].Images(list(tiles(True)), {})
+    shuffled = replace(run, sampling=replace(run.sampling, shuffled=True))
+    before, after = (parts["runner"].draw(data, one).train for one in (run, shuffled))
+    assert [s.path for s in before] == [s.path for s in after]
+    assert sum(s.label for s in before) == sum(s.label for s in after)
+    assert any(a.label != b.label for a, b in zip(before, after))
+
+
+def test_groups_that_are_shared_in_part_may_not_cross(parts, tmp_path):
+    run = next(parts["plan"].runs_of(tiny_study(parts, tmp_path), "grid", tmp_path))
+    # forgery a lacks the last photograph, so its groups are drawn in another order than the real ones
+    part = [s for s in tiles(True) if not (s.method == "a" and s.group == "19")]
+    with pytest.raises(ConfigError, match="groups are in training and validation both"):
+        for seed in range(5):
+            parts["runner"].draw(parts["study_data"].Images(part, {}), replace(run, seed=seed))

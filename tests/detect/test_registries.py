@@ -27,7 +27,7 @@ from masm_detect.training.run import train
 from tiny import run_config
 
 
-class BitFit(MethodSpec):
+class Biases(MethodSpec):
     """Trains the biases of the target layers, and the head."""
 
     rates = Rates(lr=2e-3)
@@ -46,16 +46,16 @@ def toy(monkeypatch):
 
 
 def test_a_method(toy, monkeypatch, tiny_data, tiny_backbone, tmp_path):
-    toy.BitFit = BitFit
-    monkeypatch.setitem(registry.METHODS, "bitfit", "masm_detect.toy:BitFit")
+    toy.Biases = Biases
+    monkeypatch.setitem(registry.METHODS, "biases", "masm_detect.toy:Biases")
     config = run_config(tiny_data, tiny_backbone, tmp_path / "run", optim=OptimConfig(epochs=1, batch_size=4))
-    result = train(replace(config, method=MethodConfig(name="bitfit")))
-    assert result.fit.steps == 5 and result.metrics["method"] == "bitfit"
+    result = train(replace(config, method=MethodConfig(name="biases")))
+    assert result.fit.steps == 5 and result.metrics["method"] == "biases"
     trained = [name for name, p in result.detector.named_parameters() if p.requires_grad]
     assert len(trained) == 8 + 2 and all(name.endswith("bias") for name in trained if not name.startswith("head."))
     assert {group["initial_lr"] for group in result.method.optimizer.param_groups} == {2e-3, 3e-3}
     loaded = load_detector(config.model)
-    load_method(loaded, MethodConfig(name="bitfit"), tmp_path / "run" / "adapter")
+    load_method(loaded, MethodConfig(name="biases"), tmp_path / "run" / "adapter")
     for name in trained:
         assert torch.equal(loaded.get_parameter(name), result.detector.get_parameter(name))
 

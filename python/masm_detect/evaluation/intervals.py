@@ -97,6 +97,12 @@ def logit_interval(auc: float, share: np.ndarray, kind: np.ndarray) -> list[floa
 
 def half_width(values: np.ndarray, kind: np.ndarray) -> float:
     """Half of the 95% interval of a number, from its values [G] without each group; kinds of many groups vary apart."""
+    variance, freedom = jackknife_variance(values, kind)
+    return float(student_t.ppf(0.975, freedom) * np.sqrt(variance))
+
+
+def jackknife_variance(values: np.ndarray, kind: np.ndarray) -> tuple[float, int]:
+    """Variance of a number, from its values [G] without each group, and the degrees of freedom."""
     counts = np.bincount(kind, minlength=3)
     kind = np.where(counts[kind] < MIN_KIND, np.argmax(counts), kind)
     variance, freedom = 0.0, 0
@@ -105,7 +111,7 @@ def half_width(values: np.ndarray, kind: np.ndarray) -> float:
         if len(part) > 1:
             variance += (len(part) - 1) / len(part) * float(np.square(part - part.mean()).sum())
             freedom += len(part) - 1
-    return float(student_t.ppf(0.975, freedom) * np.sqrt(variance))
+    return variance, freedom
 
 
 def _wins(labels: np.ndarray, scores: np.ndarray, place: np.ndarray) -> np.ndarray:

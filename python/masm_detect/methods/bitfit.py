@@ -16,7 +16,8 @@ from .method import MethodSpec, Rates
 class BitFit(MethodSpec):
     """Trains all biases, and the head."""
 
-    rates = Rates(lr=1e-3)
+    # decay would pull pretrained biases towards 0
+    rates = Rates(lr=1e-3, weight_decay=0.0)
 
     def adapt(self, model: nn.Module, names: list[str], config: MethodConfig) -> None:
         biases = [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "bias"]

@@ -17,7 +17,7 @@ from .peft_layers import inject, peft
 class Lora(MethodSpec):
     """Trains the LoRA factors of the target layers, and the head."""
 
-    rates = Rates(lr=1e-3, rank=8)
+    rates = Rates(lr=5e-4, head_lr=1e-3, rank=8)
 
     def adapt(self, model: nn.Module, names: list[str], config: MethodConfig) -> None:
         settings = {"r": config.rank, "lora_alpha": 2 * config.rank, "lora_dropout": 0.0}

@@ -16,7 +16,8 @@ from .method import MethodSpec, Rates
 class LayerNormTuning(MethodSpec):
     """Trains the weights of all LayerNorms, and the head."""
 
-    rates = Rates(lr=1e-3)
+    # decay would pull the scales, which are near 1, towards 0
+    rates = Rates(lr=1e-3, weight_decay=0.0)
 
     def adapt(self, model: nn.Module, names: list[str], config: MethodConfig) -> None:
         norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm) and module.elementwise_affine]

@@ -1,4 +1,4 @@
-"""Hugging Face PEFT, as the methods lora and osf use it."""
+"""Hugging Face PEFT, as the methods lora, milora and osf use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigError('the methods lora and osf need the package peft: pip install "masm_ext[peers]"') from error
+        raise ConfigError(
+            'the methods lora, milora and osf need the package peft: pip install "masm_ext[peers]"'
+        ) from error
     return peft
 
 

@@ -98,7 +98,10 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
 METHOD_COLORS = {
     "probe": "tab:gray",
     "full": "tab:brown",
+    "ln": "tab:pink",
+    "bitfit": "tab:red",
     "lora": "tab:blue",
+    "milora": "navy",
     "osf": "tab:cyan",
     "effort": "tab:orange",
     "masm-nomask": "tab:olive",
@@ -106,10 +109,7 @@ METHOD_COLORS = {
 }
 _OTHER_COLORS = (
     "tab:purple",
-    "tab:red",
-    "tab:pink",
     "black",
-    "navy",
     "goldenrod",
     "teal",
     "maroon",
