@@ -1,4 +1,4 @@
-"""Training by forgeries: whole runs with every order of the batches, masks by agreement and specialists, and resuming."""
+"""Training by forgeries: runs with every order of the batches, masks by agreement and specialists, and resuming."""
 
 from __future__ import annotations
 
