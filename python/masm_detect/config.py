@@ -71,10 +71,10 @@ class DataConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
-        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
-            image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
+        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
+            image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
         val_fraction: share of the groups (videos, pairs, photographs) held out for validation if no sample has the
             split val; taken from the samples of train and those without a split
@@ -284,10 +284,10 @@ class EvalConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
-        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
-            image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
             known names only
+        video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
+            image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
         frames_per_video: number of frames kept per video, evenly spread; null: all
         protocol: which frames form one video in the video metrics. correct: videos of different methods stay apart;

@@ -16,7 +16,9 @@ def test_the_ten_lines_run(repo, tmp_path, monkeypatch):
     scope = {}
     exec(code, scope)
     assert scope["loss"].isfinite() and (tmp_path / "my-adapter" / "adapter.json").is_file()
-    assert len(scope["masks"].layer_names) == 36
+    from masm_ext.nn.masm_linear import masm_layers
+
+    assert len(masm_layers(scope["model"])) == 36
 
 
 def test_files_the_readme_names_exist(repo):
