@@ -54,10 +54,10 @@ def param_groups(
 
 def scale_free_groups(
     model: nn.Module,
-    lr: float = 6e-2,
+    lr: float = 2e-2,
     *,
-    s_lr: float = 2e-3,
-    head_lr: float = 1e-3,
+    s_lr: float = 1e-3,
+    head_lr: float = 3e-3,
     head_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups whose rates mean the same in layers of any width, rank and norm.

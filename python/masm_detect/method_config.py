@@ -56,10 +56,10 @@ class MasmOptions:
     subspace_rank: int | list[int] = 4
     energy: float | None = None
     directions: str = "trailing"
-    lift: float = 0.0
+    lift: float = 1.0
     partition: str = "interleaved"
-    orthogonality: float = 1e-2
-    spectral_consistency: float = 1e-3
+    orthogonality: float = 0.0
+    spectral_consistency: float = 0.0
     mask_policy: str = "bias_variance"
     mask_statistic: str = "snr"
     mask_warmup: int = 20
@@ -86,11 +86,11 @@ class MethodConfig:
         rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
             masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
         lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction in a step,
-            relative to its length); null: 3e-05 for full, 0.06 for masm, 0.0005 for lora and milora, 0.001 for the
+            relative to its length); null: 3e-05 for full, 0.02 for masm, 0.0005 for lora and milora, 0.001 for the
             others
         s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
-            0.002
-        head_lr: peak learning rate of the classifier; null: 0.001 for masm, lora and milora, 0.003 for the others
+            0.001
+        head_lr: peak learning rate of the classifier; null: 0.001 for lora and milora, 0.003 for the others
         weight_decay: weight decay of AdamW (masm: of the classifier only); null: 0 for ln and bitfit, 0.01 for the
             others
         masm: subspaces, penalties and masks of masm and masm-nomask

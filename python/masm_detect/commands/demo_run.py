@@ -52,7 +52,7 @@ class DemoSize:
 
     train_crops: int = 1200
     val_crops: int = 180
-    test_crops: int = 90
+    test_crops: int = 126
     image_size: int = 112
     epochs: int = 2
     methods: tuple[MethodConfig, ...] = field(
