@@ -1,7 +1,7 @@
 """A study from its YAML file: what is trained on which forgeries, with which settings and seeds, and in which order.
 
 A run is one training of one variant (a method with its settings) in one direction (the forgeries that it is trained
-on) with one seed. Its key names all of that and holds a hash of the settings that differ from the program's defaults.
+on) with one seed. Its key names all of that and holds a hash of the settings that differ from `unnamed_settings.json`.
 So a changed setting is another run, a new option of the program is not, and runs that have a result file are not
 computed again.
 """
@@ -18,19 +18,20 @@ from typing import Any
 import yaml
 from masm_detect.config import AugmentConfig, ConfigError, DataConfig, MasmOptions, MethodConfig, OptimConfig
 from masm_detect.methods.build import resolve
+from masm_detect.methods.registry import load
 from masm_detect.results import read_json
 from study_data import DATASETS
 
 HERE = Path(__file__).resolve().parent
 
 
-class GridIncomplete(ConfigError):
-    """Settings cannot be chosen yet: runs of the grid are missing."""
-
-
 STAGES = ("grid", "final", "factorial", "controls")
 #: The baseline without a network: logistic regression on the image's radial spectrum.
 SPECTRUM = "spectrum"
+
+
+class GridIncomplete(ConfigError):
+    """Settings cannot be chosen yet: runs of the grid are missing."""
 
 
 @dataclass(frozen=True)
@@ -110,27 +111,21 @@ class Run:
     @property
     def key(self) -> str:
         """`direction--variant--hash--seedN`, the name of the result file."""
-        settings = json.dumps(_without(self.settings(), DEFAULTS), sort_keys=True)
+        settings = json.dumps(_without(self.settings(), UNNAMED), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         return f"{self.direction}--{self.variant}--{digest}--seed{self.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """All settings, as JSON holds them."""
+        """All settings that the run reads, as JSON holds them."""
         values = {name: value for name, value in asdict(self).items() if name not in ("variant", "seed")}
+        if self.method is not None and not load(self.method.name).uses_masm_ext:
+            del values["method"]["masm"]
         return json.loads(json.dumps(values))
 
 
-#: Settings that a key does not name.
-DEFAULTS: dict[str, Any] = json.loads(
-    json.dumps(
-        {
-            "method": asdict(MethodConfig()),
-            "sampling": asdict(Sampling(train=0, val=0)),
-            "augment": asdict(AugmentConfig()),
-            "optim": asdict(OptimConfig()),
-        }
-    )
-)
+#: What a setting is where a key or an older result does not name it. Unlike the defaults of the program these never
+#: change; a new setting is added with the value at which it does nothing.
+UNNAMED: dict[str, Any] = read_json(HERE / "unnamed_settings.json")
 
 
 def _without(settings: Any, defaults: Any) -> Any:
@@ -141,8 +136,8 @@ def _without(settings: Any, defaults: Any) -> Any:
     return {name: value for name, value in kept.items() if value != {} and settings[name] != defaults.get(name, ...)}
 
 
-def changed(stored: Any, now: Any, defaults: Any = DEFAULTS, name: str = "") -> list[str]:
-    """The settings in which a stored result and a run differ. One that the result does not have is the default."""
+def changed(stored: Any, now: Any, defaults: Any = UNNAMED, name: str = "") -> list[str]:
+    """The settings in which a stored result and a run differ. One that the result does not have is that of UNNAMED."""
     if isinstance(stored, dict) and isinstance(now, dict):
         below = defaults if isinstance(defaults, dict) else {}
         parts = (
@@ -291,14 +286,14 @@ def stored_result(run: Run, results: Path, tested: bool = False) -> dict[str, An
     """The result of a run; None if there is none, or, with `tested`, if the run was not tested.
 
     Raises:
-        ConfigError: it was made with other settings, because a default of the program has changed since.
+        ConfigError: its settings are not those that its key stands for.
     """
     file = result_file(run, results)
     if not file.is_file():
         return None
     result = read_json(file)
     if differences := changed(result["settings"], run.settings()):
-        raise ConfigError(f"{file} was made with other defaults ({'; '.join(differences)}): name them in the study")
+        raise ConfigError(f"{file} was made with other settings than its key says: {'; '.join(differences)}")
     return None if tested and "auc" not in result else result
 
 

@@ -19,14 +19,14 @@ import torch
 from differences import against_real
 from masm_detect.config import ConfigError, RuntimeConfig
 from masm_detect.data.frames import FrameDataset, frame_dataset
-from masm_detect.data.sample import Sample
+from masm_detect.data.sample import Sample, limit_frames
 from masm_detect.data.self_blended import self_blended
 from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method
 from masm_detect.models.backbone import Backbone, load_backbone
 from masm_detect.models.detector import Detector
 from masm_detect.training.loop import fit
-from plan import Run, Sampling, data_config
+from plan import Run, data_config
 from sklearn.metrics import roc_auc_score
 from spectrum import spectrum_scores
 from study_data import Images, load
@@ -82,21 +82,9 @@ def draw(data: Images, run: Run) -> Drawn:
         parts["train"] = [replace(sample, label=int(label)) for sample, label in zip(parts["train"], labels)]
     if sampling.self_blended:
         parts = {part: self_blended(samples) for part, samples in parts.items()}
-    test = _test_tiles(data.samples, {"real", *run.seen, *run.unseen}, sampling)
-    return Drawn(parts["train"], parts["val"], test)
-
-
-def _test_tiles(samples: Sequence[Sample], methods: set[str], sampling: Sampling) -> list[Sample]:
-    """The test images of some methods; of several tiles those spread most evenly."""
-    videos: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if sample.split == "test" and sample.method in methods:
-            videos[sample.video].append(sample)
-    chosen = []
-    for tiles in videos.values():
-        places = np.unique(np.linspace(0, len(tiles) - 1, min(sampling.test_tiles, len(tiles))).round().astype(int))
-        chosen += [tiles[place] for place in places]
-    return chosen
+    methods = {"real", *run.seen, *run.unseen}
+    test = [sample for sample in data.samples if sample.split == "test" and sample.method in methods]
+    return Drawn(parts["train"], parts["val"], limit_frames(test, sampling.test_tiles))
 
 
 @dataclass(frozen=True)
@@ -229,7 +217,7 @@ def one_thread() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent: a worker would otherwise train to the end, for nobody."""
+    """End this process soon after its parent has ended: nobody would read the result of its run."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

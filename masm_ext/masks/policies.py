@@ -79,7 +79,7 @@ def soft(snr: Tensor, current: Tensor, config: MASMConfig, step: int = 0) -> Ten
     return torch.maximum(scale.float(), top)
 
 
-# Subspace k learns from the steps of domain k (modulo K) only: LayerMasks sets the masks when it is told the domain.
+# A step on domain d updates subspace d modulo K only. There is nothing to select: LayerMasks sets these masks itself.
 MASK_POLICIES.register(ROUTED_POLICY)(None)
 # Layers chosen once, before conversion (masm_ext.select_layers), and no choice at all: the masks stay as they are.
 MASK_POLICIES.register("static")(None)

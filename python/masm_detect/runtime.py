@@ -78,7 +78,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> str:
 
     That is a GPU from CUDA sm_80 on, and a CPU with AMX, or with AVX512-BF16 if it is not Intel's: of an Intel CPU that
     has AVX512-BF16 but no AMX, torch's bf16 product was half as fast as its fp32 product (78 against 150 GFLOP/s in
-    one thread, torch 2.13); of an AMD CPU it was twice as fast (420 against 194, two threads).
+    one thread, torch 2.13, timed once); of an AMD CPU it was twice as fast (420 against 194, two threads).
     """
     if precision != "auto":
         return precision

@@ -77,7 +77,7 @@ def test_a_key_names_its_settings(parts, tmp_path):
     assert first.method.masm.directions == "leading" and first.method.lr == 0.1
 
 
-def test_a_new_option_changes_no_key_and_a_new_default_is_noticed(parts, tmp_path, monkeypatch):
+def test_a_new_option_changes_no_key_and_other_settings_under_a_key_are_noticed(parts, tmp_path):
     plan, study = parts["plan"], tiny_study(parts, tmp_path)
     run = next(plan.runs_of(study, "grid", tmp_path))
     settings, key = run.settings(), run.key
@@ -86,14 +86,45 @@ def test_a_new_option_changes_no_key_and_a_new_default_is_noticed(parts, tmp_pat
     file.parent.mkdir()
     file.write_text(json.dumps({"val_auc": 0.5, "settings": settings}))
     assert plan.stored_result(run, tmp_path)["val_auc"] == 0.5
-    settings["optim"]["warmup"] = 0.2  # as if that had been the default then
+    settings["optim"]["warmup"] = 0.2
     file.write_text(json.dumps({"val_auc": 0.5, "settings": settings}))
     with pytest.raises(ConfigError, match=r"optim\.warmup was 0\.2, is 0\.1"):
         plan.stored_result(run, tmp_path)
-    before = {**plan.DEFAULTS, "optim": {k: v for k, v in plan.DEFAULTS["optim"].items() if k != "uniformity"}}
+    before = {**plan.UNNAMED, "optim": {k: v for k, v in plan.UNNAMED["optim"].items() if k != "uniformity"}}
     older = {**run.settings(), "optim": {k: v for k, v in run.settings()["optim"].items() if k != "uniformity"}}
-    assert plan._without(older, before) == plan._without(run.settings(), plan.DEFAULTS)
+    assert plan._without(older, before) == plan._without(run.settings(), plan.UNNAMED)
     assert next(plan.runs_of(study, "grid", tmp_path)).key == key
+
+
+def test_every_setting_has_a_value_where_it_is_not_named(parts, tmp_path):
+    """A new setting needs a line in unnamed_settings.json: without it every key would change."""
+    run = next(parts["plan"].runs_of(tiny_study(parts, tmp_path), "grid", tmp_path))
+    for part, unnamed in parts["plan"].UNNAMED.items():
+        settings = run.settings()[part]
+        assert set(settings) == set(unnamed), part
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                assert set(value) == set(unnamed[name]), name
+
+
+#: Settings that were tried and left out of the grid.
+GIVEN_UP = {("lora", 0.002), ("masm-leading", 0.02)}
+
+
+def test_every_committed_result_is_of_a_run_that_the_study_plans(parts, request):
+    """A changed default of the program must not make results unfindable, or pass one off as another."""
+    plan = parts["plan"]
+    folder = request.config.rootpath / "benchmarks" / "generalization" / "results"
+    for name in sorted({file.parent.name for file in folder.glob("*/*--seed*.json")}):
+        study = plan.read_study(name)
+        runs = [run for stage in plan.STAGES for run in plan.runs_of(study, stage, folder, set())]
+        planned = {run.key: run for run in runs}
+        for file in (folder / name).glob("*--seed*.json"):
+            result = json.loads(file.read_text())
+            if (result["variant"], (result["settings"]["method"] or {}).get("lr")) in GIVEN_UP:
+                continue
+            assert file.stem == result["key"] and result["key"] in planned, result["key"]
+            assert plan.stored_result(planned[result["key"]], folder) == result
 
 
 def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp_path):

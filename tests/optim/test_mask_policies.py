@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from optimizer_runs import through_a_file
-from torch import nn
+from optimizer_runs import base, through_a_file
 
 from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, param_groups
 from masm_ext.registry import MASK_POLICIES
@@ -82,8 +81,7 @@ def test_soft_scales_by_the_snr():
 
 
 def build(policy="bias_variance", statistic="agreement"):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    model = base()
     made = MASMConfig(
         target_modules=["0", "2"],
         modules_to_save="4",

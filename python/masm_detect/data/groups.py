@@ -31,8 +31,8 @@ def dfd_actors(name: str) -> tuple[str, ...]:
 def celeb_people(name: str) -> tuple[str, ...]:
     """Celeb-DF v1, v2 and ++: "id0_id16_0003" is person 0 with the face of person 16, "id0_0003" person 0.
 
-    Every person is swapped with several others, so that all of the data set is few groups; its published test list
-    divides people.
+    Every person is swapped with several others, so the data set has few groups. Its published test list does not keep
+    people apart: some of them are in the training videos too.
     """
     return _ids(r"(id\d+)_(id\d+)_\d{4}|(id\d+)_\d{4}(?:_test_.+)?", name)
 
@@ -91,7 +91,7 @@ NAMING_RULES: dict[str, NamingRule] = {
 }
 
 
-#: Conventions of which every fake names two originals or people.
+#: The conventions in which the name of a fake always holds two ids.
 FAKES_NAME_TWO = ("FaceForensics++", "DeepFakeDetection", "Celeb-DF", "DeeperForensics-1.0", "DFDCP", "DFDC")
 
 

@@ -138,10 +138,10 @@ class _Run:
         self.device = next(detector.parameters()).device
         self.precision = resolve_precision(runtime.precision, self.device)
         choose_attention(detector.backbone, self.device)
-        labels = [train_set.samples[index].label for batch in self.batches(0) for index in batch]
+        first = self.batches(0)  # every epoch has as many
+        labels = [train_set.samples[index].label for batch in first for index in batch]
         self.class_weights = class_weights(labels, optim.class_balance).to(self.device)
-        self.steps_per_epoch = len(self.batches(0))
-        self.images_per_epoch = sum(map(len, self.batches(0)))
+        self.steps_per_epoch, self.images_per_epoch = len(first), len(labels)
         fakes = sorted({sample.method for sample in train_set.samples if sample.label == 1})
         self.forgeries = {name: number for number, name in enumerate(fakes)}
         self.drift, self.losses, self.usage = WeightDrift(detector), StepLosses(), GpuUsage(self.device)
