@@ -125,11 +125,11 @@ class ModelConfig:
     """The frozen backbone.
 
     Attributes:
-        backbone: a Hugging Face hub id, a local folder in Hugging Face layout, or bundled:dinov2-small
+        backbone: a hub id or local folder of a vision transformer of transformers or timm, or bundled:dinov2-small
         image_size: input side in pixels, a multiple of the model's patch size (14 for bundled:dinov2-small and the
             default backbone); null: the model's own (224 for DINOv2)
         pool: the feature of an image: cls (class token after the final norm), mean (of the patches), pooler (the
-            model's own head) or auto (cls; pooler for SigLIP; mean without a class token)
+            model's own head) or auto (cls; pooler for SigLIP and timm; mean without a class token)
         local_files_only: use local and cached files only, without downloads
     """
 

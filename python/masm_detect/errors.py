@@ -23,6 +23,10 @@ def require_setting(condition: bool, name: str, value: Any, allowed: str) -> Non
         raise ConfigError(f"{name} is {value!r}; it must be {allowed}")
 
 
+class BackboneError(UserError, ValueError):
+    """The backbone cannot be loaded, or does not have the requested size or pooling."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint or adapter that is missing, damaged, of another format, or of another run."""
 

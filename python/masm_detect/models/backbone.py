@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from masm_detect.errors import UserError
+from masm_detect.errors import BackboneError as BackboneError
+from masm_detect.models import timm_wrapper
 from masm_detect.models.bundled import load_bundled_dinov2
 
 BUNDLED = "bundled:dinov2-small"
@@ -37,12 +40,15 @@ _ATTENTION = re.compile(
 )
 _MLP = re.compile(
     _BLOCK
-    + r"(?:mlp\.(?:fc1|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)|intermediate\.dense|output\.dense)$"
+    + r"(?:mlp\.(?:fc1|fc1_g|fc1_x|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)|intermediate\.dense|output\.dense)$"
 )
 
-
-class BackboneError(UserError, ValueError):
-    """The backbone cannot be loaded, or does not have the requested size or pooling."""
+_NO_OPEN_CLIP = (
+    "{name!r} is an open_clip checkpoint, which is not read: its attention keeps query, key and value in one raw "
+    "parameter, which no method can replace. Use the same weights in another format: as a CLIP or SigLIP of "
+    "transformers (a config.json beside the open_clip files, as in laion/CLIP-ViT-L-14-laion2B-s32B-b82K), or as an "
+    "image tower of timm (timm/vit_large_patch14_clip_224.laion2b)"
+)
 
 
 class Backbone(nn.Module):
@@ -68,6 +74,8 @@ class Backbone(nn.Module):
         config = model.config
         self.model = model
         self.model_type: str = config.model_type
+        if self._is_timm:
+            timm_wrapper.complete_config(model)
         self.feature_dim: int = config.hidden_size
         self.patch_size: int = _square(getattr(config, "patch_size", None), "patch_size")
         pretrained_size = _square(config.image_size, "image_size")
@@ -80,7 +88,11 @@ class Backbone(nn.Module):
             )
         self._interpolate = self._position_arguments(pretrained_size)
 
-        default_mean, default_std = _PIXEL_STATISTICS.get(self.model_type, (IMAGENET_MEAN, IMAGENET_STD))
+        default_mean, default_std = (
+            timm_wrapper.pixel_statistics(model)
+            if self._is_timm
+            else _PIXEL_STATISTICS.get(self.model_type, (IMAGENET_MEAN, IMAGENET_STD))
+        )
         self.mean, self.std = tuple(mean or default_mean), tuple(std or default_std)
         self.pool = self._resolve_pool(pool)
         self.attention_targets = _patterns(self.linear_names("attention"))
@@ -92,7 +104,10 @@ class Backbone(nn.Module):
 
     def set_attention(self, implementation: str) -> None:
         """Choose how attention is computed: "sdpa" (fused) or "eager". The result is the same up to rounding."""
-        self.model.set_attn_implementation(implementation)
+        if self._is_timm:
+            timm_wrapper.set_attention(self.model, implementation)
+        else:
+            self.model.set_attn_implementation(implementation)
 
     def linear_names(self, kind: str) -> list[str]:
         """Exact names, inside ``model``, of the linear layers of ``kind`` "attention" or "mlp" (for PEFT)."""
@@ -122,7 +137,13 @@ class Backbone(nn.Module):
         if self.model_type == "clip_vision_model":
             # CLIP applies its final norm to the class token only, inside the pooler.
             tokens = getattr(self.model, "vision_model", self.model).post_layernorm(tokens)
-        return tokens[:, 0] if self.pool == "cls" else tokens[:, -self._num_patches :].mean(dim=1)
+        feature = tokens[:, 0] if self.pool == "cls" else tokens[:, -self._num_patches :].mean(dim=1)
+        # Some models of timm apply their final norm behind the pooling.
+        return self.model.timm_model.fc_norm(feature) if self._is_timm else feature
+
+    @property
+    def _is_timm(self) -> bool:
+        return self.model_type == timm_wrapper.MODEL_TYPE
 
     @property
     def _num_patches(self) -> int:
@@ -131,6 +152,8 @@ class Backbone(nn.Module):
     def _resolve_pool(self, pool: str) -> str:
         if pool not in POOLS:
             raise BackboneError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
+        if self._is_timm:
+            return timm_wrapper.resolve_pool(self.model, pool)
         siglip = self.model_type.startswith("siglip")
         if siglip and pool == "cls":
             raise BackboneError('SigLIP has no class token: pool must be "auto", "pooler" or "mean"')
@@ -149,8 +172,8 @@ class Backbone(nn.Module):
         return "cls" if has_class_token else "mean"
 
     def _position_arguments(self, pretrained_size: int) -> dict[str, bool]:
-        if self.image_size == pretrained_size or self.model_type.startswith("dinov"):
-            return {}  # DINOv2 interpolates by itself; DINOv3 has rotary positions
+        if self.image_size == pretrained_size or self.model_type.startswith("dinov") or self._is_timm:
+            return {}  # DINOv2 and timm interpolate by themselves; DINOv3 has rotary positions
         if "interpolate_pos_encoding" not in inspect.signature(self.model.forward).parameters:
             raise BackboneError(
                 f"{type(self.model).__name__} takes {pretrained_size} px only (it cannot interpolate its positions); "
@@ -166,13 +189,16 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
     Args:
         name: "bundled:dinov2-small", a local folder in Hugging Face layout, or a hub id such as
             "openai/clip-vit-large-patch14". The vision tower of a text and image model (CLIP, SigLIP) is loaded.
+            Vision transformers of timm are loaded with the extra timm.
         image_size: input side in pixels, a multiple of the patch size; None = the model's own (224 for DINOv2).
-        pool: "auto" (class token after the final norm; SigLIP's pooling head; else the mean), "cls", "mean", "pooler".
+        pool: "auto" (class token after the final norm; SigLIP's pooling head; timm's own pooling; else the mean),
+            "cls", "mean", "pooler".
         dtype: of the weights; None = float32.
         cache_dir: where converted bundled weights or downloaded files are kept; None = the default cache.
 
     Raises:
-        BackboneError: unknown name, a checkpoint with missing weights, a size or pool that the model does not have.
+        BackboneError: unknown name, a checkpoint with missing weights, a size or pool that the model does not have, a
+            target layer that the model does not call.
     """
     if name.startswith("bundled:"):
         if name != BUNDLED:
@@ -185,7 +211,7 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
-    model = _load_pretrained(name, dtype or torch.float32, local_files_only, cache_dir)
+    model = _load_pretrained(name, image_size, dtype or torch.float32, local_files_only, cache_dir)
     mean, std = _pixel_statistics(name, local_files_only, cache_dir)
     backbone = Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)
     _check_features(backbone, name)
@@ -193,14 +219,20 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
 
 
 def _check_features(backbone: Backbone, name: str) -> None:
-    """Raise BackboneError unless one image gives one feature vector, and the same one twice."""
+    """Raise BackboneError unless one image gives one feature vector, the same one twice, through the target layers."""
     kind, side = type(backbone.model).__name__, backbone.image_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(backbone.model.dtype)
+    names = backbone.linear_names("attention") + backbone.linear_names("mlp")
+    unused = dict.fromkeys(names)
+    hooks = [backbone.model.get_submodule(n).register_forward_hook(_discards(unused, n)) for n in names]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             first, second = backbone(image), backbone(image)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
         raise BackboneError(f"{name!r} ({kind}) cannot take an image of {side} x {side} pixels: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     if first.shape != (1, backbone.feature_dim):
         raise BackboneError(
             f"{name!r} ({kind}) gives features of shape {list(first.shape)} for one image, not "
@@ -211,15 +243,36 @@ def _check_features(backbone: Backbone, name: str) -> None:
             f"{name!r} ({kind}) gives other features for the same image each time, in eval mode too, as a masked "
             "autoencoder does: a detector on it would have no fixed score. Use a checkpoint without masking"
         )
+    if unused:
+        raise BackboneError(
+            f"{name!r} ({kind}) does not call {len(unused)} of its linear layers, e.g. {next(iter(unused))}: it reads "
+            "their weights, so that a method which replaces them would train nothing. Use the same model in another "
+            "format, e.g. that of transformers for BEiT or DINOv3"
+        )
 
 
-def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cache_dir: str | Path | None) -> nn.Module:
+def _discards(names: dict[str, None], name: str) -> Callable[..., None]:
+    """A forward hook that removes `name` from `names`."""
+
+    def hook(*_: Any) -> None:
+        names.pop(name, None)
+
+    return hook
+
+
+def _load_pretrained(
+    name: str, image_size: int | None, dtype: torch.dtype, local_files_only: bool, cache_dir: str | Path | None
+) -> nn.Module:
     import transformers
 
     options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
     try:
         config = transformers.AutoConfig.from_pretrained(name, **options)
+    except ImportError as error:
+        raise BackboneError(f"cannot load {name!r}: {timm_wrapper.NEEDS_TIMM} ({error})") from error
     except (OSError, ValueError, KeyError) as error:
+        if _is_open_clip(name, **options):
+            raise BackboneError(_NO_OPEN_CLIP.format(name=name)) from error
         raise BackboneError(
             f"cannot read the configuration of {name!r}: neither a local folder with config.json "
             f"nor a reachable hub id ({error})"
@@ -233,9 +286,13 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
     if config.model_type in vision_towers:
         loader = vision_towers[config.model_type]
         options["config"] = getattr(config, "vision_config", config)
+    elif config.model_type == timm_wrapper.MODEL_TYPE:
+        timm_wrapper.prepare_config(config, image_size)
+        loader, options["config"] = transformers.AutoModel, config
     elif hasattr(config, "vision_config") or not hasattr(config, "patch_size"):
         raise BackboneError(
-            f"{name!r} is a {config.model_type!r} model; known are CLIP, SigLIP, ViT, DINOv2 and vision-only ViTs"
+            f"{name!r} is a {config.model_type!r} model; known are CLIP, SigLIP, ViT, DINOv2, vision-only ViTs "
+            "and those of timm"
         )
     else:
         loader = transformers.AutoModel
@@ -245,6 +302,13 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
         model, info = loader.from_pretrained(name, **options)
     except (OSError, SafetensorError) as error:
         raise BackboneError(f"cannot load the weights of {name!r} as safetensors (damaged?): {error}") from error
+    except (TypeError, ImportError) as error:  # timm does not know an argument, or the architecture
+        if config.model_type != timm_wrapper.MODEL_TYPE:
+            raise
+        raise BackboneError(
+            f"{name!r}: timm cannot build {config.architecture!r} with {config.model_args} ({error}): upgrade timm if "
+            "it does not know the name; leave image_size unset if the model takes one size only"
+        ) from error
     problems = {k: sorted(map(str, info.get(k) or ())) for k in ("missing_keys", "mismatched_keys", "error_msgs")}
     if any(problems.values()):
         detail = "; ".join(f"{k} ({len(v)}): {v[:5]}" for k, v in problems.items() if v)
@@ -252,14 +316,26 @@ def _load_pretrained(name: str, dtype: torch.dtype, local_files_only: bool, cach
     return model.eval()
 
 
-def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path | None):
-    """Mean and std of preprocessor_config.json, or (None, None) if the checkpoint has none."""
+def _is_open_clip(name: str, **options: Any) -> bool:
+    try:
+        return _checkpoint_file(name, "open_clip_config.json", **options) is not None
+    except OSError:  # no such repository
+        return False
+
+
+def _checkpoint_file(name: str, file: str, local_files_only: bool, cache_dir: str | Path | None) -> str | None:
+    """The path of a file of a checkpoint; None if the checkpoint does not have it or cannot be reached."""
     from transformers.utils import cached_file
 
-    path = cached_file(
-        name, "preprocessor_config.json", local_files_only=local_files_only, cache_dir=cache_dir,
+    return cached_file(
+        name, file, local_files_only=local_files_only, cache_dir=cache_dir,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
+
+
+def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path | None):
+    """Mean and std of preprocessor_config.json, or (None, None) if the checkpoint has none."""
+    path = _checkpoint_file(name, "preprocessor_config.json", local_files_only, cache_dir)
     if path is None:
         return None, None
     try:
