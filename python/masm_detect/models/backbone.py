@@ -40,7 +40,8 @@ _ATTENTION = re.compile(
 )
 _MLP = re.compile(
     _BLOCK
-    + r"(?:mlp\.(?:fc1|fc1_g|fc1_x|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)|intermediate\.dense|output\.dense)$"
+    + r"(?:mlp\.(?:fc1|fc1_g|fc1_x|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)"
+    + r"|intermediate\.dense|output\.dense)$"
 )
 
 _NO_OPEN_CLIP = (
