@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from masm_detect.config import DataConfig
 from masm_detect.data.decode import decode_image, read_image
 from masm_detect.data.sample import Sample
+from masm_detect.data.samples import Samples
 from masm_detect.data.self_blended import blend_with_itself, is_self_blended
 from masm_detect.data.transforms import ImageTransform, transform_image
 from masm_detect.models.backbone import Backbone
@@ -25,7 +26,7 @@ class FrameDataset(Dataset):
 
     def __init__(self, samples: Sequence[Sample], transform: ImageTransform, seed: int = 0,
                  images: Mapping[str, np.ndarray | bytes] | None = None):  # fmt: skip
-        self.samples, self.transform, self.seed, self.images = list(samples), transform, seed, images
+        self.samples, self.transform, self.seed, self.images = Samples.of(samples), transform, seed, images
         self.epoch = 0
 
     def __len__(self) -> int:

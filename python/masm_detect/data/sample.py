@@ -1,4 +1,4 @@
-"""A data set is a list of `Sample`s: what a sample is, its order on disk, and how many frames of a video are kept."""
+"""A data set is a sequence of `Sample`s: what a sample is, its order on disk, how many frames of a video are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PrepareError(UserError, ValueError):
     """A source that cannot be prepared: wrong layout or split file, or no face in any image."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image.
 

@@ -13,6 +13,7 @@ from masm_detect.data.deepfakebench import read_deepfakebench, read_ungrouped
 from masm_detect.data.folders import read_folder
 from masm_detect.data.groups import root, with_pair_groups
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.samples import Samples
 from masm_detect.data.self_blended import self_blended
 from masm_detect.data.splits import split_by_group
 
@@ -121,19 +122,19 @@ def merge_shared(samples: Sequence[Sample]) -> list[Sample]:
         together.setdefault(root(sets, name), []).append(name)
     renamed = {name: "+".join(members) for members in together.values() for name in members}
     kept = [sample for sample in samples if first[sample.path] is sample]
-    return [_in_dataset(replace(s, group=root(groups, s.group)), s, renamed[s.dataset]) for s in kept]
+    return [_moved(s, root(groups, s.group), renamed[s.dataset]) for s in kept]
 
 
-def _in_dataset(sample: Sample, before: Sample, name: str) -> Sample:
-    """`sample` in the data set `name`; `before`: as it was read."""
+def _moved(sample: Sample, group: str, name: str) -> Sample:
+    """`sample` in the group `group` and the data set `name`."""
     if name == sample.dataset:
-        return sample
+        return sample if group == sample.group else replace(sample, group=group)
     video = f"{name}/{sample.video.split('/', 1)[1]}"
-    own = before.group == before.video and sample.group == before.group
-    return replace(sample, dataset=name, video=video, group=video if own else sample.group)
+    own = sample.group == sample.video and group == sample.group
+    return replace(sample, dataset=name, video=video, group=video if own else group)
 
 
-def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
+def source_splits(config: DataConfig) -> tuple[Samples, Samples]:
     """(train, validation) samples of a run, each with both classes. Samples of the split "test" are not used.
 
     Raises:
@@ -159,7 +160,9 @@ def source_splits(config: DataConfig) -> tuple[list[Sample], list[Sample]]:
             check_samples(part)
         except DatasetError as error:
             raise DatasetError(f"{name} data: {error}") from error
-    return (self_blended(train), self_blended(val)) if config.self_blended else (train, val)
+    if config.self_blended:
+        train, val = self_blended(train), self_blended(val)
+    return Samples(train), Samples(val)
 
 
 def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> list[Sample]:

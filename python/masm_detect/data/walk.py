@@ -8,6 +8,9 @@ from pathlib import Path
 
 from masm_detect.data.sample import DatasetError, natural_key
 
+#: From this number of paths in one folder on, `absent_files` lists it.
+_LISTED = 4
+
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly in `folder` and links to folders, sorted, without hidden ones."""
@@ -23,6 +26,28 @@ def files_below(folder: Path) -> list[Path]:
         DatasetError: a link leads to a folder that it is in, a link leads nowhere, or a folder cannot be read.
     """
     return sorted(_walk(folder, (os.path.realpath(folder),)), key=natural_key)
+
+
+def absent_files(paths: Sequence[str]) -> set[str]:
+    """The paths that lead to no file. A folder of several is listed once, which is faster than a look at each file."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folders.setdefault(os.path.dirname(path), []).append(path)
+    absent = set()
+    for folder, inside in folders.items():
+        there = _file_names(folder) if len(inside) >= _LISTED else set()
+        # A name that is not listed may still lead to a file, on a system that ignores case.
+        absent.update(p for p in inside if os.path.basename(p) not in there and not os.path.isfile(p))
+    return absent
+
+
+def _file_names(folder: str) -> set[str]:
+    """The names of the files, and links to files, in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
 
 
 def left_out(folder: Path, files: Sequence[str]) -> str:

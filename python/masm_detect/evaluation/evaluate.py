@@ -14,6 +14,7 @@ from masm_detect.data.checks import check_samples
 from masm_detect.data.contents import fingerprints
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.samples import Samples
 from masm_detect.data.seen import seen_in_training
 from masm_detect.data.sources import load_samples
 from masm_detect.methods.adapters import load_method
@@ -82,7 +83,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
-    samples = _samples(config)
+    samples = Samples(_samples(config))
     results: dict[str, Any] = {}
     files: list[str] = []
     for folder in config.runs:

@@ -139,7 +139,7 @@ class _Run:
         self.precision = resolve_precision(runtime.precision, self.device)
         choose_attention(detector.backbone, self.device)
         first = self.batches(0)  # every epoch has as many
-        labels = [train_set.samples[index].label for batch in first for index in batch]
+        labels = train_set.samples.labels[[index for batch in first for index in batch]].tolist()
         self.class_weights = class_weights(labels, optim.class_balance).to(self.device)
         self.steps_per_epoch, self.images_per_epoch = len(first), len(labels)
         fakes = sorted({sample.method for sample in train_set.samples if sample.label == 1})

@@ -9,6 +9,7 @@ config.yaml  environment.json  groups.json  metrics.json  history.jsonl  plots/*
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from masm_detect.config_files import load_config, save_config, to_dict
 from masm_detect.data.contents import fingerprints
 from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.loading import Batches
+from masm_detect.data.samples import Samples
 from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import source_splits
 from masm_detect.evaluation.metrics import evaluate_scores
@@ -80,7 +82,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
     if not resume:  # a damaged file is found now, not hours into an epoch
-        files = fingerprints([*train_samples, *val_samples], runtime.progress)
+        files = fingerprints(Samples(chain(train_samples, val_samples)), runtime.progress)
     optim = config.optim
     first_epoch = epoch_batches(train_samples, optim.batch_size, runtime.seed, 0, optim.batches)
     method = build_method(

@@ -6,7 +6,7 @@ import pytest
 from masm_detect.data.folders import read_folder
 from masm_detect.data.sample import DatasetError
 from masm_detect.data.videos import find_videos
-from masm_detect.data.walk import files_below
+from masm_detect.data.walk import absent_files, files_below
 
 
 def touch(path):
@@ -69,3 +69,25 @@ def test_training_and_prepare_see_the_same(tmp_path):
     assert {s.video for s in samples} == {"data/real/v1", "data/real/v2", "data/fake-x/v3"}
     with pytest.warns(UserWarning, match="notes.txt"):
         assert [v.key for v in find_videos(tmp_path / "data")] == ["fake-x/v3", "real/v1", "real/v2"]
+
+
+def test_absent_files_of_a_folder_that_is_listed_and_of_one_that_is_not(tmp_path):
+    names = [f"{i}.png" for i in range(6)]
+    for folder in ("many", "few"):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    (tmp_path / "many" / "6.png").mkdir()
+    (tmp_path / "many" / "7.png").symlink_to(tmp_path / "few" / "0.png")
+    (tmp_path / "many" / "8.png").symlink_to(tmp_path / "gone.png")
+    there = [str(tmp_path / folder / name) for folder, name in (("many", "0.png"), ("many", "7.png"), ("few", "1.png"))]
+    there += [str(tmp_path / "many" / ".." / "many" / name) for name in names]
+    gone = [str(tmp_path / path) for path in ("many/6.png", "many/8.png", "many/9.png", "few/9.png", "none/0.png")]
+    gone += [str(tmp_path / "none" / name) for name in names]
+    assert absent_files(there + gone) == set(gone)
+
+
+def test_absent_files_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0.png").touch()
+    assert absent_files([f"{i}.png" for i in range(6)]) == {f"{i}.png" for i in range(1, 6)}
