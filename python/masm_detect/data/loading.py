@@ -11,7 +11,7 @@ import cv2
 import joblib
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from masm_detect.data.frames import FrameDataset
 from masm_detect.errors import UserError
@@ -120,7 +120,13 @@ class _ErrorsAsValues(Dataset):
 def _collate(items: list[dict] | UserError) -> Any:
     if isinstance(items, UserError):
         return items
-    return default_collate([(item["image"], item["label"]) for item in items])
+    labels = torch.tensor([item["label"] for item in items])
+    if get_worker_info() is not None:
+        return default_collate([item["image"] for item in items]), labels  # straight into shared memory
+    images = torch.empty(len(items), *items[0]["image"].shape)
+    for row, item in zip(images.numpy(), items):  # by numpy: as in `transform_image`, torch's threads would wait
+        row[...] = item["image"].numpy()
+    return images, labels
 
 
 def _start_worker(_: int) -> None:

@@ -12,7 +12,6 @@ from masm_detect.data.transforms import ImageTransform, augment_image, transform
 from masm_detect.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def picture(h=40, w=60, seed=0):
@@ -28,6 +27,13 @@ def test_mean_std_and_center_crop():
     np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
     with pytest.raises(ValueError, match='60x40 pixels, less than the centre crop of 50: use crop="resize"'):
         transform_image(rgb, ImageTransform(50, MEAN, STD, crop="center"))
+
+
+def test_every_level_is_that_of_the_formula_in_float32():
+    rgb = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)[::-1]
+    image = transform_image(rgb, ImageTransform(16, MEAN, STD))
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, STD))
+    assert torch.equal(image, (torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255 - mean) / std)
 
 
 def test_resize_is_antialiased():
