@@ -59,11 +59,36 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class HfConfig:
+    """What to read of Hugging Face data sets (paths that start with hf:).
+
+    Attributes:
+        image: column of the images
+        label: column of the labels: names such as real and fake, or numbers or truth values with label_map
+        method: column of the forgery methods of fake images; null: the column method if there is one, else the label
+        video: column of the videos; null: the column video if there is one, else every image is a video
+        group: column of what must stay in one split, such as the person; null: the column group if there is one, else
+            the video
+        split: column of the splits; null: the splits of the data set
+        subset: subset (configuration) of the data set; null: the only one, or the default
+    """
+
+    image: str = "image"
+    label: str = "label"
+    method: str | None = None
+    video: str | None = None
+    group: str | None = None
+    split: str | None = None
+    subset: str | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the images are and how they are read.
 
     Attributes:
-        paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/: one, or a list [a, b]
+        paths: DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:FOLDER,
+            hf:NAME): one, or a list [a, b]
         methods: keep only these forgery methods (one, or a list), and all real samples; null: all
         splits: read only these splits (one, or a list), e.g. [train] if the val split of a file repeats the test
             videos; null: all
@@ -71,11 +96,12 @@ class DataConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
-            known names only
+        label_map: for JSON files and hf: paths: {label there: 0 (real) or 1 (fake)}, used before the known label names;
+            null: known names only
         video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
             image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
+        hf: for hf: paths: which columns to read
         val_fraction: share of the groups (videos, pairs, photographs) held out for validation if no sample has the
             split val; taken from the samples of train and those without a split
         split_seed: seed of that random choice
@@ -97,6 +123,7 @@ class DataConfig:
     label_map: dict[str, int] | None = None
     video_pattern: str | None = None
     missing: Literal["error", "skip"] = "error"
+    hf: HfConfig = field(default_factory=HfConfig)
     val_fraction: float = 0.2
     split_seed: int = 0
     frames_per_video: int | None = None
@@ -276,7 +303,8 @@ class EvalConfig:
 
     Attributes:
         runs: run folders, as a list in a config file; on the command line name them without an option
-        paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
+        paths: DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:FOLDER,
+            hf:NAME)
         out: the folder to write
         overwrite: replace the results that out already holds
         split: read this split only, e.g. test; null: all
@@ -284,11 +312,12 @@ class EvalConfig:
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
-            known names only
+        label_map: for JSON files and hf: paths: {label there: 0 (real) or 1 (fake)}, used before the known label names;
+            null: known names only
         video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
             image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
+        hf: for hf: paths: which columns to read
         frames_per_video: number of frames kept per video, evenly spread; null: all
         protocol: which frames form one video in the video metrics. correct: videos of different methods stay apart;
             dfb-compat: videos with the same name are merged, as in DeepfakeBench's code
@@ -306,6 +335,7 @@ class EvalConfig:
     label_map: dict[str, int] | None = None
     video_pattern: str | None = None
     missing: Literal["error", "skip"] = "error"
+    hf: HfConfig = field(default_factory=HfConfig)
     frames_per_video: int | None = None
     protocol: Literal["correct", "dfb-compat"] = "correct"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=str,
         default=[],
-        help="DeepfakeBench JSON files, or folders with real/ and fake-<method>/",
+        help="DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:...)",
     )
     parser.add_class_arguments(EvalConfig, skip={"paths"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from masm_detect.data.hf_images import is_key, read_key, size_of_key
 from masm_detect.errors import UserError
 
 # TIFF (two byte orders and BigTIFF) and BMP, like WebP: OpenCV decodes half of a damaged file without an error.
@@ -30,9 +32,17 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file; UnreadableImage names the file."""
+    """The bytes of a file, or of an image of a Hugging Face data set by its key; UnreadableImage names it."""
     try:
-        return Path(path).read_bytes()
+        return read_key(path) if is_key(path) else Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def byte_size(path: str | Path) -> int:
+    """The number of bytes that `read_bytes` would return; UnreadableImage names the file or key."""
+    try:
+        return size_of_key(path) if is_key(path) else os.stat(path).st_size
     except OSError as error:
         raise UnreadableImage(f"{path} cannot be read ({error.strerror or error})") from error
 

@@ -54,6 +54,16 @@ def label_of(name: str, label_map: dict[str, int] | None = None, where: str = ""
     )
 
 
+def split_of(name: str, where: str, remedy: str) -> str:
+    """The split "train", "val", "test" or "" (not divided) of a name; `remedy`: what to do about an unknown one."""
+    if name.lower() not in _SPLIT_NAMES:
+        raise DatasetError(
+            f"{where} has a split {name!r}, which is not known: {remedy}; known are train, val, test, all (not "
+            f"divided) and {', '.join(n for n in _SPLIT_NAMES if n not in (*SPLITS, 'all'))}"
+        )
+    return _SPLIT_NAMES[name.lower()]
+
+
 def read_deepfakebench(path: str | Path, **options: Any) -> list[Sample]:
     """`read_ungrouped`, with the groups that `groups.with_pair_groups` reads in the names of the videos."""
     return with_pair_groups(read_ungrouped(path, **options))
@@ -98,7 +108,7 @@ def read_ungrouped(
             label = label_of(label_name, label_map, where=str(path))
             method = "real" if label == 0 else re.sub(r"^fake-", "", label_name)
             for split_name, videos in _items(by_split, path, f"splits of {dataset}/{label_name}"):
-                split = _split_of(split_name, f"{path}: {dataset}/{label_name}")
+                split = split_of(split_name, f"{path}: {dataset}/{label_name}", "rename it in the file")
                 found_splits.add(split or "all")
                 if splits is not None and (split or "all") not in splits:
                     continue
@@ -156,15 +166,6 @@ def _items(value, path: Path, what: str):
     if not isinstance(value, dict):
         raise DatasetError(f"{path}: expected a table of {what}, got {type(value).__name__}")
     return value.items()
-
-
-def _split_of(name: str, where: str) -> str:
-    if name.lower() not in _SPLIT_NAMES:
-        raise DatasetError(
-            f"{where} has a split {name!r}, which is not known: rename it in the file to train, val, test or all (not "
-            f"divided); other names that are read are {', '.join(n for n in _SPLIT_NAMES if n not in SPLITS)}"
-        )
-    return _SPLIT_NAMES[name.lower()]
 
 
 def _as_videos(videos: Any) -> Any:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from masm_detect.config import ConfigError, DataConfig
+from masm_detect.config import ConfigError, DataConfig, HfConfig
 from masm_detect.data.checks import check_samples, conflict_of
 from masm_detect.data.deepfakebench import read_deepfakebench, read_ungrouped
 from masm_detect.data.folders import read_folder
 from masm_detect.data.groups import root, with_pair_groups
+from masm_detect.data.hf_datasets import read_huggingface
+from masm_detect.data.hf_images import is_key
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
 from masm_detect.data.self_blended import self_blended
@@ -42,18 +44,20 @@ def load_samples(
     label_map: dict[str, int] | None = None,
     video_pattern: str | None = None,
     missing: str = "error",
+    hf: HfConfig | None = None,
 ) -> list[Sample]:
-    """All samples of DeepfakeBench JSON files and `real/`, `fake-*/` folders.
+    """All samples of DeepfakeBench JSON files, `real/`, `fake-*/` folders and Hugging Face data sets.
 
     Args:
-        paths: the files and folders.
+        paths: the files and folders; "hf:FOLDER" or "hf:NAME" for a Hugging Face data set.
         splits: read these splits only; None: all.
         root: for JSON files: the folder of relative frame paths; None: the folder of the file.
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}; the longest match wins.
         compression: for JSON files: "c23", "c40", ... where the file has several; None: the only one.
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}.
+        label_map: for JSON files and Hugging Face data sets: {label there: 0 (real) or 1 (fake)}.
         video_pattern: for folders: as of `folders.read_folder`.
         missing: for JSON files: "error" raises for a frame that does not exist, "skip" leaves it out with a warning.
+        hf: for Hugging Face data sets: which columns to read; None: the defaults.
 
     Returns:
         The samples: those of JSON files first, each part in the order of the paths.
@@ -79,7 +83,11 @@ def load_samples(
             # The reader skips the other splits, whose frames need not exist.
             part = read_dataset(path, splits=splits, grouped=False, **options)
         else:
-            part = read_dataset(path, video_pattern=video_pattern)
+            part = (
+                read_huggingface(path, hf, label_map)
+                if is_key(path)
+                else read_dataset(path, video_pattern=video_pattern)
+            )
             found = sorted({sample.split for sample in part})
             part = [sample for sample in part if splits is None or sample.split in splits]
             if not part:
@@ -149,6 +157,7 @@ def source_splits(config: DataConfig) -> tuple[Samples, Samples]:
         label_map=config.label_map,
         video_pattern=config.video_pattern,
         missing=config.missing,
+        hf=config.hf,
     )
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)

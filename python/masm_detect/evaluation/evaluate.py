@@ -117,6 +117,7 @@ def _samples(config: EvalConfig) -> list[Sample]:
         label_map=config.label_map,
         video_pattern=config.video_pattern,
         missing=config.missing,
+        hf=config.hf,
     )
     samples = limit_frames(samples, config.frames_per_video)
     check_samples(samples)

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masm_detect.data.decode import UnreadableImage
+from masm_detect.data.decode import UnreadableImage, byte_size
 from masm_detect.data.frames import FrameDataset
 from masm_detect.errors import CheckpointError, TrainingError
 from masm_detect.methods.method import Method
@@ -183,10 +182,7 @@ def data_sha256(*datasets: FrameDataset) -> str:
     for dataset in datasets:
         for sample in dataset.samples:
             in_memory = dataset.images is not None and sample.path in dataset.images
-            try:
-                size = len(dataset.images[sample.path]) if in_memory else os.stat(sample.path).st_size
-            except OSError as error:
-                raise UnreadableImage(f"{sample.path} cannot be read ({error.strerror or error})") from error
+            size = len(dataset.images[sample.path]) if in_memory else byte_size(sample.path)
             if size == 0:  # reported before the first step, not hours into an epoch
                 raise UnreadableImage(f"{sample.path} is empty (0 bytes)")
             digest.update(json.dumps([sample.path, size, sample.label, sample.split]).encode())
