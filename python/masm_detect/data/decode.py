@@ -78,9 +78,11 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> np.ndarray:
 
 def png_bytes(rgb: np.ndarray) -> bytes:
     """RGB uint8 [H, W, 3] -> PNG file bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="PNG")
-    return buffer.getvalue()
+    # compression 1 of 9: a face crop gets a tenth larger than at 6, in a quarter of the time
+    ok, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise ValueError(f"cannot encode an array of shape {rgb.shape}, dtype {rgb.dtype} as PNG")
+    return data.tobytes()
 
 
 def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
