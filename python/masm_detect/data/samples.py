@@ -18,7 +18,11 @@ _CACHED = 4096
 
 
 class Samples(Sequence[Sample]):
-    """An immutable sequence of samples. An index makes a `Sample`, a slice a list of them."""
+    """An immutable sequence of samples. An index makes a `Sample`, a slice a list of them.
+
+    Args:
+        samples: the samples; an iterator need not hold them all at once.
+    """
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._labels = array("B")
@@ -40,7 +44,11 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Samples:
-        """`samples` itself if it is a `Samples` already, else a new one."""
+        """`samples` itself if it is a `Samples` already, else a new one.
+
+        Args:
+            samples: any samples.
+        """
         return samples if isinstance(samples, cls) else cls(samples)
 
     @property
