@@ -95,7 +95,7 @@ def _samples(
     splits = dict.fromkeys(map(str, table.get("split", [split])))
     splits = {name: split_of(name, where, "name it so in a column (--data.hf.split)") for name in splits}
     try:
-        files = images_of(source, split).files()
+        files = images_of(source, split).files
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:  # of pyarrow
         raise DatasetError(f"{where}: the column {source.image!r} holds no images ({error})") from error
     samples = []

@@ -92,33 +92,45 @@ class Images:
     def read(self, row: int) -> bytes:
         """The encoded image of a row: b"" for a row without one."""
         stored = self._rows[row][self._column]
-        if stored is None:
+        if stored is None or (stored["bytes"] is None and not stored["path"]):
             return b""
         return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
     def size(self, row: int) -> int:
         """The size of a row's encoded image in bytes."""
         length = int(self._lengths[row])
-        return length if length >= 0 else Path(self._rows[row][self._column]["path"]).stat().st_size
+        return length if length >= 0 else Path(self.files[row]).stat().st_size
 
+    @property
     def files(self) -> Mapping[int, str]:
         """Row -> path of the images that are files of their own and not in the data set."""
-        found = np.flatnonzero(self._lengths < 0).tolist()
-        return {row: self._rows[row][self._column]["path"] for row in found}
+        return self._stored[1]
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """Bytes of each stored image, int64 [rows]: 0 without an image, -1 for a file."""
+        return self._stored[0]
 
     @functools.cached_property
-    def _lengths(self) -> np.ndarray:
-        """Bytes of each stored image, int64 [rows]: 0 without an image, -1 for a file. The images are not read."""
+    def _stored(self) -> tuple[np.ndarray, dict[int, str]]:
+        """`_lengths` and `files`, from one pass over the rows that reads no image."""
         import pyarrow.compute as pc
 
-        parts = [np.zeros(0, np.int64)]
+        lengths, files = np.zeros(len(self), np.int64), {}
+        start = 0
         for table in self._rows.with_format("arrow").iter(batch_size=1000):
             column = table[self._column].combine_chunks()
-            stored, path = (pc.struct_field(column, name) for name in ("bytes", "path"))
-            length = pc.fill_null(pc.binary_length(stored), -1).to_numpy(zero_copy_only=False).astype(np.int64)
-            no_file = pc.is_null(path).to_numpy(zero_copy_only=False)
-            parts.append(np.where((length < 0) & no_file, 0, length))
-        return np.concatenate(parts)
+            stored, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
+            found = pc.fill_null(pc.binary_length(stored), -1).to_numpy(zero_copy_only=False)
+            if (found < 0).any():
+                for row, path in enumerate(paths.to_pylist()):
+                    if found[row] < 0 and path:
+                        files[start + row] = path
+                    elif found[row] < 0:
+                        found[row] = 0
+            lengths[start : start + len(column)] = found
+            start += len(column)
+        return lengths, files
 
 
 def _find(key: str) -> tuple[Images, int]:
