@@ -121,7 +121,7 @@ class Images:
         for table in self._rows.with_format("arrow").iter(batch_size=1000):
             column = table[self._column].combine_chunks()
             stored, paths = (pc.struct_field(column, name) for name in ("bytes", "path"))
-            found = pc.fill_null(pc.binary_length(stored), -1).to_numpy(zero_copy_only=False)
+            found = pc.fill_null(pc.binary_length(stored), -1).to_numpy(zero_copy_only=False).astype(np.int64)
             if (found < 0).any():
                 for row, path in enumerate(paths.to_pylist()):
                     if found[row] < 0 and path:
