@@ -212,6 +212,7 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
+    name = re.sub(r"^hf[-_]hub:", "", name)  # as timm and open_clip write a hub id
     model = _load_pretrained(name, image_size, dtype or torch.float32, local_files_only, cache_dir)
     mean, std = _pixel_statistics(name, local_files_only, cache_dir)
     backbone = Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)

@@ -96,6 +96,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
         write_groups(folder, train_samples, val_samples, files[: len(train_samples)])
+        del files  # this frame lasts as long as the run
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
     result = fit(

@@ -84,7 +84,7 @@ def test_other_image_size(tmp_path):
     backbone = load_backbone(save(tmp_path), image_size=48)
     assert backbone(torch.zeros(1, 3, 48, 48)).shape == (1, 32)
     with pytest.raises(BackboneError, match="multiple of the patch size 8"):
-        load_backbone(str(tmp_path), image_size=44)
+        load_backbone(f"hf-hub:{tmp_path}", image_size=44)
 
 
 @needs_timm
