@@ -16,6 +16,9 @@ from masm_detect.data.groups import with_name_groups
 from masm_detect.data.hf_images import PREFIX, Source, images_of, open_source
 from masm_detect.data.sample import DatasetError, Sample
 
+#: label_map of truth values, and of numbers.
+_EXAMPLE = ('{"True": 1, "False": 0}', '{"0": 0, "1": 1}')
+
 
 def read_huggingface(
     path: str, columns: HfConfig | None = None, label_map: dict[str, int] | None = None
@@ -102,7 +105,7 @@ def _samples(
     for row, name in enumerate(map(str, table["label"])):
         label, method, kind = labels[name], "real", "real"
         if label == 1:
-            method = name.removeprefix("fake-") if "method" not in table else table["method"][row]
+            method = _method(name) if "method" not in table else table["method"][row]
             if method is None:
                 raise DatasetError(f"{where}, row {row} is fake and has no value in the column of the method")
             kind = f"fake-{method}".replace("/", "_")  # as the folder of such images would be called
@@ -121,12 +124,21 @@ def _samples(
     return samples
 
 
+def _method(label: str) -> str:
+    """The forgery method that the label of a fake names: "fake" if it is a number or a truth value."""
+    return "fake" if _says_nothing(label) else label.removeprefix("fake-")
+
+
+def _says_nothing(label: str) -> bool:
+    return label.lstrip("-").isdigit() or label in ("True", "False")
+
+
 def _label(name: str, label_map: dict[str, int] | None, where: str) -> int:
     """0 or 1 of a label; a number or truth value says nothing without `label_map`."""
-    if not (label_map and name in label_map) and (name.lstrip("-").isdigit() or name in ("True", "False")):
+    if not (label_map and name in label_map) and _says_nothing(name):
         raise DatasetError(
             f"{where}: the labels are numbers or truth values such as {name}, which do not say what is real: give "
-            f'label_map, e.g. {{"{name}": 1}} if {name} is fake (0: real, 1: fake; masm train: --data.label_map, '
-            "masm eval: --label_map)"
+            f"label_map with every label and 0 (real) or 1 (fake), e.g. {_EXAMPLE[name.isdigit()]} (masm train: "
+            "--data.label_map, masm eval: --label_map)"
         )
     return label_of(name, label_map, where)

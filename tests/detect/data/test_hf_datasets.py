@@ -223,7 +223,9 @@ def test_numbers_with_a_label_map(tmp_path, tiny_data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = load_samples([path], label_map={"1": 0, "0": 1})
-    assert [(s.label, s.method) for s in samples] == [(1, "x")] * 12 + [(0, "real")] * 12
+        assert [(s.label, s.method) for s in samples] == [(1, "x")] * 12 + [(0, "real")] * 12
+        path = parquet(tmp_path / "no_method", columns | {"label": labels})
+        assert {s.method for s in load_samples([path], label_map={"1": 0, "0": 1})} == {"real", "fake"}
     wrong = parquet(tmp_path / "q", columns | {"method": pa.array([None] * 24, pa.string())})
     with pytest.raises(DatasetError, match=r"row 0 is fake and has no value in the column of the method"):
         read_huggingface(wrong)
