@@ -76,7 +76,7 @@ class Batches:
                 if batch is None:
                     return
                 if isinstance(batch, UserError):
-                    raise batch
+                    raise _without_frames(batch)
                 yield tuple(t.to(self.device, non_blocking=True) for t in batch)
                 started = time.perf_counter()
         finally:
@@ -127,6 +127,17 @@ def _collate(items: list[dict] | UserError) -> Any:
     for row, item in zip(images.numpy(), items):  # by numpy: as in `transform_image`, torch's threads would wait
         row[...] = item["image"].numpy()
     return images, labels
+
+
+def _without_frames(error: UserError) -> UserError:
+    """An error of a worker, without frames: some packages (tblib) pickle tracebacks, and unpickled here they hold the
+    loader, whose workers would then not end.
+    """
+    part: BaseException | None = error
+    while part is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
+    return error
 
 
 def _start_worker(_: int) -> None:
