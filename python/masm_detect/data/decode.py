@@ -17,7 +17,8 @@ _BY_PILLOW = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: A JPEG marker: 0xff and a byte that is neither fill (0xff), an escaped 0xff of the data (0), nor a restart marker.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+#: Modes of Pillow with 8 bits a channel, the only ones that are read.
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 class UnreadableImage(UserError, OSError):
@@ -90,7 +91,7 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
         image = ImageOps.exif_transpose(image)  # as OpenCV does it
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more on damaged files
         raise UnreadableImage(f"{name} is truncated or damaged ({error}; {len(data)} bytes)") from error
-    if image.mode not in _8_BIT:
+    if image.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"{name} has pixels of mode {image.mode}: only 8 bits a channel are read")
     return np.array(image.convert("RGB"))
 
