@@ -1,7 +1,7 @@
 """Perceptual hashes: pictures that look alike have hashes that differ in few bits, and such hashes are found quickly.
 
 A hash is the 256-bit pHash of the package ImageHash: the signs of the 16 x 16 lowest frequencies of the grey image,
-resized to 64 x 64, against their median. `NEAR` was chosen on 13 million pairs of face pictures (docs/own-data.md).
+resized to 64 x 64, against their median. `NEAR` was chosen on face pictures (docs/own-data.md says how).
 """
 
 from __future__ import annotations
