@@ -32,7 +32,8 @@ class Content:
         fingerprint: BLAKE2b of its bytes, 16 hex digits
         perceptual: its perceptual hash (`perceptual.perceptual_hash`), 32 bytes; b"": none
         size: its length in bytes
-        width, height: pixels as stored in the file
+        width: pixels, as stored in the file: before a turn that its EXIF data ask for
+        height: pixels
         format: JPEG, PNG, ..., as Pillow names it; "" if Pillow cannot read it
         quality: of a JPEG: the quality, 1 to 100, whose quantization tables are nearest to its own; None: no JPEG
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,53 +40,52 @@ def read_contents(samples: Sequence[Sample], progress: bool = False) -> list[Con
 
     Files that have not changed since they were last read come from the cache (`content_cache`) and are not opened.
 
+    Args:
+        samples: the samples; a file that several of them have is read once.
+        progress: show a progress bar.
+
     Raises:
         UnreadableImage: a file is absent, empty, truncated or no image.
     """
-    contents = []
-    for content in survey([sample.path for sample in samples], progress, stop=True):
-        if isinstance(content, UnreadableImage):
-            raise content
-        contents.append(content)
-    return contents
+    found = {}
+    with closing(_read_each([sample.path for sample in samples], progress)) as files:
+        for path, content in files:
+            if isinstance(content, UnreadableImage):
+                raise content
+            found[path] = content
+    return [found[sample.path] for sample in samples]
 
 
-def survey(paths: Sequence[str], progress: bool = False, stop: bool = False) -> list[Content | UnreadableImage]:
-    """The content of each file, in order, or the error that says why it cannot be read.
+def survey(paths: Sequence[str], progress: bool = False) -> list[Content | UnreadableImage]:
+    """As `read_contents`, but a file that cannot be read has its error in the list, and the others are read, too."""
+    found = dict(_read_each(paths, progress))
+    return [found[path] for path in paths]
 
-    Args:
-        paths: files; a path that occurs several times is read once.
-        progress: show a progress bar.
-        stop: end with the first error, so that the list is shorter than `paths`.
-    """
-    unique = {path: os.path.abspath(path) for path in paths}
-    names = list(unique)
-    found: dict[str, Content | UnreadableImage] = {}
+
+def _read_each(paths: Sequence[str], progress: bool) -> Iterator[tuple[str, Content | UnreadableImage]]:
+    """(path, content or error) of each different path."""
+    names = list(dict.fromkeys(paths))
     bar = Progress(total=len(names), unit="file", desc="reading", disable=not progress, leave=False)
     with ThreadPoolExecutor(_THREADS) as pool, ContentCache() as cache, bar:
         for start in range(0, len(names), _SLICE):
-            part = names[start : start + _SLICE]
-            states = _states(pool, [unique[name] for name in part])
+            key = {name: os.path.abspath(name) for name in names[start : start + _SLICE]}
+            states = _states(pool, list(key.values()))
             known = cache.get(states)
-            missing = [name for name in part if unique[name] not in known]
+            missing = [name for name in key if key[name] not in known]
             read = dict(zip(missing, pool.map(_read, missing)))
+            # A file that changed while it was read is read again by the next run.
+            after = _states(pool, [key[name] for name in missing])
             cache.put(
                 [
-                    (unique[name], state, content)
+                    (key[name], state, content)
                     for name, content in read.items()
-                    if isinstance(content, Content) and (state := states[unique[name]]) == FileState.of(name) and state
+                    if isinstance(content, Content)
+                    and (state := states[key[name]]) is not None
+                    and state == after[key[name]]
                 ]
             )
-            found |= {name: read[name] if name in read else known[unique[name]] for name in part}
-            bar.update(len(part))
-            if stop and any(isinstance(content, UnreadableImage) for content in read.values()):
-                break
-    contents = []
-    for path in paths:
-        if path not in found:
-            break
-        contents.append(found[path])
-    return contents
+            bar.update(len(key))
+            yield from ((name, read[name] if name in read else known[key[name]]) for name in key)
 
 
 def describe(data: bytes, name: str) -> Content:
@@ -95,9 +95,11 @@ def describe(data: bytes, name: str) -> Content:
     """
     check_whole(data, name)
     fingerprint = hashlib.blake2b(data, digest_size=8).hexdigest()
+    kind, quality = "", None
     try:
         with Image.open(io.BytesIO(data)) as image:
-            (width, height), kind = image.size, {"MPO": "JPEG"}.get(image.format or "", image.format or "")
+            width, height = image.size
+            kind = {"MPO": "JPEG", None: ""}.get(image.format, image.format)
             quality = jpeg_quality(image.quantization[0]) if 0 in getattr(image, "quantization", {}) else None
             if image.mode not in EIGHT_BIT_MODES:
                 raise OSError(f"pixels of mode {image.mode}")
@@ -106,7 +108,7 @@ def describe(data: bytes, name: str) -> Content:
     except Exception:  # Pillow raises OSError, SyntaxError, struct.error and more
         # The reader of training decides: it reads 16-bit PNG, and raises UnreadableImage for what it cannot read.
         rgb = decode_image(data, name)
-        (height, width), kind, quality = rgb.shape[:2], "", None
+        height, width = rgb.shape[:2]
         perceptual = perceptual_hash(Image.fromarray(rgb))
     return Content(fingerprint, perceptual, len(data), width, height, kind, quality)
 

@@ -96,12 +96,13 @@ def conflict_text(kind: str, samples: Sequence[Sample], pairs: Sequence[tuple[in
     if kind == "label":
         return (
             f"{count} real and fake, byte for byte: {a.path} is {_LABELS[a.label]} and {b.path} is {_LABELS[b.label]}: "
-            "remove the wrong one"
+            "remove the wrong one (`masm doctor` lists all)"
         )
     return (
         f"{count} in two splits, byte for byte: {a.path} is in {a.split or '(none)'!r} and {b.path} in "
         f"{b.split or '(none)'!r}: the detector would be tested on what it has seen. Remove one of them; in "
-        "plain folders that are not divided yet, the same name for both keeps them in one split"
+        "plain folders that are not divided yet, the same name for both keeps them in one split (`masm doctor` lists "
+        "all)"
     )
 
 
@@ -112,5 +113,6 @@ def near_text(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], queri
     kinds = f" ({mixed} of them a real picture and a fake)" if mixed else ""
     return (
         f"{len(pairs)} pictures of {queries} look like pictures of {known} in another group{kinds}, e.g. {a.path} like "
-        f"{b.path}: probably copies of another size or compression, or a forgery and its original"
+        f"{b.path}: probably copies of another size or compression, or a forgery and its original (`masm doctor` lists "
+        "all)"
     )

@@ -16,7 +16,7 @@ from masm_detect.provenance import provenance
 
 from .inventory import inventory
 from .leaks import copied_files, divided_groups, similar_pictures
-from .problems import Problem
+from .problems import Problem, plural
 from .reading import read_all
 from .shortcuts import shortcuts
 from .spectrum import spectrum_report
@@ -54,7 +54,7 @@ def examine(
 
     Returns:
         Plain values for JSON: {"provenance", "paths", "errors" and "warnings": numbers of problems, "problems":
-        [{"level", "kind", "message", "count", "examples"}] (`problems.Problem`), "notes": [texts], "inventory":
+        [{"level", "kind", "message", "count", "lines"}] (`problems.Problem`), "notes": [texts], "inventory":
         `inventory.inventory`, "shortcuts": rows of `shortcuts.shortcuts`, "spectrum": `spectrum.spectrum_report`}.
 
     Raises:
@@ -76,7 +76,7 @@ def examine(
     found = survey([sample.path for sample in reading.samples], progress)
     damaged = [str(content) for content in found if isinstance(content, UnreadableImage)]
     if damaged:
-        text = f"{len(damaged)} files are absent or damaged: replace or remove them"
+        text = f"{plural(len(damaged), 'file')} absent or damaged: replace or remove them"
         problems.append(Problem("error", "damaged", text, len(damaged), damaged))
     samples = [s for s, content in zip(reading.samples, found) if not isinstance(content, UnreadableImage)]
     contents = [content for content in found if not isinstance(content, UnreadableImage)]

@@ -10,7 +10,7 @@ from masm_detect.data.content_cache import Content
 from masm_detect.data.copies import byte_copies, near_copies
 from masm_detect.data.sample import SPLITS, Sample
 
-from .problems import EXAMPLES, Problem
+from .problems import Problem, plural
 
 Pairs = list[tuple[int, int]]
 
@@ -23,8 +23,8 @@ def divided_groups(samples: Sequence[Sample]) -> list[Problem]:
     found = [f"{group} in {', '.join(sorted(where))}" for (_, group), where in splits.items() if len(where) > 1]
     if not found:
         return []
-    text = f"{len(found)} groups (a video, or a picture and its forgeries) are in several splits"
-    return [Problem("error", "leak", text, len(found), found[:EXAMPLES])]
+    text = f"{plural(len(found), 'group')} in several splits (a group: a video, or a picture and its forgeries)"
+    return [Problem("error", "leak", text, len(found), found)]
 
 
 def copied_files(samples: Sequence[Sample], contents: Sequence[Content]) -> tuple[list[Problem], Pairs]:
@@ -37,15 +37,17 @@ def copied_files(samples: Sequence[Sample], contents: Sequence[Content]) -> tupl
         for other in others:
             found[_kind_of_copy(samples[first], samples[other])].append((first, other))
     about = (
-        ("label", "error", "label", "are real and fake, byte for byte: remove the wrong ones"),
-        ("split", "error", "leak", "are copies of files in another split, byte for byte: remove them from one split"),
-        ("group", "error", "leak", "are copies, byte for byte, of files in another group of data without splits, which "
-         "a random split may separate: remove them, or give both the same name"),
-        ("twice", "warning", "copies", "are copies, byte for byte, of files of the same label and split: they count "
+        ("label", "error", "label", "real and fake, byte for byte: remove the wrong ones"),
+        ("split", "error", "leak", "in two splits, byte for byte: remove them from one of the splits"),
+        ("group", "error", "leak", "in two groups of data without splits, byte for byte: a random split may separate "
+         "them; remove one, or give both the same name"),
+        ("twice", "warning", "copies", "in the data twice, byte for byte, under one label and in one split: they count "
          "twice"),
     )  # fmt: skip
     problems = [
-        Problem(level, kind, f"{len(found[name])} files {text}", len(found[name]), _lines(samples, found[name]))
+        Problem(
+            level, kind, f"{plural(len(found[name]), 'file')} {text}", len(found[name]), _lines(samples, found[name])
+        )
         for name, level, kind, text in about
         if found[name]
     ]
@@ -98,4 +100,4 @@ def _undivided_or_together(a: str, b: str) -> bool:
 
 
 def _lines(samples: Sequence[Sample], pairs: Pairs) -> list[str]:
-    return [f"{samples[a].path} and {samples[b].path}" for a, b in pairs[:EXAMPLES]]
+    return [f"{samples[a].path} and {samples[b].path}" for a, b in pairs]

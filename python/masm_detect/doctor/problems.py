@@ -1,12 +1,9 @@
-"""What is wrong with a data set: one `Problem` for each kind, with a count and examples."""
+"""What is wrong with a data set: one `Problem` for each kind, with a count and a line for each case."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-
-#: Examples kept of each problem; damaged files are all kept.
-EXAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -18,11 +15,16 @@ class Problem:
         kind: layout, damaged, label, leak, copies, look-alike or shortcut
         message: what was found, in one sentence
         count: number of files, pictures or groups
-        examples: some of them, one line each
+        lines: one for each of them; none for a shortcut
     """
 
     level: Literal["error", "warning"]
     kind: str
     message: str
     count: int = 1
-    examples: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file is`, `2 files are`."""
+    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"

@@ -14,7 +14,7 @@ from masm_detect.data.sample import DatasetError, Sample
 from masm_detect.data.sources import merge_shared, read_dataset
 from masm_detect.errors import ConfigError
 
-from .problems import EXAMPLES, Problem
+from .problems import Problem, plural
 
 
 @dataclass
@@ -96,9 +96,9 @@ def _without_conflicts(samples: Sequence[Sample], reading: Reading) -> list[Samp
             conflicts[kind].append(conflict)
         else:
             kept.append(sample)
-    for kind, title in (("label", "files are listed under two labels"), ("leak", "files are listed in two splits")):
+    for kind, title in (("label", "listed under two labels"), ("leak", "listed in two splits")):
         if found := conflicts[kind]:
-            reading.problems.append(Problem("error", kind, f"{len(found)} {title}", len(found), found[:EXAMPLES]))
+            reading.problems.append(Problem("error", kind, f"{plural(len(found), 'file')} {title}", len(found), found))
     return kept
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .tables import format_cell, interval_of
 
-#: Examples of a problem that are printed; the report files have more.
+#: Cases of a problem that are printed; the report files list all.
 _EXAMPLES = 3
 
 
@@ -30,8 +30,8 @@ def doctor_lines(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for problem in report["problems"]:
         lines.append(f"{problem['level'].upper()} ({problem['kind']}): {problem['message']}")
-        shown = problem["examples"][:_EXAMPLES]
-        lines += [f"    {example}" for example in shown]
+        shown = problem["lines"][:_EXAMPLES]
+        lines += [f"    {line}" for line in shown]
         if (more := problem["count"] - len(shown)) > 0 and shown:
             lines.append(f"    and {more} more")
     lines += [f"note: {note}" for note in report["notes"]]

@@ -29,8 +29,8 @@ th { background: #f4f4f4; } .number { text-align: right; white-space: nowrap; }
 .problem ul { margin: .3em 0; font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
 details { margin: .3em 0; } .small { color: #666; font-size: .9em; } svg { display: block; margin-left: auto; }
 """
-#: Examples that are shown without a click.
-_SHOWN = 5
+#: Cases of a problem that are shown, without a click and with one.
+_SHOWN, _LISTED = 5, 200
 #: The axis of the drawn AUCs runs from here to 1; width and height of a drawing in pixels.
 _LOWEST, _WIDTH, _HEIGHT = 0.4, 96, 12
 
@@ -83,15 +83,15 @@ def doctor_page(report: Mapping[str, Any]) -> str:
 
 
 def _problem(problem: Mapping[str, Any]) -> str:
-    examples = [f"<li>{escape(example)}</li>" for example in problem["examples"]]
-    shown, hidden = examples[:_SHOWN], examples[_SHOWN:]
+    lines = [f"<li>{escape(line)}</li>" for line in problem["lines"]]
+    shown, hidden = lines[:_SHOWN], lines[_SHOWN:_LISTED]
     parts = [f"<p><b>{problem['level']}</b> ({escape(problem['kind'])}): {escape(problem['message'])}</p>"]
     if shown:
         parts.append(f"<ul>{''.join(shown)}</ul>")
     if hidden:
         parts.append(f"<details><summary>{len(hidden)} more</summary><ul>{''.join(hidden)}</ul></details>")
-    if examples and problem["count"] > len(examples):
-        parts.append(f'<p class="small">{len(examples)} of {problem["count"]} are listed.</p>')
+    if len(lines) > _LISTED:
+        parts.append(f'<p class="small">report.json lists all {len(lines)}.</p>')
     return f'<div class="problem {problem["level"]}">{"".join(parts)}</div>'
 
 

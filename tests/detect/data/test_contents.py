@@ -60,7 +60,7 @@ def test_what_only_opencv_reads_has_a_content(tmp_path):
     assert cv2.imwrite(str(tmp_path / "deep.png"), grey)
     assert cv2.imwrite(str(tmp_path / "flat.png"), (grey >> 8).astype(np.uint8))
     deep, eight_bits = survey([str(tmp_path / "deep.png"), str(tmp_path / "flat.png")])
-    assert deep.format == "" and deep.width == 64 and deep.fingerprint != eight_bits.fingerprint
+    assert deep.format == "PNG" and deep.width == 64 and deep.fingerprint != eight_bits.fingerprint
     assert deep.perceptual and deep.perceptual == eight_bits.perceptual
 
 

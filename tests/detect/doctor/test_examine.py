@@ -57,17 +57,17 @@ def test_copies_between_splits_labels_and_in_one_split(tmp_path):
         "label": [("error", 1)],
         "copies": [("warning", 2)],
     }
-    by_name, by_bytes = (problem["examples"] for problem in problems["leak"])
+    by_name, by_bytes = (problem["lines"] for problem in problems["leak"])
     assert "renamed in test, train" in by_name[0]  # the two files called renamed are one group
     assert "test/real/renamed.jpg" in by_bytes[0] and "train/real/trainreal0.jpg" in by_bytes[0]
-    assert "fake-x/renamed.jpg" in problems["label"][0]["examples"][0]
+    assert "fake-x/renamed.jpg" in problems["label"][0]["lines"][0]
 
 
 def test_copies_in_undivided_data_may_be_separated(tmp_path):
     data = write_set(tmp_path / "set")
     shutil.copy(data / "real/real0.jpg", data / "real/renamed.jpg")
     [problem] = found(data)["leak"]
-    assert problem["count"] == 1 and "files in another group of data without splits" in problem["message"]
+    assert problem["count"] == 1 and "1 file is in two groups of data without splits" in problem["message"]
     for name in ("real0", "renamed"):
         (data / "real" / f"{name}.jpg").unlink()
     for name in ("a", "b"):
@@ -93,7 +93,7 @@ def test_a_group_in_two_splits(tmp_path):
     data = write_set(tmp_path / "set", ("train", "test"))
     write_picture(data / "test/fake-x/trainreal0.jpg", 77)
     [problem] = found(data)["leak"]
-    assert problem["count"] == 1 and "trainreal0 in test, train" in problem["examples"][0]
+    assert problem["count"] == 1 and "trainreal0 in test, train" in problem["lines"][0]
 
 
 def test_damaged_files_are_all_listed(tmp_path):
@@ -108,8 +108,8 @@ def test_damaged_files_are_all_listed(tmp_path):
             for kind, names in frames.items()}  # fmt: skip
     problems = found(write_json(tmp_path / "set.json", tree))
     [problem] = problems.pop("damaged")
-    text = "\n".join(problem["examples"])
-    assert problems == {} and problem["level"] == "error" and problem["count"] == len(problem["examples"]) == 5
+    text = "\n".join(problem["lines"])
+    assert problems == {} and problem["level"] == "error" and problem["count"] == len(problem["lines"]) == 5
     assert "real0.jpg is empty" in text and "real1.jpg is truncated" in text and "fake-x0.jpg is not an image" in text
     assert "real8.jpg cannot be read" in text and "fake-x8.jpg cannot be read" in text
 
@@ -132,8 +132,8 @@ def test_one_file_under_two_labels_or_splits_of_json_files(tmp_path):
     two = write_json(tmp_path / "two.json", {"fake-x": {"train": videos("fake-x", real[:2])}})
     problems = found(one, two)
     assert [p["message"] for p in problems["label"]] == ["2 files are listed under two labels"]
-    assert [p["message"] for p in problems["leak"]] == ["1 files are listed in two splits"]
-    assert "real0.jpg is real in" in problems["label"][0]["examples"][0]
+    assert [p["message"] for p in problems["leak"]] == ["1 file is listed in two splits"]
+    assert "real0.jpg is real in" in problems["label"][0]["lines"][0]
     assert found(one, two, splits=["train"]).keys() == {"label"}
 
 
