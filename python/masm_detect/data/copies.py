@@ -111,8 +111,9 @@ def near_text(samples: Sequence[Sample], pairs: Sequence[tuple[int, int]], queri
     a, b = (samples[i] for i in pairs[0])
     mixed = sum(samples[i].label != samples[j].label for i, j in pairs)
     kinds = f" ({mixed} of them a real picture and a fake)" if mixed else ""
+    looks = "picture of {} looks" if len(pairs) == 1 else "pictures of {} look"
     return (
-        f"{len(pairs)} pictures of {queries} look like pictures of {known} in another group{kinds}, e.g. {a.path} like "
+        f"{len(pairs)} {looks.format(queries)} like pictures of {known} in another group{kinds}, e.g. {a.path} like "
         f"{b.path}: probably copies of another size or compression, or a forgery and its original (`masm doctor` lists "
         "all)"
     )

@@ -25,7 +25,7 @@ from .spectrum import spectrum_report
 def examine(
     paths: Sequence[str],
     *,
-    splits: list[str] | None = None,
+    splits: list[str] | str | None = None,
     root: str | None = None,
     prefix_map: dict[str, str] | None = None,
     compression: str | None = None,
@@ -39,7 +39,8 @@ def examine(
 
     Args:
         paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
-        splits: read these splits only, e.g. [train, test]; null: all
+        splits: read these splits only (one, or a list): train, val, test, or all for samples that are not divided; null:
+            every sample
         root: for JSON files: the folder that relative frame paths start from; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
@@ -63,6 +64,7 @@ def examine(
     """
     require_setting(limit >= 1, "limit", limit, "at least 1")
     paths = [str(path) for path in paths]
+    splits = [splits] if isinstance(splits, str) else splits
     reading = read_all(
         paths,
         splits=splits,

@@ -72,7 +72,8 @@ def similar_pictures(samples: Sequence[Sample], contents: Sequence[Content]) -> 
         everything.extend(pairs)
         if pairs:
             mixed = sum(samples[a].label != samples[b].label for a, b in pairs)
-            text = f"{len(pairs)} pictures {where} look like pictures of another group"
+            looks = "picture {} looks" if len(pairs) == 1 else "pictures {} look"
+            text = f"{len(pairs)} {looks.format(where)} like pictures of another group"
             if mixed:
                 text += f"; {mixed} of these are real and fake: if one was made from the other, give both the same name"
             problems.append(Problem("warning", "look-alike", text, len(pairs), _lines(samples, pairs)))

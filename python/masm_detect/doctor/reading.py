@@ -37,7 +37,7 @@ def read_all(
 
     Args:
         paths: the files and folders.
-        splits: read these splits only; None: all.
+        splits: read these splits only; "all" are the samples that are not divided. None: every sample.
         video_pattern: for folders: as of `folders.read_folder`.
         json_options: for JSON files: root, prefix_map, compression and label_map, as of
             `deepfakebench.read_ungrouped`.
@@ -67,7 +67,7 @@ def read_all(
         for path in (path for path in paths if path not in listed):
             name = _unique(path, {sample.dataset for sample in [*from_json, *from_folders]}, reading)
             part = _try_to_read(path, reading, {"video_pattern": video_pattern, "dataset": name})
-            from_folders += [sample for sample in part if splits is None or sample.split in splits]
+            from_folders += [sample for sample in part if splits is None or (sample.split or "all") in splits]
     known = {sample.path for sample in from_json}
     reading.samples = from_json + [sample for sample in from_folders if sample.path not in known]
     reading.notes += [str(warning.message) for warning in caught]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -113,12 +114,15 @@ def spectrum_report(
 
 
 def _draw(samples: Sequence[Sample], limit: int, seed: int) -> dict[tuple[str, int, str], list[int]]:
-    """At most `limit` places of samples for each (data set, label, method)."""
+    """At most `limit` places of samples for each (data set, label, method), whatever else is examined."""
     parts: dict[tuple[str, int, str], list[int]] = defaultdict(list)
     for i, s in enumerate(samples):
         parts[s.dataset, s.label, s.method].append(i)
-    random = np.random.default_rng(seed)
-    return {key: sorted(random.permutation(places)[:limit].tolist()) for key, places in sorted(parts.items())}
+    chosen = {}
+    for key, places in sorted(parts.items()):
+        random = np.random.default_rng([seed, crc32(repr(key).encode("utf-8", "replace"))])
+        chosen[key] = sorted(random.permutation(places)[:limit].tolist())
+    return chosen
 
 
 def _spectra(samples: Sequence[Sample], progress: bool) -> Mapping[str, np.ndarray]:

@@ -43,6 +43,7 @@ class Page(HTMLParser):
 
 def test_a_clean_set_and_one_with_errors(data, tmp_path, capsys):
     arguments = ["doctor", str(data), "--limit=20", "--progress=false"]
+    assert code_of([*arguments, "--splits=[train]"]) == USER_ERROR and "splits" in capsys.readouterr().err
     assert code_of(arguments) == 0
     out = capsys.readouterr().out
     assert "no error" in out and "ERROR" not in out and "96 x 96" in out

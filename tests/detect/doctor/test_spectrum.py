@@ -40,6 +40,8 @@ def test_real_images_of_two_histories_are_told_apart(tmp_path):
     assert (fakes["dataset"], fakes["method"]) == ("c", "x") and fakes["auc"] < 0.75
     assert spectrum_report(samples, [], limit=25)[0] == report  # seeded
     assert spectrum_report(samples, [], limit=25, seed=1)[0] != report
+    alone, _ = spectrum_report(samples[: 2 * COUNT], [], limit=25)  # the same images are drawn without the third set
+    assert alone["between_reals"] == report["between_reals"][:1]
 
 
 def test_copies_are_kept_in_one_fold(tmp_path):
