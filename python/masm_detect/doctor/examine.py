@@ -39,8 +39,8 @@ def examine(
 
     Args:
         paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
-        splits: read these splits only (one, or a list): train, val, test, or all for samples that are not divided; null:
-            every sample
+        splits: read these splits only (one, or a list): train, val, test, or all for samples that are not divided;
+            null: every sample
         root: for JSON files: the folder that relative frame paths start from; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
