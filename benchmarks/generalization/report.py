@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from differences import Difference, difference, holm
+from factorial import effects
 from masm_detect.config import ConfigError
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
@@ -55,8 +56,18 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
                 lines += _scores(study, direction, own)
                 if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
-    lines += _grid(study, results, folder)
+    lines += _factorial(study, by_key, folder) + _grid(study, results, folder)
     return "\n".join(lines) + "\n"
+
+
+def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
+    """The effects of the factors on the AUC of unseen forgeries, their mean."""
+    runs = [run for run in runs_of(study, "factorial", folder, set()) if run.key in by_key]
+    if not runs:
+        return []
+    values = [float(np.mean([by_key[run.key]["auc"][name] for name in run.unseen])) for run in runs]
+    lines = ["", "## Factorial: effects on the mean AUC of the unseen forgeries", ""]
+    return lines + effects([run.variant for run in runs], [run.seed for run in runs], values)
 
 
 def _by_variant(results: Iterable[dict[str, Any]]) -> Results:

@@ -58,6 +58,13 @@ def test_first_detector(repo, tmp_path):
 
 
 @pytest.mark.long
+def test_clean_data(repo, tmp_path):
+    write_videos(tmp_path / "videos", 8)
+    printed = run(repo / "docs/tutorials/clean-data.md", tmp_path)
+    assert "128 of 128 frames" in printed and (tmp_path / "report/report.html").is_file()
+
+
+@pytest.mark.long
 def test_own_videos(repo, tmp_path):
     write_videos(tmp_path / "videos", 8)
     printed = run(repo / "docs/tutorials/own-videos.md", tmp_path)

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from masm_ext.progress import Progress
 
 from .content_cache import Content, ContentCache, FileState
-from .decode import EIGHT_BIT_MODES, UnreadableImage, check_whole, decode_image, read_bytes
+from .decode import EIGHT_BIT_MODES, UnreadableImage, check_whole, decode_image, read_bytes, register_heif
 from .perceptual import SIDE, perceptual_hash
 from .sample import Sample
 
@@ -96,6 +96,8 @@ def describe(data: bytes, name: str) -> Content:
     check_whole(data, name)
     fingerprint = hashlib.blake2b(data, digest_size=8).hexdigest()
     kind, quality = "", None
+    if data[4:8] == b"ftyp":
+        register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

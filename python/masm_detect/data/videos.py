@@ -1,18 +1,18 @@
-"""The videos of a source folder, and evenly spread frames of each."""
+"""The videos of a source folder, and which frames of each are taken."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from masm_detect.data.decode import UnreadableImage, read_image
 from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PrepareError
+from masm_detect.data.video_reader import Frame, VideoFile
 from masm_detect.data.walk import files_below, left_out, subfolders
 
 
@@ -73,62 +73,28 @@ def find_videos(source: Path) -> list[VideoSource]:
     return sorted(found, key=lambda v: v.key)
 
 
-def frames_of(video: VideoSource, count: int) -> Iterator[tuple[int, int, np.ndarray | str | None]]:
-    """`read_frames` of a video file or of a folder of images; an unreadable image is a reason (str) instead."""
-    if video.is_video:
-        yield from read_frames(video.files[0], count)
-        return
-    for number in spread(len(video.files), count):
-        try:
-            yield number, len(video.files), read_image(video.files[number])
-        except UnreadableImage as error:
-            # Only the name of the file: the report can be published without the folders of this machine.
-            reason = str(error).replace(str(video.files[number]), video.files[number].name)
-            yield number, len(video.files), f"unreadable image: {reason}"
+def open_video(video: VideoSource) -> VideoFile | ImageFrames:
+    """The frames of a video file, or of a folder of images; UnreadableImage for a file that is no video."""
+    return VideoFile(video.files[0]) if video.is_video else ImageFrames(video.files)
 
 
-def read_frames(path: Path, count: int) -> Iterator[tuple[int, int, np.ndarray | None]]:
-    """(frame number, frames in the video, RGB uint8 [H, W, 3] or None if undecodable) of `count` spread frames.
+class ImageFrames:
+    """The images of a folder, read as the frames of a video: `total`, `notes` and `frames` as of `VideoFile`."""
 
-    Frames are counted by reading the video once: the number in the container is often wrong, and seeking with it ends
-    at another frame. Raises UnreadableImage if no frame can be read.
-    """
-    if path.stat().st_size == 0:
-        raise UnreadableImage("empty file (0 bytes)")
-    total = 0
-    capture = _open(path)
-    while capture.grab():
-        total += 1
-    capture.release()
-    if total == 0:
-        raise UnreadableImage("unreadable: no frame can be decoded")
-    numbers = set(spread(total, count))
-    capture = _open(path)
-    for number in range(total):
-        ok = capture.grab()
-        if number in numbers:
-            ok, bgr = capture.retrieve() if ok else (False, None)
-            yield number, total, cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB) if ok and bgr is not None else None
-    capture.release()
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files, self.total, self.notes = files, len(files), []
+
+    def frames(self, numbers: Collection[int]) -> Iterator[Frame]:
+        """The images with these numbers, in order; an unreadable one has a problem instead of a picture."""
+        for number in sorted(set(numbers)):
+            file = self._files[number]
+            try:
+                yield Frame(number, None, read_image(file))
+            except UnreadableImage as error:
+                # Only the name of the file: the report can be published without the folders of this machine.
+                yield Frame(number, None, None, f"unreadable image: {str(error).replace(str(file), file.name)}")
 
 
 def spread(total: int, count: int) -> list[int]:
     """`count` numbers (or all) of 0..total-1, evenly spread, first and last included (for count >= 2)."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
-
-
-def count_note(video: VideoSource, total: int) -> str | None:
-    """A note if the container of a video lists another number of frames than the `total` that can be read."""
-    if not video.is_video:
-        return None
-    capture = _open(video.files[0])
-    listed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    capture.release()
-    return f"the container lists {listed} frames, {total} can be read" if listed != total else None
-
-
-def _open(path: Path) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise UnreadableImage("unreadable: not a video that OpenCV can open, or truncated")
-    return capture

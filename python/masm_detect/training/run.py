@@ -16,10 +16,12 @@ import torch
 
 from masm_detect.config import ConfigError, TrainConfig
 from masm_detect.config_files import load_config, save_config, to_dict
+from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
 from masm_detect.data.copies import check_contents
 from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.loading import Batches
+from masm_detect.data.sample import Sample
 from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import read_splits
 from masm_detect.evaluation.metrics import evaluate_scores
@@ -85,9 +87,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
     if not resume:  # a damaged file or a leak is found now, not hours into an epoch
-        samples = [*train_samples, *val_samples, *splits["test"]]
-        contents = read_contents(samples, runtime.progress)
-        check_contents(samples, contents)
+        train_contents = _read_and_compare(splits, runtime.progress)
     optim = config.optim
     first_epoch = epoch_batches(train_samples, optim.batch_size, runtime.seed, 0, optim.batches)
     method = build_method(
@@ -100,7 +100,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     )
     if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
-        write_groups(folder, train_samples, val_samples, contents[: len(train_samples)])
+        write_groups(folder, train_samples, val_samples, train_contents)
+        del train_contents  # this frame lasts as long as the run
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
     result = fit(
@@ -123,6 +124,14 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     if result.mask_history:
         plot_masks(result.mask_history, list(method.masks.layer_names), folder / "plots" / "masks.png")
     return RunResult(folder, detector, method, result, metrics)
+
+
+def _read_and_compare(splits: dict[str, list[Sample]], progress: bool) -> list[Content]:
+    """The contents of the training files, after those of all splits were read and compared."""
+    samples = [sample for split in ("train", "val", "test") for sample in splits[split]]
+    contents = read_contents(samples, progress)
+    check_contents(samples, contents)
+    return contents[: len(splits["train"])]
 
 
 def _metrics(

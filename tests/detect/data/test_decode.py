@@ -7,11 +7,12 @@ import io
 import cv2
 import numpy as np
 import pytest
+from masm_detect.data import decode
 from masm_detect.data.decode import UnreadableImage, decode_image, encode_jpeg, png_bytes, read_image
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.sample import Sample
 from masm_detect.data.transforms import ImageTransform
-from PIL import Image
+from PIL import Image, features
 
 
 def picture(h=40, w=60, seed=0):
@@ -47,6 +48,52 @@ def test_bad_file_is_named(tmp_path, content, message):
     assert dataset[0]["index"] == 0
     with pytest.raises(UnreadableImage, match=f"bad.jpg.*{message}"):
         dataset[1]
+
+
+def encoded_heif(rgb, kind):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif", reason="the extra heic is not installed").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format=kind, quality=95)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_avif_and_heic_are_whole_or_refused(kind):
+    rgb = picture(96, 128)
+    data = encoded_heif(rgb, kind)
+    assert np.abs(decode_image(data, "x").astype(int) - rgb).mean() < 3
+    assert decode_image(data + b"trailer" * 100, "x").shape == rgb.shape
+    for share in (0.3, 0.6, 0.95):
+        with pytest.raises(UnreadableImage, match=r"a\.avif is truncated or damaged"):
+            decode_image(data[: int(share * len(data))], "a.avif")
+
+
+def test_heic_without_its_package(monkeypatch):
+    monkeypatch.setattr(decode, "register_heif", lambda: False)
+    with pytest.raises(UnreadableImage, match=r"x is a HEIC picture: pip install 'masm_ext\[heic\]'"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(100), "x")
+
+
+def test_sixteen_bits_alpha_palette_and_cmyk():
+    """What other programs show: the high bits, without alpha."""
+    rgb = picture()
+    png = cv2.imencode(".png", rgb[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    np.testing.assert_array_equal(decode_image(png, "x"), rgb)
+    for mode in ("RGBA", "P", "L"):
+        buffer = io.BytesIO()
+        image = Image.fromarray(rgb).convert(mode)
+        image.save(buffer, format="png")
+        np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), np.array(image.convert("RGB")))
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).convert("CMYK").save(buffer, format="jpeg", quality=95)
+    assert np.abs(decode_image(buffer.getvalue(), "x").astype(int) - rgb).mean() < 4
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(buffer, format="tiff")
+    with pytest.raises(UnreadableImage, match="only 8 bits a channel"):
+        decode_image(buffer.getvalue(), "x")
 
 
 @pytest.mark.parametrize("suffix, options", [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from masm_detect.data.faces import ARCFACE_TEMPLATE, Face, align_crop, fit_similarity, largest_face
+from masm_detect.data.faces import ARCFACE_TEMPLATE, Face, align_crop, fit_similarity
 
 
 def test_similarity_equals_scikit_image():
@@ -46,9 +46,3 @@ def test_crop_without_points_uses_the_box():
     rgb[50:150, 100:200] = 255
     crop = align_crop(rgb, Face((100, 50, 200, 150), None, 1.0), size=130, scale=1.3)
     assert crop[16:-16, 16:-16].min() == 255 and crop[:13].max() == 0 and crop[:, :13].max() == 0
-
-
-def test_largest_face():
-    small, large = Face((0, 0, 10, 10), None, 0.99), Face((0, 0, 20, 20), None, 0.7)
-    assert largest_face([small, large]) is large
-    assert largest_face([]) is None

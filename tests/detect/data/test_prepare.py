@@ -7,46 +7,17 @@ import json
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from masm_detect.data import videos
 from masm_detect.data.checks import check_samples
 from masm_detect.data.decode import read_image
 from masm_detect.data.deepfakebench import read_deepfakebench
-from masm_detect.data.faces import Face
 from masm_detect.data.prepare import prepare
 from masm_detect.data.sample import PrepareError
-from video_files import write_image, write_video
+from prepare_runs import BrightFaces, run
+from video_files import damage, encode_video, write_image, write_video
 
 DATA = Path(os.environ.get("MASM_TEST_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
-
-
-class BrightFaces:
-    """A fake detector: a face if the middle of the image is bright."""
-
-    name = "bright-1"
-
-    def __init__(self):
-        self.calls = 0
-
-    def detect(self, rgb):
-        self.calls += 1
-        h, w = rgb.shape[:2]
-        if rgb[h // 2, w // 2].mean() < 100:
-            return []
-        return [Face((0, 0, 4, 4), None, 0.9), Face((w / 4, h / 4, 3 * w / 4, 3 * h / 4), None, 0.8)]
-
-
-def run(source, out, **options):
-    options = {
-        "dataset": "set",
-        "frames_per_video": 4,
-        "size": 32,
-        "detector": BrightFaces(),
-        "progress": False,
-    } | options
-    return prepare(source, out, **options)
 
 
 def test_everything_at_once(tmp_path):
@@ -97,7 +68,7 @@ def test_resume_redo_and_no_half_video(tmp_path):
     a, b = write_video(source / "real" / "a.avi", 8), write_video(source / "fake-X" / "b.avi", 8)
 
     class Dies(BrightFaces):
-        def detect(self, rgb):
+        def detect(self, rgb, smallest=None):
             if self.calls == 6:
                 raise KeyboardInterrupt
             return super().detect(rgb)
@@ -107,7 +78,7 @@ def test_resume_redo_and_no_half_video(tmp_path):
     assert (out / "frames" / "fake-X" / "b").is_dir() and not (out / "frames" / "real" / "a").exists()
     detector = BrightFaces()
     assert run(source, out, detector=detector).videos_resumed == 1
-    assert detector.calls == 4 and not list((out / "frames").rglob(".*.partial"))
+    assert detector.calls == 4 and not list((out / "frames").rglob(".*partial*"))
     assert run(source, out).videos_resumed == 2
     # A changed source, a lost crop or other settings mean doing it again.
     write_video(a, 9)
@@ -155,28 +126,28 @@ def test_truncated_video(tmp_path, keep):
         assert report.lost_videos[0].video == "real/a"
     else:
         names = sorted(p.name for p in (tmp_path / "out" / "frames" / "real" / "a").glob("*.png"))
-        assert len(names) == 4 and int(names[-1][:6]) < 39
+        # the last frame is cut in half
+        assert len(names) + len(report.lost_frames) == 4 and len(names) >= 3 and int(names[-1][:6]) < 39
         assert not report.notes or "can be read" in report.notes[0]
 
 
-def test_wrong_frame_count_in_the_container(tmp_path, monkeypatch):
-    """The container claims more frames than there are: they are counted, spread over the real length, and noted."""
-    write_video(tmp_path / "source" / "real" / "a.avi", 10)
-    original = cv2.VideoCapture
-
-    class Liar:
-        def __init__(self, path):
-            self.capture = original(path)
-
-        def get(self, what):
-            return 500 if what == cv2.CAP_PROP_FRAME_COUNT else self.capture.get(what)
-
-        def __getattr__(self, name):
-            return getattr(self.capture, name)
-
-    monkeypatch.setattr(videos.cv2, "VideoCapture", Liar)
+def test_notes_of_a_video_are_reported(tmp_path):
+    path = write_video(tmp_path / "source" / "real" / "a.avi", 10)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"strh") + 8 + 32  # the number of frames that the header lists
+    data[place : place + 4] = (500).to_bytes(4, "little")
+    path.write_bytes(data)
     report = run(tmp_path / "source", tmp_path / "out")
     assert report.frames_written == 4 and report.notes == ["real/a: the container lists 500 frames, 10 can be read"]
+
+
+def test_damaged_frames_are_lost_and_counted(tmp_path):
+    whole = encode_video(tmp_path / "whole.mp4", 40, options={"crf": "18", "threads": "1"})
+    (tmp_path / "source" / "real").mkdir(parents=True)
+    damage(whole, tmp_path / "source" / "real" / "a.mp4", 0.5, 0.7, 2)
+    report = run(tmp_path / "source", tmp_path / "out", frames_per_video=40)
+    assert report.frames_wanted == 40 and report.frames_written + len(report.lost_frames) == 40
+    assert report.frames_written >= 10 and "damaged frame" in {loss.reason for loss in report.lost_frames}
 
 
 @pytest.mark.parametrize("layout, message", [
@@ -202,6 +173,10 @@ def test_bad_settings(tmp_path):
         run(tmp_path, tmp_path / "out", dataset="a/b")
     with pytest.raises(PrepareError, match="is not a folder"):
         run(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(PrepareError, match="at least 1, got 0"):
+        run(tmp_path, tmp_path / "out", workers=0)
+    with pytest.raises(PrepareError, match="faces=mask needs masks"):
+        run(tmp_path, tmp_path / "out", faces="mask")
 
 
 def test_splits_reach_the_json(tmp_path):
@@ -211,6 +186,7 @@ def test_splits_reach_the_json(tmp_path):
     samples = read_deepfakebench(report.json_path)
     check_samples(samples)
     assert {s.split for s in samples} == {"train", "test"}
+    assert report.by_split == {"train": {"X": 1, "real": 1}, "test": {"X": 1, "real": 1}}
     check_samples(read_deepfakebench(report.json_path, splits=["test"]))
 
 

