@@ -68,8 +68,8 @@ def read_all(
             name = _unique(path, {sample.dataset for sample in [*from_json, *from_folders]}, reading)
             part = _try_to_read(path, reading, {"video_pattern": video_pattern, "dataset": name})
             from_folders += [sample for sample in part if splits is None or (sample.split or "all") in splits]
-    known = {sample.path for sample in from_json}
-    reading.samples = from_json + [sample for sample in from_folders if sample.path not in known]
+    once = {sample.path: sample for sample in reversed(_without_conflicts([*from_json, *from_folders], reading))}
+    reading.samples = list(reversed(once.values()))
     reading.notes += [str(warning.message) for warning in caught]
     if not reading.samples:
         reasons = [problem.message for problem in reading.problems]

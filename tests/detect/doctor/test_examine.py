@@ -138,6 +138,17 @@ def test_one_file_under_two_labels_or_splits_of_json_files(tmp_path):
         assert found(one, two, splits=splits).keys() == {"label"}
 
 
+def test_a_file_of_a_json_file_and_of_a_folder(tmp_path):
+    data = write_set(tmp_path / "set", count=2)
+    labels = {"real": ["set/real/real0.jpg"], "fake-x": ["set/fake-x/fake-x0.jpg", "set/real/real1.jpg"]}
+    tree = {label: {"all": {f: {"label": label, "frames": [f]} for f in frames}} for label, frames in labels.items()}
+    listed = write_json(tmp_path / "set.json", tree)
+    [problem] = found(listed, data)["label"]
+    assert problem["count"] == 1 and "real1.jpg" in problem["lines"][0]
+    rows = examine([str(listed), str(data)], progress=False)["inventory"]
+    assert sum(row["images"] for row in rows) == 4  # each file once
+
+
 def test_a_data_set_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     data = write_set(tmp_path / "set")
     shutil.copy(data / "real/real0.jpg", data / "fake-x/renamed.jpg")
