@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from masm_detect.data import content_cache
+
+
+@pytest.fixture(autouse=True)
+def own_content_cache(tmp_path_factory, monkeypatch):
+    """The cache file of this test alone, instead of the user's."""
+    path = tmp_path_factory.mktemp("cache") / "contents.sqlite"
+    monkeypatch.setattr(content_cache, "default_cache_file", lambda: path)
+    return path
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ ORDER = {
         ["config_files", "models"],
         ["runtime", "methods", "data"],
         ["evaluation.metrics", "evaluation.intervals", "evaluation.compare"],
+        ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],
         ["training"],

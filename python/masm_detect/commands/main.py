@@ -1,7 +1,7 @@
 """The command `masm`: reads the arguments, runs one command, and reports a user's mistake in one line.
 
-A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. A module
-may also define `complete(arguments)`, which returns the arguments to parse.
+A new command is one module with `HELP`, `add_arguments(parser)` and `run(values)`, and one line in `COMMANDS`. `run`
+may return an exit code (None: 0). A module may also define `complete(arguments)`, which returns the arguments to parse.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .arguments import instantiate, one_line
 #: Name of a command -> its module, in the order of the help.
 COMMANDS: dict[str, str] = {
     "env": "masm_detect.commands.env",
+    "doctor": "masm_detect.commands.doctor",
     "prepare": "masm_detect.commands.prepare",
     "train": "masm_detect.commands.train",
     "eval": "masm_detect.commands.eval",
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return USER_ERROR
         command = values.subcommand
         try:
-            commands[command].run(instantiate(parser, values)[command])
+            return commands[command].run(instantiate(parser, values)[command]) or 0
         except Exception as error:
             if not isinstance(error, _user_errors()):
                 raise
@@ -73,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = _after_interrupt(values.train.out) if command == "train" else ""
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:

@@ -22,7 +22,8 @@ _AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"hevc",
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: A JPEG marker: 0xff and a byte that is neither fill (0xff), an escaped 0xff of the data (0), nor a restart marker.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+#: Modes of Pillow with 8 bits a channel, the only ones that are read.
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 class UnreadableImage(UserError, OSError):
@@ -55,8 +56,8 @@ def decode_image(data: bytes | np.ndarray, name: str) -> np.ndarray:
     data = bytes(data)
     check_whole(data, name)
     kind = data[8:12] if data[4:8] == b"ftyp" else b""
-    if kind in _HEIC:
-        _register_heif(name)
+    if kind in _HEIC and not register_heif():
+        raise UnreadableImage(f"{name} is a HEIC picture: pip install 'masm_ext[heic]' to read it, or convert it")
     if data.startswith(_BY_PILLOW) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP") or kind in _AVIF + _HEIC:
         return _decode_by_pillow(data, name)
     try:
@@ -109,13 +110,13 @@ def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more on damaged files
         what = str(error).replace("<_io.BytesIO object", "<data").strip()
         raise UnreadableImage(f"{name} is truncated or damaged ({what}; {len(data)} bytes)") from error
-    if image.mode not in _8_BIT:
+    if image.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"{name} has pixels of mode {image.mode}: only 8 bits a channel are read")
     return np.array(image.convert("RGB"))
 
 
 @lru_cache(maxsize=1)
-def _heif_opener() -> bool:
+def register_heif() -> bool:
     """Teach Pillow to read HEIC; whether the package that does is installed."""
     try:
         from pillow_heif import register_heif_opener
@@ -123,11 +124,6 @@ def _heif_opener() -> bool:
         return False
     register_heif_opener()
     return True
-
-
-def _register_heif(name: str) -> None:
-    if not _heif_opener():
-        raise UnreadableImage(f"{name} is a HEIC picture: pip install 'masm_ext[heic]' to read it, or convert it")
 
 
 def _is_truncated(data: bytes) -> bool:

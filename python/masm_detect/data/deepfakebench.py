@@ -88,12 +88,12 @@ def read_ungrouped(
         prefix_map: {prefix in the file: prefix here}, the longest match wins, applied before `root`.
         splits: which splits to read; None = all. The published files often repeat the test videos as val.
         compression: "c23", "c40", ... if the file has several; None = the only one.
-        missing: "error" (a frame that does not exist is an error) or "skip" (left out, with a warning that counts
-        them).
+        missing: frames that do not exist: "error" raises for them, "skip" leaves them out with a warning that counts
+            them, "keep" does not look.
     """
     path = Path(path)
-    if missing not in ("error", "skip"):
-        raise ValueError(f'missing must be "error" or "skip", got {missing!r}')
+    if missing not in ("error", "skip", "keep"):
+        raise ValueError(f'missing must be "error", "skip" or "keep", got {missing!r}')
     tree = _load_json(path)
     if compression is None and len(levels := _compressions(tree)) > 1:
         raise DatasetError(
@@ -124,7 +124,7 @@ def read_ungrouped(
             f"{path} has no split {unknown}, it has {sorted(found_splits)} (all: not divided): name another split, or "
             "none, or make the splits with `masm prepare --splits`"
         )
-    return _drop_missing(samples, missing, path)
+    return samples if missing == "keep" else _drop_missing(samples, missing, path)
 
 
 def write_deepfakebench(samples: Sequence[Sample], path: str | Path, *, root: str | Path | None = None) -> None:

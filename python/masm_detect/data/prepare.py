@@ -133,7 +133,7 @@ def prepare(
             records[key] = record
             bar.update()
             bar.set_postfix(lost_videos=sum(not r["crops"] for r in records.values()))
-    for left in out.glob(f"frames/*/.*{PARTIAL}*"):  # of a run or a machine that was killed
+    for left in list(out.glob(f"frames/**/.*{PARTIAL}*")):  # of a run or a machine that was killed
         shutil.rmtree(left, ignore_errors=True)
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
 
@@ -245,16 +245,14 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSou
 def _samples(out: Path, dataset: str, videos: list[VideoSource], records: dict[str, dict],
              split_of: dict[str, str]) -> list[Sample]:  # fmt: skip
     """The crops. Groups go by the names of the source videos, also where each person becomes a video of its own."""
-    samples = []
+    samples, people = [], []
     for video in videos:
         for crop in records[video.key]["crops"]:
             path = out / "frames" / video.folder / video.name / crop["file"]
             label, name = int(video.folder != "real"), f"{dataset}/{video.key}"
             samples.append(Sample(str(path), label, dataset, _method(video), name, split_of[video.key]))
-    return [
-        replace(s, video=f"{s.video}/{person}") if (person := Path(s.path).parent.name) != s.video.split("/")[-1] else s
-        for s in with_name_groups(samples)
-    ]
+            people.append("/".join([name, *Path(crop["file"]).parent.parts]))
+    return [replace(sample, video=person) for sample, person in zip(with_name_groups(samples), people)]
 
 
 def _method(video: VideoSource) -> str:

@@ -14,7 +14,7 @@ from masm_detect.data.folders import read_folder
 from masm_detect.data.groups import root, with_pair_groups
 from masm_detect.data.hf_datasets import read_huggingface
 from masm_detect.data.hf_images import is_key
-from masm_detect.data.sample import DatasetError, Sample, limit_frames
+from masm_detect.data.sample import SPLITS, DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
 from masm_detect.data.self_blended import self_blended
 from masm_detect.data.splits import split_by_group
@@ -143,10 +143,18 @@ def _moved(sample: Sample, group: str, name: str) -> Sample:
 
 
 def source_splits(config: DataConfig) -> tuple[Samples, Samples]:
-    """(train, validation) samples of a run, each with both classes. Samples of the split "test" are not used.
+    """(train, validation) samples of a run, as `read_splits`."""
+    splits = read_splits(config)
+    return splits["train"], splits["val"]
+
+
+def read_splits(config: DataConfig) -> dict[str, Samples]:
+    """The "train", "val" and "test" samples of a run; train and val have both classes each, test may be empty.
+
+    Training uses no image of "test": its files are only compared with those of the other splits (`copies`).
 
     Raises:
-        DatasetError: a group or a file is in two of the three splits, or a split has one class only.
+        DatasetError: a group or a file is in two of the three splits, or train or val has one class only.
     """
     samples = load_samples(
         config.paths,
@@ -162,16 +170,15 @@ def source_splits(config: DataConfig) -> tuple[Samples, Samples]:
     samples = limit_frames(keep_methods(samples, config.methods), config.frames_per_video)
     samples = split_by_group(samples, config.val_fraction, config.split_seed)
     check_samples(samples)
-    train = [sample for sample in samples if sample.split == "train"]
-    val = [sample for sample in samples if sample.split == "val"]
-    for name, part in (("training", train), ("validation", val)):
+    splits = {name: [sample for sample in samples if sample.split == name] for name in SPLITS}
+    for name, title in (("train", "training"), ("val", "validation")):
         try:
-            check_samples(part)
+            check_samples(splits[name])
         except DatasetError as error:
-            raise DatasetError(f"{name} data: {error}") from error
-    if config.self_blended:
-        train, val = self_blended(train), self_blended(val)
-    return Samples(train), Samples(val)
+            raise DatasetError(f"{title} data: {error}") from error
+        if config.self_blended:
+            splits[name] = self_blended(splits[name])
+    return {name: Samples(part) for name, part in splits.items()}
 
 
 def keep_methods(samples: Sequence[Sample], methods: Sequence[str] | None) -> list[Sample]:

@@ -110,10 +110,11 @@ class VideoFile:
         """
         wanted = deque(sorted(set(numbers)))
         for frame in (self._by_time if self._timed else self._by_count)(set(wanted)):
-            while wanted[0] < frame.number:
+            while wanted and wanted[0] < frame.number:
                 yield Frame(wanted.popleft(), None, None, UNDECODABLE)
-            wanted.popleft()
-            yield frame
+            if wanted and wanted[0] == frame.number:  # a broken stream may give a frame twice, or out of order
+                wanted.popleft()
+                yield frame
         yield from (Frame(number, None, None, UNDECODABLE) for number in wanted)
 
     def _by_time(self, wanted: set[int]) -> Iterator[Frame]:

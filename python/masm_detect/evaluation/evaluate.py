@@ -11,7 +11,9 @@ import torch
 from masm_detect.config import ConfigError, EvalConfig, TrainConfig
 from masm_detect.config_files import load_config, to_dict
 from masm_detect.data.checks import check_samples
-from masm_detect.data.contents import fingerprints
+from masm_detect.data.content_cache import Content
+from masm_detect.data.contents import read_contents
+from masm_detect.data.copies import check_contents
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
@@ -63,7 +65,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no run, a folder that is no finished run, no data, or `config.out` holds results and
             `config.overwrite` is not set.
-        DatasetError: a data set that holds one class only.
+        DatasetError: a data set that holds one class only, or a file that is in two splits or real and fake, byte for
+            byte.
+        UnreadableImage: a file is absent or damaged.
     """
     if not config.runs:
         raise ConfigError("runs is empty: name at least one run folder written by `masm train`")
@@ -85,11 +89,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     samples = Samples(_samples(config))
     results: dict[str, Any] = {}
-    files: list[str] = []
+    contents: list[Content] = []
     for folder in config.runs:
         run, detector = load_run(folder, device)
-        if not files:
-            files = fingerprints(samples, config.runtime.progress)
+        if not contents:
+            contents = read_contents(samples, config.runtime.progress)
+            check_contents(samples, contents)
         scores = score_samples(
             detector,
             frame_dataset(samples, detector.backbone, run.data),
@@ -101,7 +106,7 @@ def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
         name = _unique(Path(folder).resolve().name, results)
         results[name] = {
             "method": run.method.name,
-            "seen_in_training": seen_in_training(Path(folder), samples, files),
+            "seen_in_training": seen_in_training(Path(folder), samples, contents),
             **evaluate_scores(samples, scores, protocol=config.protocol),
         }
     return results

@@ -128,6 +128,11 @@ def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
     found = []
     if seen.get("files"):
         found.append(f"{run} was trained on {seen['files']} of these {seen['of_samples']} images")
+    if seen.get("near_copies"):
+        found.append(
+            f"{seen['near_copies']} of these {seen['of_samples']} images look like images that {run} was trained on "
+            "(copies of another size or compression, or a forgery and its original)"
+        )
     if seen.get("groups"):
         found.append(
             f"{seen['groups']} of these {seen['of_groups']} groups ({seen['samples']} of {seen['of_samples']} images) "
@@ -135,7 +140,8 @@ def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
         )
     if not found:
         return []
-    doubt = ", though no file is the same: if they are the same videos," if seen.get("files") == 0 else ":"
+    by_name_only = seen.get("files") == 0 and not seen.get("near_copies")
+    doubt = ", though no file is the same: if they are the same videos," if by_name_only else ":"
     return [f"WARNING: {', and '.join(found)}{doubt} its numbers are not those of unseen data"]
 
 

@@ -17,12 +17,14 @@ import torch
 
 from masm_detect.config import ConfigError, TrainConfig
 from masm_detect.config_files import load_config, save_config, to_dict
-from masm_detect.data.contents import fingerprints
+from masm_detect.data.content_cache import Content
+from masm_detect.data.contents import read_contents
+from masm_detect.data.copies import check_contents
 from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.loading import Batches
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import write_groups
-from masm_detect.data.sources import source_splits
+from masm_detect.data.sources import read_splits
 from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
@@ -62,6 +64,9 @@ def train(config: TrainConfig) -> RunResult:
 
     Raises:
         ConfigError: the folder holds another run, or `config.resume` is set and it holds none.
+        DatasetError: the data cannot be used (`data.sources.read_splits`), or a file is in two splits or real and fake,
+            byte for byte (`data.copies.check_contents`).
+        UnreadableImage: a file is absent or damaged.
         Interrupted, TrainingError: as `loop.fit`.
     """
     folder = Path(config.out)
@@ -73,7 +78,8 @@ def train(config: TrainConfig) -> RunResult:
 
 def _train(config: TrainConfig, folder: Path, started: bool, device: torch.device) -> RunResult:
     runtime = config.runtime
-    train_samples, val_samples = source_splits(config.data)
+    splits = read_splits(config.data)
+    train_samples, val_samples = splits["train"], splits["val"]
     # A run killed before its first checkpoint starts again from the beginning, which is the same run.
     resume = started and (folder / "last" / "state.json").is_file()
 
@@ -81,8 +87,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
-    if not resume:  # a damaged file is found now, not hours into an epoch
-        files = fingerprints(Samples(chain(train_samples, val_samples)), runtime.progress)
+    if not resume:  # a damaged file or a leak is found now, not hours into an epoch
+        train_contents = _read_and_compare(splits, runtime.progress)
     optim = config.optim
     first_epoch = epoch_batches(train_samples, optim.batch_size, runtime.seed, 0, optim.batches)
     method = build_method(
@@ -95,8 +101,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     )
     if not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
-        write_groups(folder, train_samples, val_samples, files[: len(train_samples)])
-        del files  # this frame lasts as long as the run
+        write_groups(folder, train_samples, val_samples, train_contents)
+        del train_contents  # this frame lasts as long as the run
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
     result = fit(
@@ -119,6 +125,14 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     if result.mask_history:
         plot_masks(result.mask_history, list(method.masks.layer_names), folder / "plots" / "masks.png")
     return RunResult(folder, detector, method, result, metrics)
+
+
+def _read_and_compare(splits: dict[str, Samples], progress: bool) -> list[Content]:
+    """The contents of the training files, after those of all splits were read and compared."""
+    samples = Samples(chain.from_iterable(splits[split] for split in ("train", "val", "test")))
+    contents = read_contents(samples, progress)
+    check_contents(samples, contents)
+    return contents[: len(splits["train"])]
 
 
 def _metrics(

@@ -51,7 +51,7 @@ def test_train_then_eval(tiny_data, tiny_backbone, tmp_path, capsys):
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert set(results["runs"]) == {"probe", "masm"}
     assert results["runs"]["masm"]["datasets"]["data"]["methods"]["stripes"]["n_fake"] == 12
-    seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24, "files": 20}
+    seen = {"groups": 10, "of_groups": 12, "samples": 20, "of_samples": 24, "files": 20, "near_copies": 0}
     assert all(run["seen_in_training"] == seen for run in results["runs"].values())
     assert (tmp_path / "eval" / "auc.png").read_bytes().startswith(b"\x89PNG")
     # the order of --data and the runs does not matter; results are not replaced unasked

@@ -72,7 +72,7 @@ def test_avif_and_heic_are_whole_or_refused(kind):
 
 
 def test_heic_without_its_package(monkeypatch):
-    monkeypatch.setattr(decode, "_heif_opener", lambda: False)
+    monkeypatch.setattr(decode, "register_heif", lambda: False)
     with pytest.raises(UnreadableImage, match=r"x is a HEIC picture: pip install 'masm_ext\[heic\]'"):
         decode_image(b"\0\0\0\x18ftypheic" + bytes(100), "x")
 

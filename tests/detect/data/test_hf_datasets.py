@@ -11,7 +11,7 @@ import pytest
 import torch
 from masm_detect.config import ConfigError, DataConfig, EvalConfig, HfConfig, OptimConfig
 from masm_detect.data import hf_images
-from masm_detect.data.contents import fingerprints
+from masm_detect.data.contents import read_contents
 from masm_detect.data.decode import UnreadableImage, byte_size, read_bytes
 from masm_detect.data.folders import read_folder
 from masm_detect.data.frames import FrameDataset
@@ -60,7 +60,7 @@ def test_parquet_holds_the_samples_and_bytes_of_the_folder(tmp_path, tiny_data):
     assert {s.split for s in samples} == {"train"} and all(is_key(s.path) for s in samples)
     assert [read_bytes(s.path) for s in samples] == [Path(s.path).read_bytes() for s in files]
     assert [byte_size(s.path) for s in samples] == [Path(s.path).stat().st_size for s in files]
-    assert fingerprints(samples) == fingerprints(files)
+    assert read_contents(samples) == read_contents(files)
 
 
 def test_image_folder_keeps_its_files(tiny_data):
@@ -177,7 +177,7 @@ def test_a_damaged_image_is_named_before_the_first_step(tmp_path, tiny_data, tin
     columns["image"][5] = None
     path = parquet(tmp_path / "q", columns)
     with pytest.raises(UnreadableImage, match=r"hf:.*/train/0000005 is empty"):
-        fingerprints(read_huggingface(path))
+        read_contents(read_huggingface(path))
 
 
 def test_errors_name_the_column_and_the_option(tmp_path, tiny_data):

@@ -67,6 +67,8 @@ def test_the_title_promises_intervals_only_where_there_are_some(groups, title):
         ({"groups": 0, "files": 5}, "run was trained on 5 of these 20 images: its numbers are not those"),
         ({"groups": 2, "files": 5}, "run was trained on 5 of these 20 images, and 2 of these 9 groups"),
         ({"groups": 2, "files": 0}, "names of groups that run was trained on, though no file is the same: if"),
+        ({"groups": 0, "files": 0, "near_copies": 3}, "3 of these 20 images look like images that run was trained on"),
+        ({"groups": 2, "files": 0, "near_copies": 3}, "groups that run was trained on: its numbers are not those"),
         ({"groups": 2, "files": None}, "names of groups that run was trained on: its numbers are not those"),
     ],
     ids=str,
