@@ -18,7 +18,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     add_config_file(parser)
     parser.add_argument(
-        "data", nargs="+", type=str, help="DeepfakeBench JSON files, or folders with real/ and fake-<method>/"
+        "data",
+        nargs="+",
+        type=str,
+        help="DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:...)",
     )
     parser.add_argument(
         "--out", type=str, default=None, help="the folder to write report.html and report.json to; null: none"

@@ -21,7 +21,11 @@ _EXAMPLE = ('{"True": 1, "False": 0}', '{"0": 0, "1": 1}')
 
 
 def read_huggingface(
-    path: str, columns: HfConfig | None = None, label_map: dict[str, int] | None = None
+    path: str,
+    columns: HfConfig | None = None,
+    label_map: dict[str, int] | None = None,
+    *,
+    dataset: str | None = None,
 ) -> list[Sample]:
     """Samples of a Hugging Face data set, in the order of its rows.
 
@@ -32,6 +36,7 @@ def read_huggingface(
         path: "hf:" and a folder (images, parquet or arrow files, or what `save_to_disk` wrote) or a hub name.
         columns: which columns to read; None: the defaults of `HfConfig`.
         label_map: {label: 0 (real) or 1 (fake)}, used before the known label names.
+        dataset: name of the data set; None: that of the folder, or the hub name without its owner.
 
     Raises:
         DatasetError: it cannot be opened, a column or a value is missing, or a label or split is not known.
@@ -41,7 +46,7 @@ def read_huggingface(
     if not name or "?" in name:
         raise DatasetError(f"{path}: expected hf: and a folder or the name of a data set, without a question mark")
     source = Source(name, columns.subset, columns.image)
-    dataset = Path(name).resolve().name if Path(name).is_dir() else Path(name).name
+    dataset = dataset or (Path(name).resolve().name if Path(name).is_dir() else Path(name).name)
     samples: list[Sample] = []
     known: set[str] = set()
     for split, rows in open_source(source).items():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from masm_detect.config import HfConfig
 from masm_detect.data.contents import survey
 from masm_detect.data.decode import UnreadableImage
 from masm_detect.errors import require_setting
@@ -21,6 +22,9 @@ from .reading import read_all
 from .shortcuts import shortcuts
 from .spectrum import spectrum_report
 
+#: The default of `examine`, whose arguments are the options of the command.
+_COLUMNS = HfConfig()
+
 
 def examine(
     paths: Sequence[str],
@@ -31,6 +35,7 @@ def examine(
     compression: str | None = None,
     label_map: dict[str, int] | None = None,
     video_pattern: str | None = None,
+    hf: HfConfig = _COLUMNS,
     limit: int = 500,
     seed: int = 0,
     progress: bool = True,
@@ -38,17 +43,18 @@ def examine(
     """The report about one or several data sets. A problem does not end the examination.
 
     Args:
-        paths: DeepfakeBench JSON files, or folders with real/ and fake-<method>/
+        paths: DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:...)
         splits: read these splits only (one, or a list): train, val, test, or all for samples that are not divided;
             null: every sample
         root: for JSON files: the folder that relative frame paths start from; null: the folder of the file
         prefix_map: for JSON files: {prefix of a path in the file: prefix here}, applied before root; the longest match
             wins
         compression: for JSON files: c23, c40, ... if the file has several; null: the only one
-        label_map: for JSON files: {label in the file: 0 (real) or 1 (fake)}, used before the known label names; null:
-            known names only
+        label_map: for JSON files and hf: paths: {label there: 0 (real) or 1 (fake)}, used before the known label names;
+            null: known names only
         video_pattern: for folders: regular expression whose group 1 is the name of the video in the name of a loose
             image, e.g. "(.+)_[0-9]+" for video_frame.jpg; null: each loose image is a video
+        hf: for hf: paths: which columns to read
         limit: images of each data set and method whose spectrum is computed, drawn at random
         seed: seed of this choice and of the cross-validation
         progress: show progress bars
@@ -73,6 +79,7 @@ def examine(
         prefix_map=prefix_map,
         compression=compression,
         label_map=label_map,
+        hf=hf,
     )
     problems = [*reading.problems, *divided_groups(reading.samples)]
     found = survey([sample.path for sample in reading.samples], progress)

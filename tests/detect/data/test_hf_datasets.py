@@ -21,6 +21,7 @@ from masm_detect.data.loading import Batches, in_order
 from masm_detect.data.sample import DatasetError
 from masm_detect.data.sources import load_samples
 from masm_detect.data.transforms import ImageTransform
+from masm_detect.doctor.examine import examine
 from masm_detect.errors import CheckpointError
 from masm_detect.evaluation.evaluate import evaluate
 from masm_detect.training.run import train
@@ -242,3 +243,14 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DatasetError, match=r"pip install 'masm_ext\[datasets\]'"):
         read_huggingface("hf:somebody/faces")
+
+
+def test_doctor_examines_the_rows(tmp_path, tiny_data):
+    columns = rows_of(tiny_data, clip=lambda file: file.stem)
+    columns["image"][5] = columns["image"][5][:-20]
+    path = parquet(tmp_path / "p", columns)
+    report = examine([path, str(tiny_data)], hf=HfConfig(video="clip"), progress=False)
+    [damaged] = [problem for problem in report["problems"] if problem["kind"] == "damaged"]
+    assert damaged["count"] == 1 and "/train/0000005 is truncated" in damaged["lines"][0]
+    assert {row["dataset"] for row in report["inventory"]} == {"p", "data"}
+    assert sum(row["images"] for row in report["inventory"]) == 47
