@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from unittest import mock
 
 import pytest
 from masm_detect.data.sample import PrepareError
@@ -77,7 +78,8 @@ def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
     notes.mkdir()
     one = run(source, tmp_path / "one")
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster:
+    # A nanny leaves MKL_NUM_THREADS=1 and the like in the environment of this process, for the tests after it.
+    with mock.patch.dict(os.environ), distributed.LocalCluster(**options) as cluster:
 
         def kill():
             while len(list(notes.iterdir())) < 2:
