@@ -1,7 +1,7 @@
 """How fast images get into a batch, and what a set of samples costs. CPU only; nothing else should run meanwhile.
 
     python benchmarks/speed/data.py                  # 5 minutes on 2 cores; results/data-cpu.json and a table
-    python benchmarks/speed/data.py --quick --out /tmp/data.json   # seconds, to see that it works
+    python benchmarks/speed/data.py --quick --out quick.json   # seconds, to see that it works
 
 Loader: images/s of `data.loading.Batches` (decode, resize, normalise, collate; worker processes started for each pass)
 against decoding alone in one process, over the same generated files in the same rounds. Samples: bytes of a list of
@@ -33,7 +33,7 @@ from masm_detect.data.sample import Sample
 from masm_detect.data.samples import Samples
 from masm_detect.data.sources import source_splits
 from masm_detect.data.transforms import ImageTransform
-from masm_detect.results import ResultError, write_json
+from masm_detect.results import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: Kind of file -> (side in pixels, how it is encoded).
@@ -49,11 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.quick:
         options.images, options.seconds, options.samples, options.frames = 24, 0.1, 2_000, 640
-    try:
-        if options.out.exists() and not options.overwrite:
-            raise ResultError(f"{options.out} exists: give another --out, or --overwrite")
-    except ResultError as error:
-        print(error, file=sys.stderr)
+    if options.out.exists() and not options.overwrite:
+        print(f"{options.out} exists: give another --out, or --overwrite", file=sys.stderr)
         return 2
     content: dict[str, Any] = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("out", "overwrite", "quick")},

@@ -87,19 +87,21 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> np.ndarray:
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
     ]
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
-    if not ok:
-        raise ValueError(f"cannot encode an array of shape {rgb.shape}, dtype {rgb.dtype} as JPEG")
-    return data.ravel()
+    return _encoded(rgb, ".jpg", options)
 
 
 def png_bytes(rgb: np.ndarray) -> bytes:
     """RGB uint8 [H, W, 3] -> PNG file bytes."""
     # compression 1 of 9: a face crop gets a tenth larger than at 6, in a quarter of the time
-    ok, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return _encoded(rgb, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]).tobytes()
+
+
+def _encoded(rgb: np.ndarray, suffix: str, options: list[int]) -> np.ndarray:
+    """RGB uint8 [H, W, 3] -> the bytes of an image file, uint8 [n]; `options` as of cv2.imencode."""
+    ok, data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not ok:
-        raise ValueError(f"cannot encode an array of shape {rgb.shape}, dtype {rgb.dtype} as PNG")
-    return data.tobytes()
+        raise ValueError(f"cannot encode an array of shape {rgb.shape}, dtype {rgb.dtype} as {suffix}")
+    return data.ravel()
 
 
 def _decode_by_pillow(data: bytes, name: str) -> np.ndarray:

@@ -7,7 +7,6 @@ Source layout: `real/` and `fake-<method>/`, each holding video files, folders o
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,15 @@ from masm_detect.data.faces import FaceDetector
 from masm_detect.data.groups import with_name_groups
 from masm_detect.data.mtcnn import MtcnnDetector
 from masm_detect.data.prepare_report import Loss, PrepareReport
-from masm_detect.data.prepare_video import PARTIAL, RECORD, fingerprint_of, finished, prepare_in_worker, prepare_video
+from masm_detect.data.prepare_video import (
+    PARTIAL,
+    RECORD,
+    fingerprint_of,
+    finished,
+    prepare_in_worker,
+    prepare_video,
+    read_record,
+)
 from masm_detect.data.sample import SPLITS, PrepareError, Sample
 from masm_detect.data.splits import assign_splits
 from masm_detect.data.tracking import Faces
@@ -126,13 +133,14 @@ def prepare(
             jobs.append((video, folder, settings, detector, mask_of.get(video.key)))
         else:
             records[video.key] = record
-    resumed = len(records)
+    resumed, lost = len(records), sum(not record["crops"] for record in records.values())
     with Progress(total=len(videos), initial=resumed, desc=f"prepare {dataset}", unit="video",
                   disable=not progress) as bar:  # fmt: skip
         for key, record in _records(jobs, workers, dask):
             records[key] = record
+            lost += not record["crops"]
             bar.update()
-            bar.set_postfix(lost_videos=sum(not r["crops"] for r in records.values()))
+            bar.set_postfix(lost_videos=lost)
     for left in list(out.glob(f"frames/**/.*{PARTIAL}*")):  # of a run or a machine that was killed
         shutil.rmtree(left, ignore_errors=True)
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
@@ -187,10 +195,10 @@ def _masks(videos: Sequence[VideoSource], folder: str | Path | None) -> dict[str
 def _refuse_other_settings(out: Path, settings: dict) -> None:
     """Raise PrepareError if `out` holds crops of other settings: a run may have been trained on them."""
     for file in sorted(out.glob(f"frames/*/**/{RECORD}")):
-        try:
-            made = json.loads(file.read_text())["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged record: the video is prepared again
+        record = read_record(file)
+        if record is None:
+            continue
+        made = record["fingerprint"]
         changed = [
             f"{name} was {made.get(name)!r}, is {settings[name]!r}"
             for name in settings

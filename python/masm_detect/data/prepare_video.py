@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,19 @@ def fingerprint_of(video: VideoSource, settings: dict[str, Any], masks: VideoSou
 
 def finished(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a video that was finished with the same settings from the same files."""
+    record = read_record(folder / RECORD)
+    if record is None or record["fingerprint"] != fingerprint:
+        return None
+    return record if all((folder / crop["file"]).is_file() for crop in record["crops"]) else None
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """The record of a video; None if there is none or it is damaged, and the video is to be cut again."""
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, json.JSONDecodeError):
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
         return None
-    if record.get("fingerprint") != fingerprint or not all((folder / c["file"]).is_file() for c in record["crops"]):
-        return None
-    return record
+    return record if isinstance(record, dict) and isinstance(record.get("fingerprint"), dict) else None
 
 
 def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: FaceDetector,
@@ -97,7 +103,7 @@ def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: F
         opened = open_video(video)
         record["notes"] += opened.notes
         numbers = spread(opened.total, fingerprint["frames_per_video"])
-        pictures = _mask_pictures(masks, numbers, opened.total, record["notes"])
+        pictures = _mask_pictures(masks, numbers, opened.total)
         for frame, mask in zip(opened.frames(numbers), pictures):
             record["wanted"] += 1
             people = frame.problem if frame.rgb is None else chooser.choose(frame.rgb, mask)
@@ -130,7 +136,7 @@ def _written(crop: np.ndarray, person: Person, number: int, seconds: float | Non
     }
 
 
-def _mask_pictures(masks: VideoSource | None, numbers: list[int], total: int, notes: list[str]) -> Iterator:
+def _mask_pictures(masks: VideoSource | None, numbers: list[int], total: int) -> Iterator[Callable]:
     """For each frame a function that returns its mask, uint8 [h, w, 3], or None where there are no masks.
 
     Raises UnreadableImage if the masks cannot be read.

@@ -116,7 +116,7 @@ class _Texts:
 
 
 class _Words:
-    """Strings of which many are equal: each once, and for each place the number of its string."""
+    """Strings with many repetitions. Each different string is stored once, and each place holds its number."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] | None = {}

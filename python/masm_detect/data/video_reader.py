@@ -92,7 +92,7 @@ class VideoFile:
         if not times:
             raise UnreadableImage("unreadable: no frame can be decoded")
         self.total = len(times)
-        # Some AVI files tell no times, or tell one twice.
+        # Some AVI files have no time stamps, or one of them twice.
         self._timed = None not in times and len(set(times)) == len(times)
         if listed and listed not in (self.total, len(self._packets)):
             self.notes.append(f"the container lists {listed} frames, {self.total} can be read")
@@ -118,7 +118,7 @@ class VideoFile:
         yield from (Frame(number, None, None, UNDECODABLE) for number in wanted)
 
     def _by_time(self, wanted: set[int]) -> Iterator[Frame]:
-        """Frames that are told by their times. Unwanted ones that no other is predicted from are not even decoded."""
+        """Frames of a file with time stamps. An unwanted frame is skipped if no other frame is predicted from it."""
         order = sorted(packet.pts for packet in self._packets if packet.shown)
         number_of = {pts: number for number, pts in enumerate(order)}
         place_of = {packet.pts: place for place, packet in enumerate(self._packets)}
@@ -167,8 +167,10 @@ class VideoFile:
         return Frame(number, seconds, self._rgb(frame))
 
     def _by_count(self, wanted: set[int]) -> Iterator[Frame]:
-        """Frames of a file that tells no times, counted as they come out; damage spoils all up to the next key frame,
-        and before it back to the last one, since it is not known what was predicted from what."""
+        """Frames of a file without time stamps, numbered in the order of decoding.
+
+        It is not known which frame was predicted from which: damage affects all frames from one key frame to the next.
+        """
         group: list[tuple[int, av.VideoFrame]] = []
         spoilt, number = False, -1
         for event in self._decoded(skip=set()):
@@ -197,7 +199,7 @@ class VideoFile:
             stream = _video_stream(container)
             context = stream.codec_context
             context.thread_count = 1  # several threads report an error at another packet; videos run side by side
-            if context.name in ("hevc", "mjpeg"):  # else it tells fewer damaged frames; H.264 needs it not
+            if context.name in ("hevc", "mjpeg"):  # without it FFmpeg reports less damage; H.264 does not need it
                 context.options = {"err_detect": "crccheck+explode"}
             place = -1
             try:

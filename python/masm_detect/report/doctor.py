@@ -14,7 +14,10 @@ _EXAMPLES = 3
 
 
 def doctor_tables(report: Mapping[str, Any]) -> list[Table]:
-    """What is there, what tells the label, which real images are told apart; `report` of `doctor.examine.examine`."""
+    """Tables of the contents, of shortcuts to the label, and of differences between the real images of two data sets.
+
+    report: the result of `doctor.examine.examine`.
+    """
     tables = [_table("what is there", INVENTORY_COLUMNS, inventory_rows(report))]
     if rows := label_rows(report):
         title = f"AUC of telling fakes from reals, without a look at the faces{_INTERVALS}"

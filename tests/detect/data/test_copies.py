@@ -97,7 +97,7 @@ def test_self_blended_images_are_no_copies(tmp_path, tiny_data):
 
 
 def test_training_stops_before_it_begins(tiny_data, tiny_backbone, tmp_path):
-    """Six copies under other names, of which the random split takes some into validation."""
+    """Six copies under other names. The random split puts some of them into validation."""
     for i in range(6):
         shutil.copy(tiny_data / "real" / f"{i:02d}.png", tiny_data / "real" / f"copy of {i}.png")
     with pytest.raises(DatasetError, match=r"in two splits, byte for byte: .* is in 'train' and .* in 'val'"):

@@ -88,7 +88,7 @@ def test_its_own_group_is_not_compared(random):
 
 
 def test_the_cost_does_not_grow_with_the_pairs(random, monkeypatch):
-    """Random hashes, and clusters of alike pictures (frames of a still video), of which each is found at once."""
+    """Random hashes, and clusters of similar pictures (frames of a still video): the search finds each picture."""
     compared = []
     count = perceptual.differing_bits
     monkeypatch.setattr(perceptual, "differing_bits", lambda a, b: compared.append(len(a)) or count(a, b))

@@ -14,7 +14,7 @@ from video_files import write_video
 
 
 class TwoFaces:
-    """A fake detector: two faces, of which the right one is larger."""
+    """A fake detector that finds two faces. The right one is larger."""
 
     name = "two"
 

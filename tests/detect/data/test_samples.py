@@ -69,7 +69,7 @@ def frames(count: int, per_video: int):
 
 
 def loose(count: int):
-    """Images each of which is a video and a group of its own."""
+    """Images that are not grouped: each one is its own video and its own group."""
     for i in range(count):
         kind = ("real", "fake-gan")[i % 2]
         path = f"/home/somebody/datasets/faces/{kind}/{i:07d}.png"
