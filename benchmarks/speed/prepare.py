@@ -111,7 +111,7 @@ def compare_faces(video: VideoSource, frames: int) -> dict[str, Any]:
     detector = MtcnnDetector()
     settings = {"frames_per_video": frames, "size": 32, "scale": 1.3, "faces": "largest"}
     with tempfile.TemporaryDirectory() as out:
-        record = prepare_video(video, Path(out) / "video", settings, detector, None)
+        record = prepare_video(video, Path(out) / "video", settings, detector, None, "")
     found = {int(Path(crop["file"]).stem): crop["box"] for crop in record["crops"]}
     counts = {"frames": 0, "whole_frame": 0, "prepare": len(found), "same": 0, "overlaps": []}
     opened = VideoFile(video.files[0])

@@ -7,7 +7,7 @@ Source layout: `real/` and `fake-<method>/`, each holding video files, folders o
 
 from __future__ import annotations
 
-import shutil
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +31,7 @@ from masm_detect.data.prepare_video import (
     prepare_in_worker,
     prepare_video,
     read_record,
+    remove_unfinished,
 )
 from masm_detect.data.sample import SPLITS, PrepareError, Sample
 from masm_detect.data.splits import assign_splits
@@ -125,24 +126,26 @@ def prepare(
     }
     if not overwrite:
         _refuse_other_settings(out, settings)
+    run = uuid.uuid4().hex[:8]
     jobs, records = [], {}
     for video in videos:
         folder = out / "frames" / video.folder / video.name
         record = finished(folder, fingerprint_of(video, settings, mask_of.get(video.key)))
         if record is None:
-            jobs.append((video, folder, settings, detector, mask_of.get(video.key)))
+            jobs.append((video, folder, settings, detector, mask_of.get(video.key), run))
         else:
             records[video.key] = record
     resumed, lost = len(records), sum(not record["crops"] for record in records.values())
-    with Progress(total=len(videos), initial=resumed, desc=f"prepare {dataset}", unit="video",
-                  disable=not progress) as bar:  # fmt: skip
-        for key, record in _records(jobs, workers, dask):
-            records[key] = record
-            lost += not record["crops"]
-            bar.update()
-            bar.set_postfix(lost_videos=lost)
-    for left in list(out.glob(f"frames/**/.*{PARTIAL}*")):  # of a run or a machine that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with Progress(total=len(videos), initial=resumed, desc=f"prepare {dataset}", unit="video",
+                      disable=not progress) as bar:  # fmt: skip
+            for key, record in _records(jobs, workers, dask):
+                records[key] = record
+                lost += not record["crops"]
+                bar.update()
+                bar.set_postfix(lost_videos=lost)
+    finally:
+        remove_unfinished(out / "frames", run)
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
 
 
@@ -182,7 +185,7 @@ def _masks(videos: Sequence[VideoSource], folder: str | Path | None) -> dict[str
     """The masks of the forged videos, by the key of the video; PrepareError if one has none."""
     if folder is None:
         return {}
-    masks = {mask.key: mask for mask in find_videos(Path(folder).absolute())}
+    masks = {mask.key: mask for mask in find_videos(Path(folder).absolute()) if mask.folder != "real"}
     lacking = [video.key for video in videos if video.folder != "real" and video.key not in masks]
     if lacking:
         raise PrepareError(
@@ -196,7 +199,7 @@ def _refuse_other_settings(out: Path, settings: dict) -> None:
     """Raise PrepareError if `out` holds crops of other settings: a run may have been trained on them."""
     for file in sorted(out.glob(f"frames/*/**/{RECORD}")):
         record = read_record(file)
-        if record is None:
+        if record is None or any(PARTIAL in part for part in file.relative_to(out).parts):
             continue
         made = record["fingerprint"]
         changed = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,12 +23,19 @@ from masm_detect.data.videos import VideoSource, open_video, spread
 from masm_detect.results import write_json
 
 RECORD = ".record.json"  # beside the crops of a finished video
-#: Part of the names of unfinished folders.
+#: Part of the names of unfinished folders, before the number of the run.
 PARTIAL = ".partial-"
+#: An unfinished folder in which nothing was written for so many seconds is of a run that was killed.
+ABANDONED = 24 * 3600
 
 
 def prepare_video(
-    video: VideoSource, folder: Path, settings: dict[str, Any], detector: FaceDetector, masks: VideoSource | None
+    video: VideoSource,
+    folder: Path,
+    settings: dict[str, Any],
+    detector: FaceDetector,
+    masks: VideoSource | None,
+    run: str,
 ) -> dict[str, Any]:
     """Cut one video; its folder, with the crops and the record, appears by one rename.
 
@@ -37,6 +45,7 @@ def prepare_video(
         settings: of the crops (`prepare` makes them), a part of the record.
         detector: the face detector.
         masks: the masks of a forged video, or None.
+        run: the number of the run, a part of the names of unfinished folders (`remove_unfinished`).
 
     Returns:
         The record: {"fingerprint": settings and source files; "crops": [{"file", "person", "box", "score", "seconds"}];
@@ -53,7 +62,7 @@ def prepare_video(
     if folder.exists() and not (folder / RECORD).is_file():
         raise PrepareError(f"{folder} exists and was not written by this command: choose another output folder")
     # A name of its own: where a lost machine comes back, two of them may work on one video.
-    partial = folder.with_name(f".{folder.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
+    partial = folder.with_name(f".{folder.name}{PARTIAL}{run}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
         record = _cut(video, partial, fingerprint, detector, masks)
@@ -125,7 +134,8 @@ def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: F
 def _written(crop: np.ndarray, person: Person, number: int, seconds: float | None, out: Path,
              faces: str) -> dict[str, Any]:  # fmt: skip
     file = f"{number:06d}.png" if faces != "all" else f"face{person.number}/{number:06d}.png"
-    (out / file).parent.mkdir(exist_ok=True)
+    if faces == "all":
+        (out / file).parent.mkdir(exist_ok=True)
     (out / file).write_bytes(png_bytes(crop))
     return {
         "file": file,
@@ -160,12 +170,22 @@ def _mask_pictures(masks: VideoSource | None, numbers: list[int], total: int) ->
 
 
 def _replace(partial: Path, folder: Path, fingerprint: dict[str, Any]) -> None:
-    for _ in range(3):
-        if folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # it exists again: another process has finished the same video meanwhile
-            os.replace(partial, folder)
-            return
-        if finished(folder, fingerprint) is not None:
-            return
-    os.replace(partial, folder)
+    """Put a finished folder in its place. The old one is moved away first, so that none lacks its record."""
+    old = partial.with_name(f"{partial.name}-old")
+    with suppress(FileNotFoundError):
+        os.replace(folder, old)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        # it exists again: another process has finished the same video meanwhile
+        if finished(folder, fingerprint) is None:
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(frames: Path, run: str) -> None:
+    """Remove the unfinished folders of this run, and those of runs that were killed; those of others stay."""
+    for folder in list(frames.glob(f"**/.*{PARTIAL}*")):
+        with suppress(FileNotFoundError):  # its owner has finished it
+            if f"{PARTIAL}{run}" in folder.name or time.time() - folder.stat().st_mtime > ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -235,7 +235,8 @@ class VideoFile:
 
     def _open(self) -> av.container.InputContainer:
         try:
-            return av.open(str(self._path))
+            # a title in another encoding must not make a video unreadable
+            return av.open(str(self._path), metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise UnreadableImage(
                 f"unreadable: not a video that FFmpeg can open, or truncated ({error.strerror})"

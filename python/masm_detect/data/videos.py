@@ -70,7 +70,20 @@ def find_videos(source: Path) -> list[VideoSource]:
         raise PrepareError(
             f"{len(twice)} names occur twice (files that differ in their suffix only?), e.g. {twice[0]!r}"
         )
+    keys = {video.key for video in found}
+    inside = [(v.key, above) for v in found for above in _above(v.key) if above in keys]
+    if inside:
+        raise PrepareError(
+            f"{len(inside)} videos are in a folder with the name of another video, where the crops of both would mix, "
+            f"e.g. {inside[0][0]!r} and {inside[0][1]!r}: rename one of them"
+        )
     return sorted(found, key=lambda v: v.key)
+
+
+def _above(key: str) -> list[str]:
+    """The folders that a key is in: a/b for a/b/c."""
+    parts = key.split("/")
+    return ["/".join(parts[:n]) for n in range(2, len(parts))]
 
 
 def open_video(video: VideoSource) -> VideoFile | ImageFrames:

@@ -155,6 +155,8 @@ def test_damaged_frames_are_lost_and_counted(tmp_path):
     (("fakes/a.png",), r"found \['fakes'\]"),
     (("real/a.txt",), "holds no video and no image"),
     (("real/a.jpg", "real/a.png"), "names occur twice"),
+    (("real/a.jpg", "real/a/b.png", "real/a/c/d.png"), "names occur twice"),
+    (("real/b.png", "real/a/b.png", "real/a/c/d.png"), "'real/a/c' and 'real/a': rename one"),
     (("real/.hidden",), "holds no video and no image"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*1 files are not images or videos")

@@ -64,6 +64,13 @@ def test_the_face_under_the_mask(tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(one, other)) is same
 
 
+def test_masks_of_real_videos_do_not_matter(tmp_path):
+    masks = masks_of(tmp_path, **{f"f{n}": (4, 20) for n in range(6)})
+    write_video(masks / "real" / "000.avi", 6, dark=range(6))
+    report = run(source_of(tmp_path), tmp_path / "out", faces="mask", masks=masks, detector=TwoFaces())
+    assert report.frames_written == 8 and not report.lost_videos
+
+
 def test_no_face_under_the_mask(tmp_path):
     boxes = {f"f{n}": (4, 20) if n else (26, 32) for n in range(6)}
     report = run(source_of(tmp_path), tmp_path / "out", faces="mask", masks=masks_of(tmp_path, **boxes),

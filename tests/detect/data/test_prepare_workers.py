@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -62,6 +63,54 @@ def test_a_process_that_is_killed(tmp_path):
         run(source, tmp_path / "out", workers=2, detector=Deadly())
     report = run(source, tmp_path / "out", workers=2)
     assert report.videos_written == 4 and not list((tmp_path / "out").rglob(".*partial*"))
+
+
+def test_two_runs_into_one_folder(tmp_path):
+    """A run that ends does not remove what another one is working on; what a killed one left a day ago, it removes."""
+    source = source_of(tmp_path, 2)
+    folder = tmp_path / "out" / "frames" / "real"
+    live, dead = (folder / f".{name}.partial-other-1" for name in ("live", "dead"))
+    for path in (live, dead):
+        path.mkdir(parents=True)
+        (path / ".record.json").write_text('{"fingerprint": {"size": 7}, "crops": []}')
+    os.utime(dead, (time.time() - 2 * 24 * 3600,) * 2)
+    assert run(source, tmp_path / "out").videos_written == 2
+    assert live.is_dir() and not dead.exists()
+
+
+def test_a_folder_that_is_taken_away_is_an_error(tmp_path):
+    """No record may list crops that do not exist."""
+
+    class Remover(BrightFaces):
+        def detect(self, rgb, smallest=None):
+            if self.calls == 2:
+                for path in (tmp_path / "out").rglob("*.partial-*"):
+                    shutil.rmtree(path)
+            return super().detect(rgb, smallest)
+
+    with pytest.raises(FileNotFoundError):
+        run(source_of(tmp_path, 2), tmp_path / "out", detector=Remover())
+    assert not list((tmp_path / "out").rglob("*.png"))
+    assert run(tmp_path / "source", tmp_path / "out").frames_written == 8
+
+
+def test_killed_while_an_old_folder_is_replaced(tmp_path, monkeypatch):
+    source = source_of(tmp_path, 2)
+    run(source, tmp_path / "out")
+    real = os.replace
+
+    def die_after_the_first_move(a, b):
+        if "partial" in str(b) and "real" in str(b):
+            real(a, b)
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr("masm_detect.data.prepare_video.os.replace", die_after_the_first_move)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out", size=16, overwrite=True)
+    monkeypatch.undo()
+    report = run(source, tmp_path / "out", size=16, overwrite=True)
+    assert report.videos_written == 2 and not list((tmp_path / "out").rglob(".*partial*"))
 
 
 def test_a_detector_reaches_the_processes(tmp_path):

@@ -223,6 +223,20 @@ def test_what_is_no_video(tmp_path, content, message):
         VideoFile(path)
 
 
+def test_a_title_in_another_encoding(tmp_path):
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Cafe12345"
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(striped((64, 48), 0), format="rgb24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b"Cafe12345", b"Caf\xe912345"))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert next(VideoFile(path).frames([0])).rgb.shape == (48, 64, 3)
+
+
 def test_a_wrong_number_of_frames_in_the_header(tmp_path):
     path = written(tmp_path, "mjpeg.avi", frames=20)
     data = bytearray(path.read_bytes())
