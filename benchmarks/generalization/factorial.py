@@ -135,10 +135,11 @@ def effects(variants: Sequence[str], seeds: Sequence[int], values: Sequence[floa
     y = np.asarray(values, dtype=float)
     solution, *_ = np.linalg.lstsq(x, y, rcond=None)
     free = len(rows) - x.shape[1]
-    covariance = np.linalg.inv(x.T @ x) * ((y - x @ solution) ** 2).sum() / free
+    variance = ((y - x @ solution) ** 2).sum() / free
+    covariance = np.linalg.inv(x.T @ x) * variance
     wide = float(student.ppf(0.975, free))
     lines = [
-        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {((y - x @ solution).std(ddof=0)):.3f}"
+        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}"
         + ("" if whole else "; interactions are left out, since runs are missing")
         + ".",
         "",

@@ -3,6 +3,7 @@ hold what they say.
 """
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -350,14 +351,17 @@ def test_effects_hold_what_they_promise(parts):
     chosen = factorial.choose()
     variants, seeds = [".".join(row) for row, _ in chosen], [seed for _, seed in chosen]
     random = np.random.default_rng(0)
-    covered = 0
+    covered, deviations = 0, []
     for _ in range(200):
         values = [0.7 + 0.04 * (row[0] == "agreement") + 0.02 * (row[3] == "3") * (row[0] == "snr") + 0.01 * seed
                   + random.normal(0, 0.02) for row, seed in chosen]  # fmt: skip
-        line = next(line for line in factorial.effects(variants, seeds, values) if "agreement against none" in line)
+        lines = factorial.effects(variants, seeds, values)
+        deviations.append(float(re.search(r"residual deviation (\d+\.\d+)", lines[0])[1]))
+        line = next(line for line in lines if "agreement against none" in line)
         low, high = (float(x) for x in line.split("(")[1].split(")")[0].split(" to "))
         covered += low <= 0.04 <= high
     assert 0.9 <= covered / 200 <= 0.99
+    assert 0.019 < np.mean(np.square(deviations)) ** 0.5 < 0.021  # of the noise above: 0.02
     part = factorial.effects(variants[:40], seeds[:40], [0.5 + 0.1 * seed for seed in seeds[:40]])
     assert "interactions are left out" in part[0]
     assert "too few" in factorial.effects(variants[:10], seeds[:10], [0.5] * 10)[0]

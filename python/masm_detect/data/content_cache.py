@@ -11,7 +11,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
 from masm_detect.models.bundled import default_cache_dir
@@ -49,23 +49,25 @@ class Content:
 
 @dataclass(frozen=True)
 class FileState:
-    """Size in bytes and time of the last change, in ns, of a file."""
+    """Size in bytes and time of the last change, in ns, of a file; `seen_ns`: the clock before it was looked at."""
 
     size: int
     mtime_ns: int
+    seen_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, path: str) -> FileState | None:
         """The state of the file at `path`; None if there is none or it cannot be looked at."""
+        seen = time.time_ns()
         try:
             stat = os.stat(path)
         except OSError:
             return None
-        return cls(stat.st_size, stat.st_mtime_ns)
+        return cls(stat.st_size, stat.st_mtime_ns, seen)
 
     def settled(self) -> bool:
         """Whether the file was last changed long enough ago that a later change has another time stamp."""
-        return time.time_ns() - self.mtime_ns > _SETTLED
+        return self.seen_ns - self.mtime_ns > _SETTLED
 
 
 def default_cache_file() -> Path:
@@ -80,7 +82,7 @@ class ContentCache:
         path: the SQLite file; None: `default_cache_file()`. Its folder is made if needed.
     """
 
-    _COLUMNS = ", ".join(field.name for field in fields(Content))
+    _COLUMNS = ", ".join(column.name for column in fields(Content))
     _TABLE = "contents_1"  # another number when the meaning of a column changes
 
     def __init__(self, path: Path | str | None = None) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from masm_ext.progress import Progress
 
 from .content_cache import Content, ContentCache, FileState
-from .decode import EIGHT_BIT_MODES, UnreadableImage, check_whole, decode_image, read_bytes, register_heif
+from .decode import EIGHT_BIT_MODES, FORMATS, UnreadableImage, check_whole, decode_image, read_bytes, register_heif
 from .perceptual import SIDE, perceptual_hash
 from .sample import Sample
 
@@ -103,8 +103,8 @@ def describe(data: bytes, name: str) -> Content:
             width, height = image.size
             kind = {"MPO": "JPEG", None: ""}.get(image.format, image.format)
             quality = jpeg_quality(image.quantization[0]) if 0 in getattr(image, "quantization", {}) else None
-            if image.mode not in EIGHT_BIT_MODES:
-                raise OSError(f"pixels of mode {image.mode}")
+            if image.mode not in EIGHT_BIT_MODES or kind not in FORMATS:
+                raise OSError(f"{kind} with pixels of mode {image.mode}")
             image.draft("L", (SIDE, SIDE))
             perceptual = perceptual_hash(ImageOps.exif_transpose(image))
     except Exception:  # Pillow raises OSError, SyntaxError, struct.error and more

@@ -23,6 +23,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 #: A JPEG marker: 0xff and a byte that is neither fill (0xff), an escaped 0xff of the data (0), nor a restart marker.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 #: Modes of Pillow with 8 bits a channel, the only ones that are read.
+#: Formats, as Pillow names them, that `decode_image` reads. Pillow knows more of them.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "AVIF", "HEIF")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 

@@ -66,6 +66,18 @@ def test_a_file_that_changed_just_now_is_not_trusted(samples, opened):
     assert sorted(opened) == sorted(sample.path for sample in samples[:2])
 
 
+def test_slow_reading_does_not_make_a_new_file_trusted(samples, opened, monkeypatch):
+    """What counts is how long ago the file had changed when it was looked at, not when its content is stored."""
+    monkeypatch.setattr("masm_detect.data.content_cache._SETTLED", 200_000_000)
+    age(samples[0].path, 0)
+    counted = contents_module.read_bytes
+    monkeypatch.setattr(contents_module, "read_bytes", lambda path: time.sleep(0.1) or counted(path))
+    read_contents(samples)  # three rounds of 8 threads: 0.3 s
+    opened.clear()
+    read_contents(samples)
+    assert opened == [samples[0].path]
+
+
 def test_a_damaged_file_is_found_each_time(samples):
     with open(samples[0].path, "wb"):
         pass

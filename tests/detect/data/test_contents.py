@@ -64,6 +64,13 @@ def test_what_only_opencv_reads_has_a_content(tmp_path):
     assert deep.perceptual and deep.perceptual == eight_bits.perceptual
 
 
+def test_what_only_pillow_reads_is_no_image(tmp_path):
+    """Training could not read it later."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((40, 24, 3), np.uint8)).save(path, format="pcx")
+    assert isinstance(survey([str(path)])[0], UnreadableImage)
+
+
 @pytest.mark.parametrize(("cut", "message"), [(0, "is empty"), (9, "is truncated")])
 def test_a_damaged_file_is_found_before_the_run(tiny_data, tiny_backbone, tmp_path, cut, message):
     path = tiny_data / "real" / "11.png"
