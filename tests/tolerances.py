@@ -30,3 +30,21 @@ def relative_error(out: torch.Tensor, ref: torch.Tensor, terms: torch.Tensor | N
         return 0.0
     norm = ref.norm() if terms is None else torch.maximum(ref.norm(), terms.double().norm())
     return float((out - ref).norm() / norm) if norm > 0 else float((out - ref).norm())
+
+
+def factor_terms(
+    x: torch.Tensor, u: torch.Tensor, s: torch.Tensor, v: torch.Tensor, dy: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The size of the summands of the gradients of the factors, from float64 tensors with any leading dimensions:
+    ``(R, N)`` for u, ``(R, D)`` for v, ``(R,)`` for s. Sums of few terms may cancel, those over rows and P and Q
+    themselves: the rounding of u and v to bfloat16 counts against the root of the terms' squares where that is larger
+    than the sum."""
+    x, u, s, v, dy = (t.detach().double() for t in (x, u, s, v, dy))
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    p_size = torch.maximum((x @ v.T).abs(), (x.square() @ v.square().T).sqrt())
+    q_size = torch.maximum((dy @ u.T).abs(), (dy.square() @ u.square().T).sqrt())
+    return {
+        "u": ((p_size * s).square().T @ dy.square()).sqrt(),
+        "s": (p_size * q_size).sum(0),
+        "v": ((q_size * s).square().T @ x.square()).sqrt(),
+    }
