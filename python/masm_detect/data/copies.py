@@ -71,7 +71,9 @@ def check_contents(samples: Sequence[Sample], contents: Sequence[Content]) -> No
     for first, *others in byte_copies(samples, contents):
         for other in others:
             a, b = samples[first], samples[other]
-            kind = "label" if a.label != b.label else "split" if a.split != b.split else "twice"
+            # an undivided set beside a test split is tested, too
+            apart = a.split and b.split and a.split != b.split
+            kind = "label" if a.label != b.label else "split" if apart else "twice"
             pairs_of[kind].append((first, other))
     for kind in ("label", "split"):
         if pairs_of[kind]:
@@ -79,8 +81,8 @@ def check_contents(samples: Sequence[Sample], contents: Sequence[Content]) -> No
     if pairs_of["twice"]:
         a, b = (samples[i].path for i in pairs_of["twice"][0])
         warnings.warn(
-            f"{len(pairs_of['twice'])} files are copies, byte for byte, of another file of their split, e.g. "
-            f"{b} of {a}: they count twice",
+            f"{len(pairs_of['twice'])} files are copies, byte for byte, of another file that is used in the same way, "
+            f"e.g. {b} of {a}: they count twice",
             stacklevel=2,
         )
     by_split = {split: [i for i, s in enumerate(samples) if s.split == split] for split in SPLITS}

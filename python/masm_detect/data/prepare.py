@@ -168,6 +168,13 @@ def _records(jobs: list[tuple], workers: int | None, dask: str | None) -> Iterat
                 f"a process was killed, perhaps because the {workers} of them had too little memory: give fewer "
                 "workers, and run the command again to continue"
             ) from error
+        except Exception as error:
+            if not type(error).__module__.startswith("distributed."):
+                raise
+            raise PrepareError(
+                f"the Dask cluster at {dask} gave up ({type(error).__name__}: {error}): look at the logs of its "
+                "workers, and run the command again to continue"
+            ) from error
 
 
 def _dask_client(address: str) -> Any:
@@ -217,6 +224,7 @@ def _refuse_other_settings(out: Path, settings: dict) -> None:
 def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSource], records: dict[str, dict],
                    split_of: dict[str, str], resumed: int) -> PrepareReport:  # fmt: skip
     lost_videos, lost_frames, notes = [], [], []
+    readers = sorted({record["reader"] for record in records.values() if record.get("reader")})
     by_method: dict[str, Counter] = defaultdict(Counter)
     by_split: dict[str, Counter] = defaultdict(Counter)
     for video in videos:
@@ -236,7 +244,7 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSou
         json_path=str(out / f"{dataset}.json"), coverage_path=str(out / "coverage.json"),
         videos=len(videos), videos_written=len(videos) - len(lost_videos), videos_resumed=resumed,
         frames_wanted=totals["frames_wanted"], frames_written=totals["frames_written"],
-        lost_videos=lost_videos, lost_frames=lost_frames, notes=notes,
+        lost_videos=lost_videos, lost_frames=lost_frames, notes=notes, readers=readers,
         by_method={m: {k: c[k] for k in _COUNTS} for m, c in sorted(by_method.items())},
         by_split={split: dict(sorted(by_split[split].items())) for split in SPLITS if split in by_split},
     )  # fmt: skip

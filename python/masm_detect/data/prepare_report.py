@@ -27,6 +27,7 @@ class PrepareReport:
         lost_videos: videos without any crop
         lost_frames: skipped frames of the other videos
         notes: what is unusual about single videos
+        readers: versions of PyAV and FFmpeg that read the video files
         by_method: "real" or forgery -> counts; `several_faces`: videos in which some frame has several
         by_split: split -> "real" or forgery -> videos with a crop; empty if the data is not divided
     """
@@ -43,6 +44,7 @@ class PrepareReport:
     lost_videos: list[Loss] = field(default_factory=list)
     lost_frames: list[Loss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    readers: list[str] = field(default_factory=list)
     by_method: dict[str, dict[str, int]] = field(default_factory=dict)
     by_split: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -62,6 +64,8 @@ class PrepareReport:
                     lines.append(f"the split {split} has no {kind} video: try another split_seed, or name its videos")
         reasons = Counter(loss.reason.split(":")[0] for loss in (*self.lost_videos, *self.lost_frames))
         lines += [f"lost, {reason}: {count}" for reason, count in reasons.most_common()]
+        if len(self.readers) > 1:
+            lines.append(f"read by {' and by '.join(self.readers)}: colours may differ; --overwrite makes them alike")
         if self.notes:
             lines.append(f"{len(self.notes)} notes, e.g. {self.notes[0]}")
         return "\n".join([*lines, f"wrote {self.json_path}", f"every loss is listed in {self.coverage_path}"])

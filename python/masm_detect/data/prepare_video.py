@@ -19,10 +19,13 @@ from masm_detect.data.decode import UnreadableImage, png_bytes
 from masm_detect.data.faces import FaceDetector, align_crop
 from masm_detect.data.sample import PrepareError
 from masm_detect.data.tracking import FaceChooser, Person
-from masm_detect.data.videos import VideoSource, open_video, spread
+from masm_detect.data.video_reader import READER, Frame, VideoFile
+from masm_detect.data.videos import ImageFrames, VideoSource, open_video, spread
 from masm_detect.results import write_json
 
 RECORD = ".record.json"  # beside the crops of a finished video
+#: Why a frame is lost that has no mask among those of its video.
+NO_MASK = "no mask of this name"
 #: Part of the names of unfinished folders, before the number of the run.
 PARTIAL = ".partial-"
 #: An unfinished folder in which nothing was written for so many seconds is of a run that was killed.
@@ -50,7 +53,7 @@ def prepare_video(
     Returns:
         The record: {"fingerprint": settings and source files; "crops": [{"file", "person", "box", "score", "seconds"}];
         "wanted": frames; "lost": [[number, reason]]; "several": frames with several faces; "reason": why there is no
-        crop, or None; "notes"}. If an earlier call has finished the video, its record.
+        crop, or None; "notes"; "reader": of a video file}. If an earlier call has finished the video, its record.
 
     Raises:
         PrepareError: `folder` exists, and was not written by this function.
@@ -105,17 +108,18 @@ def read_record(file: Path) -> dict[str, Any] | None:
 def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: FaceDetector,
          masks: VideoSource | None) -> dict[str, Any]:  # fmt: skip
     record: dict[str, Any] = {
-        "fingerprint": fingerprint, "crops": [], "wanted": 0, "lost": [], "several": 0, "reason": None, "notes": [],
+        "fingerprint": fingerprint, "reader": READER if video.is_video else None, "crops": [], "wanted": 0, "lost": [],
+        "several": 0, "reason": None, "notes": [],
     }  # fmt: skip
     chooser = FaceChooser(detector, fingerprint["faces"])
     try:
         opened = open_video(video)
         record["notes"] += opened.notes
         numbers = spread(opened.total, fingerprint["frames_per_video"])
-        pictures = _mask_pictures(masks, numbers, opened.total)
+        pictures = _mask_pictures(masks, opened, numbers, record["notes"])
         for frame, mask in zip(opened.frames(numbers), pictures):
             record["wanted"] += 1
-            people = frame.problem if frame.rgb is None else chooser.choose(frame.rgb, mask)
+            people = frame.problem or (mask if isinstance(mask, str) else chooser.choose(frame.rgb, mask))
             if isinstance(people, str):
                 record["lost"].append([frame.number, people])
                 continue
@@ -146,27 +150,41 @@ def _written(crop: np.ndarray, person: Person, number: int, seconds: float | Non
     }
 
 
-def _mask_pictures(masks: VideoSource | None, numbers: list[int], total: int) -> Iterator[Callable]:
-    """For each frame a function that returns its mask, uint8 [h, w, 3], or None where there are no masks.
+def _mask_pictures(
+    masks: VideoSource | None, video: VideoFile | ImageFrames, numbers: list[int], notes: list[str]
+) -> Iterator[Callable[[], np.ndarray | None] | str]:
+    """For each frame a function that returns its mask, uint8 [h, w, 3], or None where there are no masks; or a reason
+    why the frame has none.
 
-    Raises UnreadableImage if the masks cannot be read.
+    Where frames and masks are both images, a mask belongs to the frame of its name (007 and 7 are one name). In videos,
+    and in images none of which share a name, they are paired by their order.
+
+    Raises UnreadableImage if the masks cannot be read or paired.
     """
     if masks is None:
         yield from (lambda: None for _ in numbers)
         return
     opened = open_video(masks)
+    notes += [f"its masks: {note}" for note in opened.notes]
     if opened.total == 1 and masks.kind == "images":
         frame = next(opened.frames([0]))
         if frame.rgb is None:
             raise UnreadableImage(f"its mask: {frame.problem}")
         yield from (lambda: frame.rgb for _ in numbers)
         return
-    if opened.total != total:
-        raise UnreadableImage(f"its masks: {opened.total} for {total} frames")
-    for frame in opened.frames(numbers):
-        # a damaged mask covers nothing: the frame is lost, with a reason
-        picture = frame.rgb if frame.rgb is not None else np.zeros((1, 1, 3), np.uint8)
-        yield lambda picture=picture: picture
+    if isinstance(opened, ImageFrames) and isinstance(video, ImageFrames) and opened.by_name.keys() & video.by_name:
+        names = list(video.by_name)
+        for number in numbers:
+            file = opened.by_name.get(names[number])
+            yield NO_MASK if file is None else _picture(next(ImageFrames([file]).frames([0])))
+        return
+    if opened.total != video.total:
+        raise UnreadableImage(f"its masks: {opened.total} for {video.total} frames")
+    yield from (_picture(frame) for frame in opened.frames(numbers))
+
+
+def _picture(frame: Frame) -> Callable[[], np.ndarray] | str:
+    return f"its mask: {frame.problem}" if frame.rgb is None else lambda: frame.rgb
 
 
 def _replace(partial: Path, folder: Path, fingerprint: dict[str, Any]) -> None:

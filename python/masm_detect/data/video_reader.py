@@ -18,8 +18,12 @@ from av.sidedata.sidedata import Type as SideDataType
 
 from masm_detect.data.decode import UnreadableImage
 
+#: Other versions may convert colours differently.
+READER = f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+
 DAMAGED = "damaged frame"
 UNDECODABLE = "frame cannot be decoded"
+UNCONVERTIBLE = "frame cannot be converted to RGB"
 
 #: Most frames that H.264 and HEVC decode before one that is shown earlier: a frame that came out is judged after as
 #: many others, when everything that it was predicted from has come out as well.
@@ -49,8 +53,9 @@ class Frame:
 class _Packet:
     """A compressed frame.
 
-    pts: when it is shown, in units of the stream's time base. key: it is predicted from no other frame. shown: the
-    container does not cut it off (an edit list), though others may be predicted from it.
+    pts: when it is shown, in units of the stream's time base. key: it is predicted from no other frame. shown: it
+    becomes a frame. Others may be predicted from one that is not: the container cuts it off (an edit list), or the
+    stream hides it.
     """
 
     pts: int | None
@@ -83,7 +88,8 @@ class VideoFile:
             try:
                 for packet in container.demux(stream):
                     if packet.size:  # the last one is empty
-                        self._packets.append(_Packet(packet.pts, packet.is_keyframe, not packet.is_discard))
+                        shown = not packet.is_discard and not _is_hidden(packet, stream.codec_context.name)
+                        self._packets.append(_Packet(packet.pts, packet.is_keyframe, shown))
             except av.FFmpegError as error:
                 self.notes.append(f"the container is damaged behind frame {len(self._packets)} ({error.strerror})")
             listed, hdr = stream.frames, stream.codec_context.color_trc in _HDR
@@ -162,36 +168,58 @@ class VideoFile:
 
     def _judged(self, number: int, frame: av.VideoFrame, first: int, damaged: set[int]) -> Frame:
         seconds = float((frame.pts - first) * self._time_base)
-        if frame.pts in damaged:
-            return Frame(number, seconds, None, DAMAGED)
-        return Frame(number, seconds, self._rgb(frame))
+        return self._frame(number, seconds, frame, frame.pts in damaged)
 
     def _by_count(self, wanted: set[int]) -> Iterator[Frame]:
-        """Frames of a file without time stamps, numbered in the order of decoding.
+        """Frames of a file without time stamps, numbered in the order in which they come out.
 
         It is not known which frame was predicted from which: damage affects all frames from one key frame to the next.
         """
-        group: list[tuple[int, av.VideoFrame]] = []
-        spoilt, number = False, -1
+        group: list[tuple[int, int, av.VideoFrame]] = []  # (number, place, frame) from one key frame to the next
+        bad: list[int] = []  # places of packets that are damaged or lost
+        lost: deque[int] = deque()  # those without a frame, until the frames behind them come out
+        key, place, number = 0, 0, -1
         for event in self._decoded(skip=set()):
             if isinstance(event, int):
-                spoilt = True
+                bad.append(event)
+                lost.append(event)
                 continue
+            made_up = event.pts is None  # by the decoder, for no packet
+            place = place if made_up else event.pts  # of its packet
+            while lost and lost[0] < place:  # the frames behind a lost one keep their numbers
+                lost.popleft()
+                number += 1
             number += 1
-            if event.key_frame and not event.is_corrupt:
-                yield from self._group(group, spoilt)
-                group, spoilt = [], False
-            spoilt |= event.is_corrupt
+            if event.is_corrupt or made_up:
+                bad.append(place)
+            elif event.key_frame:
+                yield from self._group(group, bad, key, place)
+                group, key = [], place
             if number in wanted:
-                group.append((number, event))
-        yield from self._group(group, spoilt)
+                group.append((number, place, event))
+        yield from self._group(group, bad, key, len(self._packets))
 
-    def _group(self, group: list[tuple[int, av.VideoFrame]], spoilt: bool) -> Iterator[Frame]:
-        for number, frame in group:
-            yield Frame(number, None, None, DAMAGED) if spoilt else Frame(number, None, self._rgb(frame))
+    def _group(
+        self, group: list[tuple[int, int, av.VideoFrame]], bad: list[int], key: int, end: int
+    ) -> Iterator[Frame]:
+        """The frames between the key frames at `key` and `end`. Some may be decoded behind the second one."""
+        for number, place, frame in group:
+            damaged = any(key <= other < max(end, place + 1) for other in bad)
+            yield self._frame(number, None, frame, damaged)
+
+    def _frame(self, number: int, seconds: float | None, frame: av.VideoFrame, damaged: bool) -> Frame:
+        if damaged:
+            return Frame(number, seconds, None, DAMAGED)
+        try:
+            return Frame(number, seconds, self._rgb(frame))
+        except (av.FFmpegError, ValueError) as error:
+            # a pixel format that FFmpeg cannot convert, or an impossible size
+            return Frame(number, seconds, None, f"{UNCONVERTIBLE}: {error}")
 
     def _decoded(self, skip: set[int | None]) -> Iterator[av.VideoFrame | int]:
         """Every decoded frame, or the place of a packet that cannot be decoded.
+
+        Where the file has no times, the pts of a frame is the place of its packet.
 
         skip: times of frames that may be left out if no other frame is predicted from them.
         """
@@ -207,6 +235,8 @@ class VideoFile:
                     if not packet.size:
                         continue
                     place += 1
+                    if not self._timed:
+                        packet.pts = packet.dts = place  # frames carry it (PyAV 18 loses some of `opaque`)
                     context.skip_frame = "NONREF" if packet.pts in skip else "DEFAULT"
                     try:
                         yield from packet.decode()
@@ -251,6 +281,14 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if stream.codec_context is None:
         raise UnreadableImage("unreadable: truncated, or of a codec that FFmpeg does not know")
     return stream
+
+
+def _is_hidden(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet is a frame of VP8 that is only predicted from (bit show_frame, RFC 6386, section 9.1).
+
+    VP9 and AV1 pack such frames together with the next one that is shown.
+    """
+    return codec in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[tuple[int, int], tuple[int, int]] | None:

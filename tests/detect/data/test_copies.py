@@ -65,6 +65,17 @@ def test_the_same_bytes_twice_in_one_split_are_a_warning(divided):
     assert text.startswith("3 files are copies, byte for byte") and "they count twice" in text
 
 
+def test_an_undivided_set_beside_a_test_split(divided, tmp_path):
+    """As when `masm eval` gets both: both are tested, and nothing leaks."""
+    undivided = tmp_path / "more" / "real" / "one.jpg"
+    undivided.parent.mkdir(parents=True)
+    shutil.copy(divided / "test/real/test-real-1.jpg", undivided)
+    shutil.copytree(divided / "test/fake-x", tmp_path / "more" / "fake-y")
+    samples = [s for s in read_dataset(divided) if s.split == "test"] + read_dataset(tmp_path / "more")
+    with pytest.warns(UserWarning, match="5 files are copies"):
+        check_contents(samples, read_contents(samples))
+
+
 @pytest.mark.parametrize(("side", "quality"), [(96, 50), (144, 80), (64, 75)])
 def test_a_recompressed_copy_in_another_split_is_a_warning(divided, side, quality):
     for seed in (1, 2):

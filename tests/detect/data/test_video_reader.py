@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 from masm_detect.data.decode import UnreadableImage
-from masm_detect.data.video_reader import DAMAGED, VideoFile
+from masm_detect.data.video_reader import DAMAGED, UNCONVERTIBLE, VideoFile
 from video_files import damage, encode_video, striped
 
 X264 = {"crf": "18", "threads": "1"}
@@ -37,6 +37,19 @@ def decoded(path):
     """All frames, by PyAV alone."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def decoded_with_errors(path):
+    """The frames that come out of a damaged file."""
+    frames = []
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for packet in container.demux(video=0):
+            try:
+                frames += packet.decode()
+            except av.FFmpegError:
+                continue
+    return frames
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -246,3 +259,54 @@ def test_a_wrong_number_of_frames_in_the_header(tmp_path):
     path.write_bytes(data)
     file = VideoFile(path)
     assert file.total == 20 and file.notes == ["the container lists 300 frames, 20 can be read"]
+
+
+def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
+    """They are only predicted from. One is made by the bit of its header; an encoder needs two passes for it."""
+    if "libvpx" not in av.codecs_available:
+        pytest.skip("this PyAV has no libvpx")
+    path = encode_video(tmp_path / "a.ivf", 30, "libvpx", options={"deadline": "realtime", "cpu-used": "8"})
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    header = places[12] + 12  # of the frame, behind that of the container
+    assert data[header] & 0x10
+    data[header] &= ~0x10
+    path.write_bytes(data)
+    whole = decoded(path)
+    file = VideoFile(path)
+    assert len(places) == 30 and file.total == len(whole) == 29
+    for frame in file.frames(range(29)):
+        np.testing.assert_array_equal(frame.rgb, whole[frame.number])
+
+
+@pytest.mark.parametrize("lost", [10, 12, 17])
+def test_a_lost_packet_of_a_file_without_times(tmp_path, lost):
+    """It affects the frames up to the next key frame, which come out later; those behind it keep their numbers."""
+    path = written(tmp_path, "no-times.h264", frames=40, gop=10)
+    whole = decoded(path)
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size, p.is_keyframe) for p in container.demux(video=0) if p.size]
+    keys = [place for place, (_, _, key) in enumerate(packets) if key]
+    start, end = max(key for key in keys if key <= lost), min(key for key in keys if key > lost)
+    data = bytearray(path.read_bytes())
+    position, size, _ = packets[lost]
+    data[position : position + size] = b"\x00\x00\x00\x01\x65" + b"\xff" * (size - 5)
+    path.write_bytes(data)
+    assert len(decoded_with_errors(path)) < 40
+    frames = list(VideoFile(path).frames(range(40)))
+    assert all(frame.problem for frame in frames[start:end])
+    for frame in frames[:start] + frames[end:]:
+        np.testing.assert_array_equal(frame.rgb, whole[frame.number])
+
+
+def test_a_frame_that_cannot_be_converted_is_reported(tmp_path, monkeypatch):
+    path = written(tmp_path, "h264.mp4", frames=3)
+
+    def refuse(self, frame):
+        raise ValueError("Conversion to rgb24 from bayer is not supported")
+
+    monkeypatch.setattr(VideoFile, "_rgb", refuse)
+    frames = list(VideoFile(path).frames(range(3)))
+    assert [frame.rgb for frame in frames] == [None] * 3
+    assert all(frame.problem.startswith(UNCONVERTIBLE) and "bayer" in frame.problem for frame in frames)
