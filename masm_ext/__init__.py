@@ -5,6 +5,7 @@ An interpretation of arXiv 2601.01041; see docs/method.md, "The method, and what
 
 from ._version import __version__ as __version__
 from .adapter import AdapterError, load_adapter, save_adapter
+from .calibration import weight_gradients
 from .config import MASMConfig
 from .conversion_report import ConversionReport
 from .convert import convert
@@ -37,4 +38,5 @@ __all__ = [
     "select_layers",
     "spectral_consistency_loss",
     "unmerge",
+    "weight_gradients",
 ]

@@ -30,7 +30,11 @@ class MASMConfig:
         energy: in (0, 1): per layer, the smallest R whose artifact directions hold this share of ``||W||_F^2``,
             rounded up to a multiple of K. None: the ranks are ``subspace_rank``.
         directions: which R singular directions are the artifact directions: "trailing" (the smallest sigma), "leading"
-            (the largest), or "random" (drawn with the hash of the weight as seed).
+            (the largest), or "random" (drawn with the hash of the weight as seed). "gradient": the R leading singular
+            directions of the gradient of the loss with respect to the weight, measured by
+            :func:`masm_ext.weight_gradients`; pass its result to :func:`masm_ext.convert` as ``gradients=``. They
+            start with the singular value ``lift * sigma_rms``.
+        direction_batches: maximum number of batches that ``weight_gradients`` reads.
         lift: added to the singular values of the artifact directions at the start, in units of sigma_rms (the root mean
             square of W's singular values), and taken off the frozen part, so that the output stays the same. The
             gradients of u and v are proportional to s: at trailing singular values, which are nearly 0, u and v cannot
@@ -73,6 +77,7 @@ class MASMConfig:
     subspace_rank: int | Sequence[int] = 4
     energy: float | None = None
     directions: str = "trailing"
+    direction_batches: int = 32
     lift: float = 0.0
     partition: str = "interleaved"
     train_bias: bool = False
@@ -117,6 +122,11 @@ class MASMConfig:
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
         self._require(self.directions in DIRECTIONS, "directions", f"one of {tuple(DIRECTIONS)}")
         self._require(self.lift >= 0, "lift", "0 or more")
+        if self.directions == "gradient" and (not self.lift or self.energy is not None):
+            raise ValueError(
+                'MASMConfig.directions "gradient" needs a lift above 0, because the directions have no singular value '
+                f"of the weight, and no energy; got lift={self.lift}, energy={self.energy}"
+            )
         self._require(self.partition in PARTITIONS, "partition", f"one of {tuple(PARTITIONS)}")
         self._require(self.orthogonality >= 0, "orthogonality", "0 or more")
         self._require(self.spectral_consistency >= 0, "spectral_consistency", "0 or more")
@@ -143,7 +153,7 @@ class MASMConfig:
             )
         self._require(self.mask_seed >= 0, "mask_seed", "0 or more")
         self._require(self.mask_hysteresis >= 0, "mask_hysteresis", "0 or more")
-        for name in ("mask_interval", "mask_probe_steps", "mask_calibration_batches"):
+        for name in ("direction_batches", "mask_interval", "mask_probe_steps", "mask_calibration_batches"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("mask_warmup", "mask_min_active", "mask_probe_interval"):
             self._require(getattr(self, name) >= 0, name, "0 or more")

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entries, base_tensors
+from .calibration import WeightGradients
 from .config import MASMConfig
 from .contract import accumulate_dtype
 from .conversion_report import ConversionReport, report_of
-from .decomposition import choose_ranks, order_of, split
+from .decomposition import Decomposition, choose_ranks, order_of, split, split_along_gradient
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
 from .progress import Progress
+from .registry import DIRECTIONS
 from .selection import (
     Patterns,
     SelectedLayers,
@@ -29,7 +31,7 @@ from .selection import (
     saved_modules,
     saved_state,
 )
-from .spectra import SpectrumCache, spectra_of
+from .spectra import SpectrumCache, check_finite, spectra_of
 from .wrappers import modules_of, unwrap, unwrapped_modules
 
 
@@ -38,6 +40,7 @@ def convert(
     config: MASMConfig,
     *,
     target_modules: Patterns | None = None,
+    gradients: WeightGradients | None = None,
     cache_dir: str | os.PathLike | None = None,
     use_cache: bool = True,
     progress: bool = True,
@@ -56,6 +59,8 @@ def convert(
         config: the configuration; ``config.target_modules`` selects the layers.
         target_modules: replaces ``config.target_modules``: patterns, a callable ``(name, module) -> bool``, or the
             result of :func:`masm_ext.select_layers` (required if ``config.mask_policy`` is "static").
+        gradients: the result of :func:`masm_ext.weight_gradients`, needed if ``config.directions`` is "gradient", and
+            only then.
         cache_dir: folder where SVDs are cached between runs, by default ``~/.cache/masm_ext/svd``. The key is the hash
             of the weight and ``config.directions``.
         use_cache: read and write that folder.
@@ -66,9 +71,9 @@ def convert(
 
     Raises:
         ValueError: no layer matches; the model is already converted; a rank does not fit a layer; a weight has NaN or
-            infinite elements; the policy is "static" and ``target_modules`` is not the result of ``select_layers``; or
-            replacing a layer would change the output (:func:`masm_ext.selection.check_convertible`). If conversion
-            fails, the model is unchanged.
+            infinite elements; the policy is "static" and ``target_modules`` is not the result of ``select_layers``;
+            ``gradients`` are missing, not needed, or not those of the layers; or replacing a layer would change the
+            output (:func:`masm_ext.selection.check_convertible`). If conversion fails, the model is unchanged.
         TypeError: a layer has a type or dtype that cannot be replaced.
     """
     converted = modules_of(model, MASMLinear)
@@ -101,20 +106,63 @@ def convert(
     frozen = base_tensors(modules, linears, saved, config.train_bias)
     everything = tensor_hashes(frozen | {f"{name}.weight": weight for name, weight in weights.items()})
     hashes = {name: everything[f"{name}.weight"] for name in weights}
-    cache = SpectrumCache(cache_dir) if use_cache else None
+    if DIRECTIONS[config.directions] is None:
+        parts = _along_gradients(weights, config, gradients, progress)
+    elif gradients is None:
+        parts = _along_spectra(weights, hashes, config, SpectrumCache(cache_dir) if use_cache else None, progress)
+    else:
+        raise ValueError(f"gradients are used with directions='gradient' only, and config has {config.directions!r}")
+    built = {
+        name: MASMLinear(parts[name], linear.bias, base_hash=hashes[name], train_bias=config.train_bias)
+        for name, linear in linears.items()
+    }
+    base = base_entries(frozen, everything)
+    return replace_layers(model, config, linears, built, saved, base)
+
+
+def _along_spectra(
+    weights: Mapping[str, Tensor],
+    hashes: Mapping[str, str],
+    config: MASMConfig,
+    cache: SpectrumCache | None,
+    progress: bool,
+) -> dict[str, Decomposition]:
+    """Each weight, split along singular directions of its own."""
     count = max(min(w.shape) for w in weights.values()) if config.energy is not None else sum(config.ranks)
-    with Progress(total=len(linears), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
+    with Progress(total=len(weights), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
         order = partial(order_of, config.directions)
         spectra = spectra_of(weights, hashes, count, cache, order, config.directions, lambda _: bar.update())
-
-    def build(name: str, linear: nn.Linear) -> MASMLinear:
+    parts = {}
+    for name, weight in weights.items():
         ranks = choose_ranks(spectra[name].sigma, config.ranks, config.energy, name, spectra[name].order)
-        dtype = accumulate_dtype(linear.weight.dtype)
-        parts = split(weights[name], spectra[name], ranks, config.partition, dtype, config.lift)
-        return MASMLinear(parts, linear.bias, base_hash=hashes[name], train_bias=config.train_bias)
+        dtype = accumulate_dtype(weight.dtype)
+        parts[name] = split(weight, spectra[name], ranks, config.partition, dtype, config.lift)
+    return parts
 
-    base = base_entries(frozen, everything)
-    return replace_layers(model, config, linears, {n: build(n, linear) for n, linear in linears.items()}, saved, base)
+
+def _along_gradients(
+    weights: Mapping[str, Tensor], config: MASMConfig, gradients: WeightGradients | None, progress: bool
+) -> dict[str, Decomposition]:
+    """Each weight, split along directions of its gradient."""
+    lacking = sorted(set(weights) - set(gradients or ()))
+    if lacking:
+        arrived = "none" if gradients is None else f"those of {len(gradients)} layers, without {lacking[0]!r}"
+        raise ValueError(
+            "directions='gradient' needs gradients=weight_gradients(model, config, batches, loss_fn) of the same model "
+            f"and layers, got {arrived}"
+        )
+    parts = {}
+    with Progress(total=len(weights), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
+        for name, weight in weights.items():
+            check_finite(weight, name)
+            gradient = gradients[name].to(weight.device)
+            dtype = accumulate_dtype(weight.dtype)
+            try:
+                parts[name] = split_along_gradient(weight, gradient, config.ranks, config.partition, dtype, config.lift)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            bar.update()
+    return parts
 
 
 def replace_layers(

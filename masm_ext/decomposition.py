@@ -1,7 +1,7 @@
 """The split of a weight into its principal subspace and K artifact subspaces.
 
-Two choices make a split, each a function by name: which singular directions are the artifact directions (DIRECTIONS),
-and how the K subspaces share them (PARTITIONS). ``W = principal + sum_k u_k^T diag(s_k) v_k`` holds for any of them.
+Two choices make a split, each by name: which directions are the artifact directions (DIRECTIONS), and how the K
+subspaces share them (PARTITIONS). ``W = principal + sum_k u_k^T diag(s_k) v_k`` holds for any of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Decomposition:
         u, s, v: [R, N], [R], [R, D], the artifact part, one subspace after another.
         offsets: K + 1 row bounds of the subspaces.
         energy: share of ``||W||_F^2`` that the artifact part holds.
-        directions: which singular directions of W (0 = largest sigma) the R rows are; empty where it is not known.
+        directions: which singular directions of W (0 = largest sigma) the R rows are, or of its gradient (-1 = the
+            leading one, -2 the next); empty where it is not known.
         lift: what was added to the singular values of the artifact part, in units of sigma_rms.
     """
 
@@ -61,8 +62,12 @@ def random_order(q: int, digest: str) -> list[int]:
     return sorted(range(q), key=lambda i: hashlib.sha256(f"{digest} {i}".encode()).digest())
 
 
+#: The leading singular directions of the gradient of the weight: :func:`split_along_gradient`.
+DIRECTIONS.register("gradient")(None)
+
+
 def order_of(directions: str, q: int, digest: str) -> list[int]:
-    """All q singular directions in the order of a choice, checked.
+    """All q directions in the order of a choice, checked. Those of the gradient are -1 - i (-1 = the leading one).
 
     Args:
         directions: a name in :data:`masm_ext.registry.DIRECTIONS`.
@@ -72,7 +77,10 @@ def order_of(directions: str, q: int, digest: str) -> list[int]:
     Raises:
         ValueError: an unknown name, or a choice that does not return each direction once.
     """
-    order = list(DIRECTIONS[directions](q, digest))
+    choice = DIRECTIONS[directions]
+    if choice is None:
+        return [-1 - i for i in range(q)]
+    order = list(choice(q, digest))
     if sorted(order) != list(range(q)):
         raise ValueError(f"directions {directions!r} must return each of 0 .. {q - 1} once, got {len(order)} entries")
     return order
@@ -95,8 +103,7 @@ def interleaved(ranks: Sequence[int]) -> list[list[int]]:
 @PARTITIONS.register("contiguous")
 def contiguous(ranks: Sequence[int]) -> list[list[int]]:
     """Cuts the R directions in runs, from the largest sigma on."""
-    bounds = [sum(ranks[:k]) for k in range(len(ranks) + 1)]
-    return [list(range(a, b)) for a, b in pairwise(bounds)]
+    return [list(range(a, b)) for a, b in pairwise(bounds(ranks))]
 
 
 def choose_ranks(
@@ -163,19 +170,66 @@ def split(
     """
     R = sum(ranks)
     chosen = sorted(spectrum.order[:R])  # descending sigma
-    groups = PARTITIONS[partition](ranks)
-    if [len(group) for group in groups] != list(ranks) or sorted(i for g in groups for i in g) != list(range(R)):
-        raise ValueError(f"partition {partition!r} must deal each of {R} directions once, in ranks {list(ranks)}")
-    directions = [chosen[i] for group in groups for i in group]
+    directions = [chosen[i] for group in deal(ranks, partition) for i in group]
     row_of = {direction: row for row, direction in enumerate(spectrum.held)}
     rows = torch.tensor([row_of[direction] for direction in directions])
     sigma = spectrum.sigma[torch.tensor(directions)]
     start = sigma + lift * spectrum.sigma.square().mean().sqrt()
     u, s, v = (t.to(weight.device, factor_dtype).contiguous() for t in (spectrum.u[rows], start, spectrum.v[rows]))
-    offsets = tuple(sum(ranks[:k]) for k in range(len(ranks) + 1))
     total = float(spectrum.sigma.square().sum())
     energy = float(sigma.square().sum()) / total if total > 0 else 0.0
-    return Decomposition(principal(weight, u, s, v), u, s, v, offsets, energy, tuple(directions), lift)
+    return Decomposition(principal(weight, u, s, v), u, s, v, bounds(ranks), energy, tuple(directions), lift)
+
+
+def split_along_gradient(
+    weight: Tensor, gradient: Tensor, ranks: Sequence[int], partition: str, factor_dtype: torch.dtype, lift: float
+) -> Decomposition:
+    """Split W along the leading singular directions of its gradient.
+
+    With ``gradient = sum_i gamma_i a_i b_i^T``, row i of u is ``-a_i`` and row i of v is ``b_i``: a larger s_i lowers
+    the loss. All s_i are ``lift * sigma_rms``; the principal part is the rest of W, as in :func:`split`.
+
+    Args:
+        weight: [N, D].
+        gradient: [N, D], of the loss with respect to ``weight``.
+        ranks: K ranks, together at most min(N, D).
+        partition: a name in :data:`masm_ext.registry.PARTITIONS`; it deals the directions by their gamma.
+        factor_dtype: of u, s and v.
+        lift: the singular values of the artifact part, in units of sigma_rms.
+
+    Raises:
+        ValueError: the gradient has another shape than the weight, or elements that are not finite.
+    """
+    if gradient.shape != weight.shape or not gradient.isfinite().all():
+        raise ValueError(
+            f"need a finite gradient of the shape {list(weight.shape)} of the weight, got {list(gradient.shape)} with "
+            f"{int((~gradient.isfinite()).sum())} elements that are not finite"
+        )
+    left, _, right = torch.linalg.svd(gradient.double(), full_matrices=False)
+    order = [i for group in deal(ranks, partition) for i in group]
+    rows = torch.tensor(order, device=weight.device)
+    u, v = -left.mT[rows], right[rows]
+    q, norm2 = min(weight.shape), float(weight.double().square().sum())
+    held = ((u @ weight.double()) * v).sum(1).square().sum()  # of the energy of W
+    s = torch.full((sum(ranks),), lift * math.sqrt(norm2 / q), dtype=torch.float64, device=weight.device)
+    u, s, v = (t.to(factor_dtype).contiguous() for t in (u, s, v))
+    energy = float(held) / norm2 if norm2 > 0 else 0.0
+    directions = tuple(-1 - i for i in order)
+    return Decomposition(principal(weight, u, s, v), u, s, v, bounds(ranks), energy, directions, lift)
+
+
+def deal(ranks: Sequence[int], partition: str) -> list[list[int]]:
+    """The places among R directions that each subspace takes; ValueError if the partition does not deal each once."""
+    R = sum(ranks)
+    groups = PARTITIONS[partition](ranks)
+    if [len(group) for group in groups] != list(ranks) or sorted(i for g in groups for i in g) != list(range(R)):
+        raise ValueError(f"partition {partition!r} must deal each of {R} directions once, in ranks {list(ranks)}")
+    return groups
+
+
+def bounds(ranks: Sequence[int]) -> tuple[int, ...]:
+    """The K + 1 row bounds of subspaces of these ranks."""
+    return tuple(accumulate(ranks, initial=0))
 
 
 def principal(weight: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:

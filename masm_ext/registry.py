@@ -66,8 +66,9 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 #: (q, digest) -> all q singular directions (0 = largest sigma) in the order in which a layer takes them as artifact
-#: directions: the first R of them. ``digest``: the hash of the weight. Entries: masm_ext/decomposition.py.
-DIRECTIONS: Registry[Callable[[int, str], Sequence[int]]] = Registry("choice of directions")
+#: directions: the first R of them. ``digest``: the hash of the weight. None in place of a function: the directions are
+#: not those of the weight, but of its gradient. Entries: masm_ext/decomposition.py.
+DIRECTIONS: Registry[Callable[[int, str], Sequence[int]] | None] = Registry("choice of directions")
 
 #: ranks (r_1, ..., r_K) -> for each subspace its places among the R artifact directions (0 = largest sigma). Entries:
 #: masm_ext/decomposition.py.

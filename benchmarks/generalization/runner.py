@@ -25,6 +25,7 @@ from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method
 from masm_detect.models.backbone import Backbone, load_backbone
 from masm_detect.models.detector import Detector
+from masm_detect.training.calibration import calibration_on
 from masm_detect.training.loop import fit
 from plan import Run, data_config
 from sklearn.metrics import roc_auc_score
@@ -176,8 +177,9 @@ def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[
     def make(samples: Sequence[Sample], **options: Any) -> FrameDataset:
         return frame_dataset(samples, detector.backbone, config, images=data.images, **options)
 
-    method = build_method(run.method.name, detector, run.method, run.seed)
     train_set = make(drawn.train, augment=True, seed=run.seed)
+    calibration = calibration_on(train_set, run.optim, run.seed, torch.device("cpu"), workers=0)
+    method = build_method(run.method.name, detector, run.method, run.seed, calibration=calibration)
     result = fit(detector, method, train_set, make(drawn.val), optim=run.optim, runtime=runtime)
     scores = score_samples(detector, make(drawn.test), precision="fp32") if test else np.empty(0)
     keep = ("epoch", "train_loss", "penalty", "val_auc", "val_loss", "active_fraction")

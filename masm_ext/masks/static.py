@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..calibration import LossFunction, gradient_moments
 from ..config import MASMConfig
 from ..reference import snr_of
 from ..selection import SelectedLayers, matching_linears
@@ -18,7 +19,7 @@ def select_layers(
     model: nn.Module,
     config: MASMConfig,
     batches: Iterable[Any],
-    loss_fn: Callable[[nn.Module, Any], Tensor],
+    loss_fn: LossFunction,
 ) -> SelectedLayers:
     """Before conversion, select the layers whose weight gradients agree most between batches.
 
@@ -42,33 +43,12 @@ def select_layers(
         ValueError: fewer than two batches, or no layer matches.
     """
     linears = matching_linears(model, config.target_modules, config.exclude_modules, config.modules_to_save)
-    modes = {m: m.training for m in model.modules()}
-    flags = {p: p.requires_grad for p in model.parameters()}
-    weights = [layer.weight for layer in linears.values()]
-    mean = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    second = torch.zeros(len(weights), dtype=torch.float64)
-    count = 0
-    try:
-        model.eval()  # batch statistics and dropout are neither moved nor measured
-        for p in flags:
-            p.requires_grad_(False)
-        for w in weights:
-            w.requires_grad_(True)
-        for count, batch in enumerate(batches, start=1):
-            grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
-            for i, g in enumerate(grads):
-                mean[i] += (g.float() - mean[i]) / count
-                second[i] += (float(g.double().square().sum()) - second[i]) / count
-            if count == config.mask_calibration_batches:
-                break
-    finally:
-        for p, flag in flags.items():
-            p.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
+    moments = gradient_moments(model, linears, batches, loss_fn, config.mask_calibration_batches)
+    count = moments.batches
     if count < 2:
         raise ValueError(f"select_layers needs at least two batches to tell bias from variance, got {count}")
-    of_mean = torch.tensor([float(m.double().square().sum()) for m in mean], dtype=torch.float64)
+    second = torch.tensor(list(moments.power.values()), dtype=torch.float64)
+    of_mean = torch.tensor([float(m.double().square().sum()) for m in moments.mean.values()], dtype=torch.float64)
     snr = snr_of((count * of_mean - second) / (count - 1), second)[:, None]
     chosen = bias_variance(snr, torch.zeros_like(snr), config)[:, 0]
     return SelectedLayers(name for name, keep in zip(linears, chosen) if keep)

@@ -17,9 +17,11 @@ from ..decomposition import (
     choose_ranks,
     order_of,
     split,
+    split_along_gradient,
 )
 from ..hashing import directions_hash, weight_hash
 from ..ops import fold, subspace_linear
+from ..registry import DIRECTIONS
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
@@ -58,7 +60,8 @@ class MASMLinear(nn.Module):
         base_hash, base_dtype: SHA-256 (hexadecimal) and dtype of the pretrained weight. The state_dict holds the hash
             as extra state, not as a buffer, so that averaging or casting a model does not change it.
         directions: indices of the singular directions of W (0 = largest sigma) that the rows of u, s and v started
-            from; empty after loading a state_dict of another conversion.
+            from, negative for those of its gradient (-1 = the leading one); empty after loading a state_dict of another
+            conversion.
         lift: what was added to the singular values at the start, in units of sigma_rms (``MASMConfig.lift``).
         layer_group: the group that the layer belongs to, or None; see :meth:`group`.
     """
@@ -110,20 +113,24 @@ class MASMLinear(nn.Module):
         LAYERS.add(self)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, config: MASMConfig, *, name: str = "linear") -> MASMLinear:
+    def from_linear(
+        cls, linear: nn.Linear, config: MASMConfig, *, name: str = "linear", gradient: Tensor | None = None
+    ) -> MASMLinear:
         """Decompose one layer, by an uncached SVD.
 
         Args:
             linear: a plain ``nn.Linear``; it is not changed.
             config: ranks, directions, partition and ``train_bias`` are read.
             name: name of the layer, for error messages.
+            gradient: [N, D], of the loss with respect to the weight; needed if ``config.directions`` is "gradient".
 
         Returns:
             The layer, in the training mode of ``linear``.
 
         Raises:
             TypeError: ``linear`` is not exactly an ``nn.Linear``.
-            ValueError: the ranks do not fit; the weight has NaN or infinite elements, or is on the meta device.
+            ValueError: the ranks do not fit; the weight has NaN or infinite elements, or is on the meta device; the
+                gradient is missing, not needed, of another shape, or not finite.
         """
         if type(linear) is not nn.Linear:
             raise TypeError(f"{name}: expected an nn.Linear, got {type(linear).__name__}")
@@ -133,10 +140,20 @@ class MASMLinear(nn.Module):
         check_finite(weight, name)
         q = min(weight.shape)
         digest = weight_hash(weight)
-        count = q if config.energy is not None else max(1, min(q, sum(config.ranks)))
-        [spectrum] = compute_spectra([weight], count, [order_of(config.directions, q, digest)])
-        ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name, spectrum.order)
-        parts = split(weight, spectrum, ranks, config.partition, accumulate_dtype(weight.dtype), config.lift)
+        if (DIRECTIONS[config.directions] is None) != (gradient is not None):
+            raise ValueError(
+                f"{name}: directions 'gradient' need a gradient, and only they; got directions={config.directions!r} "
+                f"and {'no' if gradient is None else 'a'} gradient"
+            )
+        dtype = accumulate_dtype(weight.dtype)
+        if gradient is not None:
+            ranks = choose_ranks(torch.empty(q), config.ranks, None, name)
+            parts = split_along_gradient(weight, gradient, ranks, config.partition, dtype, config.lift)
+        else:
+            count = q if config.energy is not None else max(1, min(q, sum(config.ranks)))
+            [spectrum] = compute_spectra([weight], count, [order_of(config.directions, q, digest)])
+            ranks = choose_ranks(spectrum.sigma, config.ranks, config.energy, name, spectrum.order)
+            parts = split(weight, spectrum, ranks, config.partition, dtype, config.lift)
         layer = cls(parts, linear.bias, base_hash=digest, train_bias=config.train_bias)
         return layer.train(linear.training)
 
@@ -264,12 +281,15 @@ class MASMLinear(nn.Module):
         return fold(self.principal, self.u, self.s, self.v)
 
     def base_norm(self) -> float:
-        """``||W||_F`` of the pretrained weight, from the norms of its parts."""
-        s0 = self.s0.double()
-        parts = float(self.weight_norm2.double() + s0.square().sum())
-        # The parts are orthogonal but for the lift l = c ||W||, which is in both: ||W||^2 = parts - 2 l sum(s0).
-        half = self.lift / math.sqrt(min(self.out_features, self.in_features)) * float(s0.sum())
-        return math.sqrt(parts + half * half) - half
+        """``||W||_F`` of the pretrained weight: the root of ``||principal||^2 + 2 <principal, A> + ||A||^2``.
+
+        A is the initial artifact part. It is not orthogonal to the principal part where it has a lift.
+        """
+        u0, s0, v0 = self.u0.double(), self.s0.double(), self.v0.double()
+        wide = self.principal.to(accumulate_dtype(self.principal.dtype))
+        cross = ((self.u0.to(wide.dtype) @ wide).double() * v0).sum(1) @ s0
+        own = ((u0 @ u0.mT) * (v0 @ v0.mT) * s0[:, None] * s0).sum()
+        return math.sqrt(max(0.0, float(self.weight_norm2.double() + 2 * cross + own)))
 
     @torch.no_grad()
     def relative_update(self) -> float:

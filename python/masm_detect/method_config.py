@@ -20,11 +20,14 @@ class MasmOptions:
         subspace_rank: rank of each subspace: one number, or a list of K; ignored if energy is given
         energy: in (0, 1): choose the rank per layer: the fewest artifact directions that hold this share of the
             weight's squared Frobenius norm, rounded up to a multiple of K; null: use subspace_rank
-        directions: which singular directions of a weight are the artifact directions, which are trained: trailing
-            (smallest singular values), leading (largest), or random
+        directions: which directions of a weight are the artifact directions, which are trained: its trailing singular
+            directions (smallest singular values), its leading ones (largest), random ones, or gradient: the leading
+            singular directions of the gradient of the loss, measured before training through a classifier that is
+            fitted to the pretrained features
+        direction_batches: number of batches on which that gradient is measured
         lift: added to the singular values of the artifact directions at the start, in units of the root mean square of
-            all singular values, and taken off the frozen part: the output stays the same, and u and v learn from the
-            first step; needs orthogonality and spectral_consistency 0
+            all singular values, and taken off the frozen part (gradient: their singular value itself): the output stays
+            the same, and u and v learn from the first step; needs orthogonality and spectral_consistency 0
         partition: how they are shared among the subspaces: interleaved (round robin, so that each subspace covers the
             whole range of singular values) or contiguous (consecutive directions)
         orthogonality: coefficient of the penalty that keeps the subspaces orthonormal and orthogonal to each other and
@@ -56,6 +59,7 @@ class MasmOptions:
     subspace_rank: int | list[int] = 4
     energy: float | None = None
     directions: str = "trailing"
+    direction_batches: int = 32
     lift: float = 1.0
     partition: str = "interleaved"
     orthogonality: float = 0.0

@@ -17,7 +17,7 @@ ORDER = {
         ["_library", "autocast", "cuda_graphs", "reference", "files", "hashing", "progress", "wrappers", "recompute"],
         ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
         ["config", "selection", "spectra"],
-        ["decomposition"],
+        ["decomposition", "calibration"],
         ["nn"],
         ["masks", "losses"],
         ["masking", "optim"],

@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
 from masm_detect.config import ConfigError, MethodConfig
 from masm_detect.models.detector import Detector
-from masm_ext import LayerMasks, MaskedAdamW, MASMConfig, convert, scale_free_groups, select_layers
+from masm_ext import (
+    LayerMasks,
+    MaskedAdamW,
+    MASMConfig,
+    convert,
+    scale_free_groups,
+    select_layers,
+    weight_gradients,
+)
 
+from .fitted_head import fitted_head
 from .method import Calibration, MethodSpec, Rates
 
 
@@ -48,12 +58,17 @@ class Masm(MethodSpec):
     ) -> None:
         try:
             settings = self.settings(detector, config)
-            selected = None
+            selected = gradients = None
+            if calibration is None and (settings.mask_policy == "static" or settings.directions == "gradient"):
+                raise ConfigError(
+                    "mask_policy 'static' and directions 'gradient' need calibration batches; pass calibration="
+                )
             if settings.mask_policy == "static":
-                if calibration is None:
-                    raise ConfigError("mask_policy 'static' chooses layers on calibration batches; pass calibration=")
                 selected = select_layers(detector, settings, calibration.batches, calibration.loss)
-            convert(detector, settings, target_modules=selected, progress=progress)
+            if settings.directions == "gradient":
+                with fitted_head(detector, islice(calibration.batches, settings.direction_batches)):
+                    gradients = weight_gradients(detector, settings, calibration.batches, calibration.loss)
+            convert(detector, settings, target_modules=selected, gradients=gradients, progress=progress)
         except ValueError as error:  # as in `check`
             raise ConfigError(str(error)) from error
 

@@ -21,23 +21,21 @@ from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
 from masm_detect.data.copies import check_contents
 from masm_detect.data.frames import FrameDataset, frame_dataset
-from masm_detect.data.loading import Batches
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import read_splits
 from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
-from masm_detect.methods.method import Calibration, Method
+from masm_detect.methods.method import Method
 from masm_detect.models.detector import Detector, load_detector
 from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_drift, plot_history, plot_masks
 from masm_detect.results import check_output_folder, write_json
 from masm_detect.runtime import process_settings, resolve_precision
 
-from .batches import epoch_batches
+from .calibration import calibration_on
 from .loop import FitResult, fit
-from .step import class_weights, task_loss
 
 
 @dataclass
@@ -89,14 +87,12 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     base = base_sha256(detector)
     if not resume:  # a damaged file or a leak is found now, not hours into an epoch
         train_contents = _read_and_compare(splits, runtime.progress)
-    optim = config.optim
-    first_epoch = epoch_batches(train_samples, optim.batch_size, runtime.seed, 0, optim.batches)
     method = build_method(
         config.method.name,
         detector,
         config.method,
         runtime.seed,
-        calibration=Calibration(Batches(train_set, first_epoch, device, runtime.workers), _calibration_loss),
+        calibration=calibration_on(train_set, config.optim, runtime.seed, device, runtime.workers),
         progress=runtime.progress,
     )
     if not resume:
@@ -199,8 +195,3 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     )
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]
-
-
-def _calibration_loss(detector: Detector, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    images, labels = batch
-    return task_loss(detector(images), labels, class_weights([], balance=False).to(labels.device))
