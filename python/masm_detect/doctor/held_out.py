@@ -13,6 +13,9 @@ from masm_detect.evaluation.intervals import auc_interval
 FOLDS = 5
 #: An AUC above this is a warning, if its interval does not reach 0.5.
 SUSPECT = 0.6
+#: The same where there are too few groups for an interval. Noise passes it in 3% of the draws with 5 groups a class, and
+#: in 0.5% with 12; it passes 0.7 in 20% and 4%.
+SUSPECT_WITHOUT_INTERVAL = 0.8
 
 
 def held_out_auc(
@@ -48,9 +51,13 @@ def held_out_auc(
 
 
 def is_suspect(numbers: dict[str, Any]) -> bool:
-    """Whether an AUC of `held_out_auc` is above `SUSPECT`, and its interval above 0.5."""
+    """Whether an AUC of `held_out_auc` is a warning: high, and not by chance."""
     auc, interval = numbers["auc"], numbers["auc_ci"]
-    return auc is not None and auc > SUSPECT and (auc == 1 or (interval is not None and interval[0] > 0.5))
+    if auc is None:
+        return False
+    if interval is None:
+        return auc > SUSPECT_WITHOUT_INTERVAL
+    return auc > SUSPECT and interval[0] > 0.5
 
 
 def _folds(groups: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray | None:

@@ -81,6 +81,8 @@ def test_too_few_groups():
         (0.7, [0.6, 0.8], True),
         (0.7, [0.45, 0.9], False),
         (0.7, None, False),
+        (0.85, None, True),
+        (0.85, [0.4, 0.98], False),
         (1.0, None, True),
     ],
 )
