@@ -17,10 +17,13 @@ class ResultError(UserError, ValueError):
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, atomically; the folder is created if needed."""
+    """Write `text` as UTF-8, atomically; the folder is created if needed.
+
+    A byte of a file name that is not UTF-8, which Python keeps as a lone surrogate, becomes its escape.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode("utf-8"))
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

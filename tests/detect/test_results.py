@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -19,10 +20,15 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):
         write_json(path, {"new": object()})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
+    with pytest.raises(AttributeError):
+        write_text(path, None)
     assert read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_byte_of_a_name_that_is_not_utf_8_is_escaped(tmp_path):
+    write_text(tmp_path / "a.txt", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "a.txt").read_bytes() == rb"caf\udce9"
 
 
 def test_broken_json_is_named(tmp_path):

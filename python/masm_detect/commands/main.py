@@ -6,6 +6,7 @@ may return an exit code (None: 0). A module may also define `complete(arguments)
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import SUPPRESS
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # transformers warns of unknown model types and missing chat templates; its progress bars hide ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     command = values = None
     try:
         if "--version" in arguments[:1]:

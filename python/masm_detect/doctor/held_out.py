@@ -13,8 +13,8 @@ from masm_detect.evaluation.intervals import auc_interval
 FOLDS = 5
 #: An AUC above this is a warning, if its interval does not reach 0.5.
 SUSPECT = 0.6
-#: The same where there are too few groups for an interval. Noise passes it in 3% of the draws with 5 groups a class, and
-#: in 0.5% with 12; it passes 0.7 in 20% and 4%.
+#: The same where there are too few groups for an interval. Noise passes it in 3% of the draws with 5 groups a class,
+#: and in 0.5% with 12; it passes 0.7 in 20% and 4%.
 SUSPECT_WITHOUT_INTERVAL = 0.8
 
 

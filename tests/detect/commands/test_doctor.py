@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -78,3 +81,14 @@ def test_mistakes_are_one_line(data, tmp_path, capsys):
     ):
         assert code_of(["doctor", *map(str, arguments), "--progress=false"]) == USER_ERROR
         assert_one_line(capsys.readouterr().err, message)
+
+
+def test_names_that_are_not_utf_8(data, tmp_path):
+    """Old archives have them, and a terminal cannot show them."""
+    shutil.copy(data / "real" / "real0.jpg", os.fsencode(data / "fake-x") + b"/caf\xe9.jpg")
+    arguments = [str(data), "--limit=20", "--progress=false", f"--out={tmp_path / 'report'}"]
+    run = subprocess.run([sys.executable, "-m", "masm_detect", "doctor", *arguments], capture_output=True, text=True)
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert r"caf\udce9.jpg" in run.stdout and r"caf\udce9.jpg" in page
+    assert r"caf\udce9.jpg" in (tmp_path / "report" / "report.json").read_text()
