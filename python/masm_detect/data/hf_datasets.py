@@ -81,9 +81,9 @@ def _columns(rows: Any, columns: HfConfig, where: str) -> dict[str, list[Any]]:
     used = {role: name for role, name in names.items() if name is not None and role != "image"}
     table = rows.select_columns(sorted(set(used.values()))).with_format(None)[:]
     values = {role: table[name] for role, name in used.items()}
-    class_names = getattr(rows.features[used["label"]], "names", None)  # of a ClassLabel
-    if class_names:
-        values["label"] = [None if number is None or number < 0 else class_names[number] for number in values["label"]]
+    for role, name in used.items():
+        if class_names := getattr(rows.features[name], "names", None):  # of a ClassLabel
+            values[role] = [None if n is None or n < 0 else class_names[n] for n in values[role]]
     for role, column in values.items():
         if role != "method" and None in column:  # a real image needs no method
             raise DatasetError(f"{where}, row {column.index(None)} has no value in the column {used[role]!r}")

@@ -75,11 +75,11 @@ def test_image_folder_keeps_its_files(tiny_data):
 
 def test_saved_data_set_with_its_own_columns(tmp_path, tiny_data):
     """Class names, rows in another order than on disk, two splits, other column names, groups."""
-    columns = rows_of(tiny_data, person=lambda file: int(file.stem) // 3, kind=lambda file: "gan/a")
+    columns = rows_of(tiny_data, person=lambda file: int(file.stem) // 3, kind=lambda file: 1)
     columns = {"photo": columns.pop("image"), "is": [int(label != "real") for label in columns.pop("label")], **columns}
     features = datasets.Features(
         {"photo": datasets.Image(), "is": datasets.ClassLabel(names=["Real", "synthetic"]),
-         "person": datasets.Value("int64"), "kind": datasets.Value("string")}
+         "person": datasets.Value("int64"), "kind": datasets.ClassLabel(names=["none", "gan/a"])}
     )  # fmt: skip
     rows = datasets.Dataset.from_dict(columns, features=features).shuffle(seed=3)
     saved = datasets.DatasetDict({"train": rows.select(range(5, 15)), "validation": rows.select(range(15, 24))})
