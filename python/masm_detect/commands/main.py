@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _one_line_warning
     command = values = None
     try:
         if "--version" in arguments[:1]:
@@ -76,8 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         what = str(error) if isinstance(error, KeyboardInterrupt) else ""
         hint = _after_interrupt(values.train.out) if command == "train" else ""
+        hint = "; repeat the command to continue" if command == "prepare" else hint
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _one_line_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
+    """A warning of ours without the place in the source, which means nothing to a user."""
+    if issubclass(category, UserWarning):
+        return f"masm: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:

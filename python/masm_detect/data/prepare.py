@@ -110,6 +110,11 @@ def prepare(
         raise PrepareError("faces=mask needs masks, the folder of the masks, and only it uses them")
     if workers is not None and workers < 1:
         raise PrepareError(f"workers must be at least 1, got {workers}")
+    if out == source or source in out.parents:
+        raise PrepareError(
+            f"the output folder {out} is inside the source {source}, where the next run would take the crops for "
+            "videos: give a folder outside"
+        )
     check_output_folder(out)
     videos = find_videos(source)
     # Before the long work, so that a mistake in the splits or masks is reported early.
@@ -135,6 +140,10 @@ def prepare(
             jobs.append((video, folder, settings, detector, mask_of.get(video.key), run))
         else:
             records[video.key] = record
+    if any(folder.exists() for _, folder, *_ in jobs):
+        # An interrupted run must not leave a list of crops that are partly replaced.
+        for name in (f"{dataset}.json", "coverage.json"):
+            (out / name).unlink(missing_ok=True)
     resumed, lost = len(records), sum(not record["crops"] for record in records.values())
     try:
         with Progress(total=len(videos), initial=resumed, desc=f"prepare {dataset}", unit="video",
@@ -238,6 +247,7 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSou
         else:
             lost_videos.append(Loss(video.key, None, record["reason"]))
         notes += [f"{video.key}: {note}" for note in record["notes"]]
+    notes += _left_behind(out, dataset, videos)
     totals = sum(by_method.values(), Counter())
     report = PrepareReport(
         dataset=dataset, detector=detector,
@@ -259,6 +269,18 @@ def _write_results(out: Path, dataset: str, detector: str, videos: list[VideoSou
         )
     write_deepfakebench(_samples(out, dataset, videos, records, split_of), report.json_path)
     return report
+
+
+def _left_behind(out: Path, dataset: str, videos: list[VideoSource]) -> list[str]:
+    """A note about crops of videos that were in the source of an earlier run."""
+    known = {out / "frames" / video.folder / video.name for video in videos}
+    left = sorted({file.parent for file in (out / "frames").glob(f"*/**/{RECORD}")} - known)
+    if not left:
+        return []
+    return [
+        f"frames/ still holds crops of {len(left)} videos that are not in the source, e.g. "
+        f"{left[0].relative_to(out)}: {dataset}.json leaves them out; remove their folders if you read frames/ itself"
+    ]
 
 
 def _samples(out: Path, dataset: str, videos: list[VideoSource], records: dict[str, dict],

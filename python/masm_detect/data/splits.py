@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,16 +87,20 @@ def _splits_by_name(groups: dict[str, str], table: Mapping[str, Sequence]) -> di
         for name in (str(n) for entry in entries for n in (entry if isinstance(entry, (list, tuple)) else [entry])):
             if split_of_id.setdefault(name, split) != split:
                 raise PrepareError(f"{name!r} is in two splits, {split_of_id[name]} and {split}")
-    result = {}
+    result, used = {}, set()
     for key in groups:
         name = key.split("/", 1)[1]
-        splits = {split_of_id[n] for n in (key, name, *original_ids(name)) if n in split_of_id}
+        names = {n for n in (key, name, *original_ids(name)) if n in split_of_id}
+        used |= names
+        splits = {split_of_id[n] for n in names}
         if len(splits) != 1:
             raise PrepareError(
                 f"{key} is in {'no split' if not splits else f'the splits {sorted(splits)}'} of the split file"
             )
         result[key] = splits.pop()
     _refuse_leak(groups, result)
+    if unused := sorted(set(split_of_id) - used):
+        warnings.warn(f"{len(unused)} names of the split file are of no video here, e.g. {unused[0]!r}", stacklevel=4)
     return result
 
 

@@ -47,7 +47,10 @@ def find_videos(source: Path) -> list[VideoSource]:
     classes = subfolders(source)
     strangers = [c.name for c in classes if c.name != "real" and not (c.name.startswith("fake-") and len(c.name) > 5)]
     if strangers or not classes:
-        raise PrepareError(f"{source}: expected folders real/ and fake-<method>/, found {strangers or 'none'}")
+        raise PrepareError(
+            f"{source}: expected only folders real/ and fake-<method>/, found {strangers or 'none'}: rename or move "
+            "what is something else"
+        )
     found: list[VideoSource] = []
     ignored: list[str] = []
     for c in classes:

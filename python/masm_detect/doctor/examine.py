@@ -15,11 +15,11 @@ from masm_detect.data.decode import UnreadableImage
 from masm_detect.errors import require_setting
 from masm_detect.provenance import provenance
 
-from .inventory import inventory
+from .inventory import gaps, inventory
 from .leaks import copied_files, divided_groups, similar_pictures
 from .problems import Problem, plural
 from .reading import read_all
-from .shortcuts import shortcuts
+from .shortcuts import shortcuts, untested
 from .spectrum import spectrum_report
 
 #: The default of `examine`, whose arguments are the options of the command.
@@ -97,14 +97,15 @@ def examine(
     )
     problems += [*copied, *alike, *by_property, *by_spectrum]
     problems.sort(key=lambda problem: problem.level)  # errors first
+    rows = inventory(samples, contents)
     return {
         "provenance": provenance(),
         "paths": paths,
         "errors": sum(problem.level == "error" for problem in problems),
         "warnings": sum(problem.level == "warning" for problem in problems),
         "problems": [asdict(problem) for problem in problems],
-        "notes": reading.notes,
-        "inventory": inventory(samples, contents),
+        "notes": [*reading.notes, *gaps(rows), *untested(properties)],
+        "inventory": rows,
         "shortcuts": properties,
         "spectrum": spectrum,
     }

@@ -11,6 +11,33 @@ import numpy as np
 from masm_detect.data.content_cache import Content
 from masm_detect.data.sample import Sample
 
+#: An interval of an AUC needs so many groups of each class (docs/method.md).
+_FOR_AN_INTERVAL = 20
+
+
+def gaps(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Notes about what the splits of a divided data set lack: a class or method, or groups for an interval of the AUC.
+
+    rows: as of `inventory`.
+    """
+    notes = []
+    for dataset in sorted({row["dataset"] for row in rows}):
+        groups: dict[str, dict[str, int]] = defaultdict(dict)  # split -> method -> groups
+        for row in rows:
+            if row["dataset"] == dataset and row["split"]:
+                groups[row["split"]][row["method"]] = row["groups"]
+        methods = sorted({row["method"] for row in rows if row["dataset"] == dataset})
+        for split, found in groups.items():
+            if lacking := [method for method in methods if method not in found]:
+                notes.append(f"{dataset}: the {split} split has nothing of {', '.join(lacking)}")
+        few = [f"{count} of {method}" for method, count in groups.get("test", {}).items() if count < _FOR_AN_INTERVAL]
+        if few:
+            notes.append(
+                f"{dataset}: groups in the test split: {', '.join(few)}; an interval of the AUC needs "
+                f"{_FOR_AN_INTERVAL} of each class"
+            )
+    return notes
+
 
 def inventory(samples: Sequence[Sample], contents: Sequence[Content]) -> list[dict[str, Any]]:
     """One row for each data set, split and method.

@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 from masm_detect.data.content_cache import Content
 from masm_detect.data.sample import Sample
 
-from .held_out import held_out_auc, is_suspect
+from .held_out import FOLDS, held_out_auc, is_suspect
 from .problems import Problem
 
 #: Property -> its value for a content; a format becomes a number in `_column`.
@@ -53,10 +53,24 @@ def shortcuts(
         if suspect:
             text = (
                 f"{dataset}: without a look at the faces, {method} and real are told apart by {', '.join(suspect)}: "
-                "--data.normalize_first hides size, format and compression, but not what resizing left in the pixels"
+                "--data.normalize_first hides size, format and compression, but not what resizing left in the pixels. "
+                "Better: real and fake images that went through the same steps"
             )
             problems.append(Problem("warning", "shortcut", text, len(suspect)))
     return rows, problems
+
+
+def untested(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A note for each data set in which some method was not tested for shortcuts; `rows`: as of `shortcuts`."""
+    methods: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["auc"] is None and row["method"] not in methods[row["dataset"]]:
+            methods[row["dataset"]].append(row["method"])
+    return [
+        f"{dataset}: not tested for shortcuts, with fewer than {FOLDS} groups of a class: {', '.join(names)}"
+        for dataset, names in methods.items()
+        if names
+    ]
 
 
 def real_and(samples: Sequence[Sample]) -> dict[tuple[str, str], list[int]]:

@@ -63,7 +63,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(DatasetError, match="found none"):
         read_folder(tmp_path)
     touch(tmp_path / "fakes" / "0.png")
-    with pytest.raises(DatasetError, match=r"expected folders real/ and fake-<method>/, found \['fakes'\]"):
+    with pytest.raises(DatasetError, match=r"expected only folders real/ and fake-<method>/, found \['fakes'\]"):
         read_folder(tmp_path)
     (tmp_path / "fakes").rename(tmp_path / "fake-x")
     touch(tmp_path / "fake-x" / "clip.mp4")

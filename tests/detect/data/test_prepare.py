@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from masm_detect.data import prepare as prepare_module
 from masm_detect.data.checks import check_samples
 from masm_detect.data.decode import read_image
 from masm_detect.data.deepfakebench import read_deepfakebench
@@ -206,3 +207,40 @@ def test_real_videos(tmp_path):
     fake, real = crops[:3], crops[3:]
     for f, r in zip(fake, real):
         assert np.corrcoef(f[:60].ravel(), r[:60].ravel())[0, 1] > 0.5
+
+
+def test_an_output_folder_inside_the_source_is_refused(tmp_path):
+    write_video(tmp_path / "source" / "real" / "000.avi", 3)
+    for out in (tmp_path / "source", tmp_path / "source" / "real", tmp_path / "source" / "faces" / "new"):
+        with pytest.raises(PrepareError, match="is inside the source"):
+            run(tmp_path / "source", out)
+
+
+def test_an_interrupted_replacement_leaves_no_list(tmp_path, monkeypatch):
+    """Half of the crops are new then: a list of all would mix two settings."""
+    for name in ("000", "001"):
+        write_video(tmp_path / "source" / "real" / f"{name}.avi", 3)
+    out = tmp_path / "out"
+    first = run(tmp_path / "source", out)
+    cut = prepare_module.prepare_video
+
+    def stop_at_the_second(video, *rest):
+        if video.name == "001":
+            raise KeyboardInterrupt
+        return cut(video, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_module, "prepare_video", stop_at_the_second)
+        run(tmp_path / "source", out, size=48, overwrite=True)
+    assert not Path(first.json_path).exists() and not Path(first.coverage_path).exists()
+    again = run(tmp_path / "source", out, size=48, overwrite=True)
+    assert again.videos_resumed == 1 and Path(again.json_path).is_file()
+
+
+def test_crops_of_removed_videos_are_noted(tmp_path):
+    for name in ("000", "001"):
+        write_video(tmp_path / "source" / "real" / f"{name}.avi", 3)
+    assert not run(tmp_path / "source", tmp_path / "out").notes
+    (tmp_path / "source" / "real" / "001.avi").unlink()
+    [note] = run(tmp_path / "source", tmp_path / "out").notes
+    assert "crops of 1 videos that are not in the source, e.g. frames/real/001" in note

@@ -82,7 +82,7 @@ def test_too_few_groups():
         (0.7, [0.45, 0.9], False),
         (0.7, None, False),
         (0.85, None, True),
-        (0.85, [0.4, 0.98], False),
+        (0.987, [0.054, 1.0], True),  # one odd image among 40
         (1.0, None, True),
     ],
 )
