@@ -27,7 +27,7 @@ class GradientMoments:
 
     Attributes:
         mean: name of the layer -> ``mean_b G_b``, float32 [N, D].
-        power: name of the layer -> ``mean_b ||G_b||_F^2``.
+        power: name of the layer -> ``mean_b ||G_b||_F^2``; 0 where it was not wanted.
         batches: n.
     """
 
@@ -41,9 +41,14 @@ class WeightGradients(dict[str, Tensor]):
 
 
 def gradient_moments(
-    model: nn.Module, linears: Mapping[str, nn.Linear], batches: Iterable[Any], loss_fn: LossFunction, limit: int
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    batches: Iterable[Any],
+    loss_fn: LossFunction,
+    limit: int,
+    power: bool = True,
 ) -> GradientMoments:
-    """One pass over at most ``limit`` batches, in eval mode.
+    """One pass over at most ``limit`` batches, in eval mode; without ``power`` only the mean.
 
     Afterwards the mode, the ``requires_grad`` flags and the gradients of the model are as before.
     """
@@ -51,7 +56,7 @@ def gradient_moments(
     flags = {p: p.requires_grad for p in model.parameters()}
     weights = [layer.weight for layer in linears.values()]
     mean = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    power = [0.0] * len(weights)
+    squares = [0.0] * len(weights)
     count = 0
     try:
         model.eval()  # batch statistics and dropout are neither moved nor measured
@@ -63,13 +68,14 @@ def gradient_moments(
             grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
             for i, g in enumerate(grads):
                 mean[i] += (g.float() - mean[i]) / count
-                power[i] += (float(g.double().square().sum()) - power[i]) / count
+                if power:
+                    squares[i] += (float(g.double().square().sum()) - squares[i]) / count
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
-    return GradientMoments(dict(zip(linears, mean)), dict(zip(linears, power)), count)
+    return GradientMoments(dict(zip(linears, mean)), dict(zip(linears, squares)), count)
 
 
 def weight_gradients(
@@ -91,7 +97,7 @@ def weight_gradients(
         ValueError: no batch, no layer matches, or a gradient is zero or not finite.
     """
     linears = matching_linears(model, config.target_modules, config.exclude_modules, config.modules_to_save)
-    moments = gradient_moments(model, linears, batches, loss_fn, config.direction_batches)
+    moments = gradient_moments(model, linears, batches, loss_fn, config.direction_batches, power=False)
     if not moments.batches:
         raise ValueError("weight_gradients needs at least one batch, got none")
     for name, mean in moments.mean.items():

@@ -198,14 +198,20 @@ def split_along_gradient(
         lift: the singular values of the artifact part, in units of sigma_rms.
 
     Raises:
-        ValueError: the gradient has another shape than the weight, or elements that are not finite.
+        ValueError: the gradient has another shape than the weight, elements that are not finite, or a rank below R.
     """
     if gradient.shape != weight.shape or not gradient.isfinite().all():
         raise ValueError(
             f"need a finite gradient of the shape {list(weight.shape)} of the weight, got {list(gradient.shape)} with "
             f"{int((~gradient.isfinite()).sum())} elements that are not finite"
         )
-    left, _, right = torch.linalg.svd(gradient.double(), full_matrices=False)
+    left, gamma, right = torch.linalg.svd(gradient.to(weight.device).double(), full_matrices=False)
+    rank = int((gamma > 1e-7 * gamma[:1]).sum())  # the gradient is a sum in float32
+    if rank < sum(ranks):
+        raise ValueError(
+            f"the gradient has rank {rank}, and {sum(ranks)} directions are wanted: measure it on more batches "
+            "(direction_batches), or lower subspace_rank"
+        )
     order = [i for group in deal(ranks, partition) for i in group]
     rows = torch.tensor(order, device=weight.device)
     u, v = -left.mT[rows], right[rows]

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from masm_detect.methods.build import build_method
+from masm_detect.methods.method import Calibration
 from masm_detect.models.detector import Detector
 from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
+from masm_detect.training.calibration import calibration_loss
 from masm_detect.training.step import train_step
 from plan import Run, Study, make_run
 from runner import fresh_backbone, one_thread
@@ -33,10 +35,11 @@ BASELINE = "lora"
 def measure(run: Run) -> dict[str, float]:
     """Median seconds of a step, and the memory in bytes that the steps added to the process at its peak."""
     detector = Detector(fresh_backbone(run.backbone, run.image_size))
-    method = build_method(run.method.name, detector, run.method, run.seed)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(run.optim.batch_size, 3, run.image_size, run.image_size, generator=generator)
     labels, weights = torch.arange(run.optim.batch_size) % 2, torch.ones(2)
+    calibration = Calibration([(images, labels)] * 2, calibration_loss)
+    method = build_method(run.method.name, detector, run.method, run.seed, calibration=calibration)
     before, seconds = _resident(), []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()

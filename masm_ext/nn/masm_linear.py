@@ -293,7 +293,7 @@ class MASMLinear(nn.Module):
 
     @torch.no_grad()
     def relative_update(self) -> float:
-        """``||W_hat - W||_F / ||W||_F``, with ``W_hat`` the current weight, from the factors alone (nothing [N, D])."""
+        """``||W_hat - W||_F / ||W||_F``, with ``W_hat`` the current weight; the difference is that of the factors."""
         a = torch.cat([self.u, self.u0]).double()  # [2R, N]
         b = torch.cat([self.v, self.v0]).double()  # [2R, D]
         c = torch.cat([self.s, -self.s0]).double()

@@ -71,7 +71,9 @@ def test_the_mean_gradient_of_the_batches():
     assert set(got) == {"0", "2"}
     for name in got:
         torch.testing.assert_close(got[name], model[int(name)].weight.grad)
-    assert set(weight_gradients(model, MASMConfig(target_modules="2", direction_batches=1), iter(data), loss)) == {"2"}
+    left = iter(data)
+    first = weight_gradients(model, MASMConfig(target_modules="2", direction_batches=1), left, loss)
+    assert set(first) == {"2"} and len(list(left)) == len(data) - 1
 
 
 def test_a_model_is_converted_trained_and_saved(tmp_path):
@@ -112,6 +114,11 @@ def test_wrong_use_is_refused():
     with pytest.raises(ValueError, match="0: need a finite gradient of the shape"):
         convert(model, MASMConfig(target_modules="0", directions="gradient", lift=1.0), progress=False,
                 gradients={"0": torch.zeros(3, 3)})  # fmt: skip
+    with pytest.raises(ValueError, match="the gradient has rank 1, and 2 directions are wanted"):
+        MASMLinear.from_linear(
+            model[4], MASMConfig(subspace_rank=2, num_subspaces=1, directions="gradient", lift=1.0),
+            gradient=torch.outer(torch.randn(2), torch.randn(30)),
+        )  # fmt: skip
     with pytest.raises(ValueError, match="2 elements that are not finite"):
         MASMLinear.from_linear(
             model[4], MASMConfig(subspace_rank=1, num_subspaces=1, directions="gradient", lift=1.0),

@@ -68,11 +68,12 @@ def check_contents(samples: Sequence[Sample], contents: Sequence[Content]) -> No
         DatasetError: files of the same bytes are real and fake, or are in two splits.
     """
     pairs_of: dict[str, list[tuple[int, int]]] = {"label": [], "split": [], "twice": []}
-    for first, *others in byte_copies(samples, contents):
-        for other in others:
+    for places in byte_copies(samples, contents):
+        # an undivided set beside a test split is tested, too: "" is no other split
+        first = next((place for place in places if samples[place].split), places[0])
+        for other in (place for place in places if place != first):
             a, b = samples[first], samples[other]
-            # an undivided set beside a test split is tested, too
-            apart = a.split and b.split and a.split != b.split
+            apart = b.split and a.split != b.split
             kind = "label" if a.label != b.label else "split" if apart else "twice"
             pairs_of[kind].append((first, other))
     for kind in ("label", "split"):

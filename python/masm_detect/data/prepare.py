@@ -40,8 +40,8 @@ from masm_detect.data.videos import VideoSource, find_videos
 from masm_detect.results import check_output_folder, write_json
 from masm_ext.progress import Progress
 
-#: Of the crops: 2 reads videos by PyAV.
-RECORD_FORMAT = 2
+#: Of the crops: 2 reads videos by PyAV, 3 pairs masks by name and numbers frames of files without times anew.
+RECORD_FORMAT = 3
 _COUNTS = ("videos", "videos_lost", "frames_wanted", "frames_written", "several_faces")
 
 
@@ -79,7 +79,8 @@ def prepare(
             mask: the one that the forgery's mask covers (of real videos: the largest). DeepFakeDetection needs it: its
             videos show several people, of whom one is forged.
         masks: for faces=mask: folder with `fake-<method>/` and a mask under the name of each forged video, as a video
-            with as many frames, a folder of as many images, or one image; forged pixels are bright.
+            with as many frames, a folder of images, or one image; forged pixels are bright. Images of masks belong to
+            images of frames by their names, or by their order if no name is shared.
         detector: the face detector; None: MTCNN (`mtcnn.MtcnnDetector`).
         splits: three shares for train, val and test (0.7,0.15,0.15), assigned at random to whole groups; or a table or
             JSON file {"train": [...], "val": [...], "test": [...]} of video names (or pairs of ids, as FaceForensics++

@@ -169,14 +169,21 @@ def _mask_pictures(
     if opened.total == 1 and masks.kind == "images":
         frame = next(opened.frames([0]))
         if frame.rgb is None:
-            raise UnreadableImage(f"its mask: {frame.problem}")
+            raise UnreadableImage(f"unreadable mask: {frame.problem}")
         yield from (lambda: frame.rgb for _ in numbers)
         return
-    if isinstance(opened, ImageFrames) and isinstance(video, ImageFrames) and opened.by_name.keys() & video.by_name:
-        names = list(video.by_name)
+    if isinstance(opened, ImageFrames) and isinstance(video, ImageFrames) and set(opened.names) & set(video.names):
+        if twice := sorted({n for f in (opened, video) for n in f.names if f.names.count(n) > 1}):
+            raise UnreadableImage(f"its masks cannot be paired: two images are called {twice[0]!r}")
+        if opened.total == video.total and set(opened.names) != set(video.names):
+            raise UnreadableImage(
+                f"its masks cannot be paired: as many as frames, but of other names (frames {video.names[0]!r} to "
+                f"{video.names[-1]!r}; masks {opened.names[0]!r} to {opened.names[-1]!r})"
+            )
+        place_of = {name: place for place, name in enumerate(opened.names)}
         for number in numbers:
-            file = opened.by_name.get(names[number])
-            yield NO_MASK if file is None else _picture(next(ImageFrames([file]).frames([0])))
+            place = place_of.get(video.names[number])
+            yield NO_MASK if place is None else _picture(next(opened.frames([place])))
         return
     if opened.total != video.total:
         raise UnreadableImage(f"its masks: {opened.total} for {video.total} frames")
@@ -184,7 +191,7 @@ def _mask_pictures(
 
 
 def _picture(frame: Frame) -> Callable[[], np.ndarray] | str:
-    return f"its mask: {frame.problem}" if frame.rgb is None else lambda: frame.rgb
+    return f"unreadable mask: {frame.problem}" if frame.rgb is None else lambda: frame.rgb
 
 
 def _replace(partial: Path, folder: Path, fingerprint: dict[str, Any]) -> None:

@@ -18,8 +18,10 @@ from av.sidedata.sidedata import Type as SideDataType
 
 from masm_detect.data.decode import UnreadableImage
 
-#: Other versions may convert colours differently.
-READER = f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+#: Other versions may decode damage, or convert colours, differently.
+READER = f"PyAV {av.__version__}, " + ", ".join(
+    f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in ("libavcodec", "libswscale")
+)
 
 DAMAGED = "damaged frame"
 UNDECODABLE = "frame cannot be decoded"
@@ -94,12 +96,14 @@ class VideoFile:
                 self.notes.append(f"the container is damaged behind frame {len(self._packets)} ({error.strerror})")
             listed, hdr = stream.frames, stream.codec_context.color_trc in _HDR
             self._time_base, self._aspect = stream.time_base, stream.sample_aspect_ratio or 1
+            avi = container.format.name == "avi"
+            self._rate = stream.average_rate if avi else None
         times = [packet.pts for packet in self._packets if packet.shown]
         if not times:
             raise UnreadableImage("unreadable: no frame can be decoded")
         self.total = len(times)
-        # Some AVI files have no time stamps, or one of them twice.
-        self._timed = None not in times and len(set(times)) == len(times)
+        # AVI stores no time stamps, only a constant rate: what FFmpeg gives are the times of decoding.
+        self._timed = not avi and None not in times and len(set(times)) == len(times)
         if listed and listed not in (self.total, len(self._packets)):
             self.notes.append(f"the container lists {listed} frames, {self.total} can be read")
         if hdr:
@@ -186,6 +190,8 @@ class VideoFile:
                 continue
             made_up = event.pts is None  # by the decoder, for no packet
             place = place if made_up else event.pts  # of its packet
+            if place in lost:  # an error, and yet a frame
+                lost.remove(place)
             while lost and lost[0] < place:  # the frames behind a lost one keep their numbers
                 lost.popleft()
                 number += 1
@@ -205,7 +211,7 @@ class VideoFile:
         """The frames between the key frames at `key` and `end`. Some may be decoded behind the second one."""
         for number, place, frame in group:
             damaged = any(key <= other < max(end, place + 1) for other in bad)
-            yield self._frame(number, None, frame, damaged)
+            yield self._frame(number, float(number / self._rate) if self._rate else None, frame, damaged)
 
     def _frame(self, number: int, seconds: float | None, frame: av.VideoFrame, damaged: bool) -> Frame:
         if damaged:

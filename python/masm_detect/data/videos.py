@@ -98,12 +98,12 @@ class ImageFrames:
     """The images of a folder, read as the frames of a video: `total`, `notes` and `frames` as of `VideoFile`.
 
     Attributes:
-        by_name: the files by their names without suffix, numbers without leading zeros
+        names: of the files, without suffix; numbers without leading zeros
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files, self.total, self.notes = files, len(files), []
-        self.by_name = {str(int(f.stem)) if f.stem.isdecimal() else f.stem: f for f in files}
+        self.names = [str(int(f.stem)) if f.stem.isdecimal() else f.stem for f in files]
 
     def frames(self, numbers: Collection[int]) -> Iterator[Frame]:
         """The images with these numbers, in order; an unreadable one has a problem instead of a picture."""

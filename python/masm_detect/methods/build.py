@@ -40,7 +40,7 @@ def build_method(
     Args:
         name: a key of `registry.METHODS`; replaces `config.name`.
         seed: of the new random weights (head, LoRA's A), the same in every run.
-        calibration: needed by the static mask policy of masm only.
+        calibration: needed by masm with the static mask policy or with directions of the gradient.
         progress: show a bar while weights are decomposed.
 
     Raises:

@@ -56,11 +56,14 @@ def fitted_head(detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]) ->
 @torch.no_grad()
 def _features(detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
     """Features [n, feature_dim], float64, and labels [n] of all images."""
-    training = detector.training
+    modes = {module: module.training for module in detector.modules()}
     detector.eval()
     try:
         parts = [(detector(images, return_features=True)[1], labels) for images, labels in batches]
     finally:
-        detector.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     features = torch.cat([part.double().cpu() for part, _ in parts])
+    if not features.isfinite().all():
+        raise ConfigError("the pretrained backbone gives features that are not finite for the training images")
     return features.numpy(), torch.cat([labels.cpu() for _, labels in parts]).numpy().astype(int)

@@ -30,7 +30,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches, and the loss of (detector, batch), on which a method may choose its layers before training."""
+    """Batches, and the loss of (detector, batch), on which a method may look at the model before training.
+
+    `batches` may be iterated more than once, each time with the same content.
+    """
 
     batches: Iterable[Any]
     loss: Callable[[nn.Module, Any], Tensor]

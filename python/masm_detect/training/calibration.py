@@ -20,9 +20,10 @@ def calibration_on(
 ) -> Calibration:
     """The batches of the first epoch, and the loss without weights of the classes. Nothing is read yet."""
     first_epoch = epoch_batches(train_set.samples, optim.batch_size, seed, 0, optim.batches)
-    return Calibration(Batches(train_set, first_epoch, device, workers), _loss)
+    return Calibration(Batches(train_set, first_epoch, device, workers), calibration_loss)
 
 
-def _loss(detector: Detector, batch: tuple[Tensor, Tensor]) -> Tensor:
+def calibration_loss(detector: Detector, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The cross-entropy of (images [B, 3, H, W], labels [B]), a scalar."""
     images, labels = batch
     return task_loss(detector(images), labels, class_weights([], balance=False).to(labels.device))

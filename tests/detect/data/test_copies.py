@@ -74,6 +74,11 @@ def test_an_undivided_set_beside_a_test_split(divided, tmp_path):
     samples = [s for s in read_dataset(divided) if s.split == "test"] + read_dataset(tmp_path / "more")
     with pytest.warns(UserWarning, match="5 files are copies"):
         check_contents(samples, read_contents(samples))
+    # but a file in training and in the test is a leak, wherever else it is
+    shutil.copy(undivided, divided / "train/real/again.jpg")
+    samples = read_dataset(tmp_path / "more") + read_dataset(divided)
+    with pytest.raises(DatasetError, match="a file is in two splits"):
+        check_contents(samples, read_contents(samples))
 
 
 @pytest.mark.parametrize(("side", "quality"), [(96, 50), (144, 80), (64, 75)])

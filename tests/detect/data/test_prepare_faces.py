@@ -112,7 +112,7 @@ def faces_of(report):
 def test_masks_belong_to_the_frames_of_their_names(tmp_path):
     """Frames 7, 8 and 10; the masks are in another order, one has leading zeros, one is missing, one is too many."""
     source = source_of(tmp_path, images=("007", "008", "010"))
-    masks = masks_of(tmp_path, f3=(4, 20), f10=(40, 56), f0007=(4, 20))
+    masks = masks_of(tmp_path, f3=(4, 20), f10=(40, 56), f0007=(4, 20), f99=(4, 20))
     report = run(source, tmp_path / "out", faces="mask", masks=masks, detector=TwoFaces())
     assert faces_of(report) == {"000000.png": 2.0, "000002.png": 36.0}
     assert [(x.frame, x.reason) for x in report.lost_frames] == [(1, "no mask of this name")]
@@ -141,4 +141,17 @@ def test_damaged_masks_lose_their_frames(tmp_path):
     masks = masks_of(tmp_path, f0=(4, 20), f1=(4, 20), f2=(4, 20))
     (masks / "fake-X" / "000_003" / "1.png").write_bytes(b"no picture")
     report = run(source, tmp_path / "out", faces="mask", masks=masks, detector=TwoFaces())
-    assert [x.frame for x in report.lost_frames] == [1] and report.lost_frames[0].reason.startswith("its mask: unread")
+    [loss] = report.lost_frames
+    assert loss.frame == 1 and loss.reason.startswith("unreadable mask: unreadable image")
+
+
+@pytest.mark.parametrize(("frames", "masks", "reason"), [
+    (("7", "007", "8"), ("f7", "f8"), "two images are called '7'"),
+    (("0", "1", "2"), ("f1", "f2", "f3"), r"of other names (frames '0' to '2'; masks '1' to '3')"),
+])  # fmt: skip
+def test_masks_that_cannot_be_paired(tmp_path, frames, masks, reason):
+    source = source_of(tmp_path, images=frames)
+    folder = masks_of(tmp_path, **{name: (4, 20) for name in masks})
+    report = run(source, tmp_path / "out", faces="mask", masks=folder, detector=TwoFaces())
+    [loss] = report.lost_videos
+    assert loss.video == "fake-X/000_003" and reason in loss.reason

@@ -18,6 +18,7 @@ CODECS = {
     "h264.mkv": ("libx264", {**X264, "bf": "3"}),
     "open-gop.mp4": ("libx264", {**X264, "x264-params": "open-gop=1:bframes=3"}),
     "no-times.h264": ("libx264", {**X264, "bf": "3"}),
+    "h264.avi": ("libx264", {**X264, "bf": "3"}),  # whose times are those of decoding
     "mpeg4.avi": ("mpeg4", {"bf": "2"}),
     "mjpeg.avi": ("mjpeg", {}),
     "hevc.mp4": ("libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1"}),
@@ -278,6 +279,25 @@ def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
     assert len(places) == 30 and file.total == len(whole) == 29
     for frame in file.frames(range(29)):
         np.testing.assert_array_equal(frame.rgb, whole[frame.number])
+
+
+def test_a_packet_that_gives_an_error_and_a_frame_counts_once(tmp_path, monkeypatch):
+    path = written(tmp_path, "no-times.h264", frames=40, gop=10)
+    whole = decoded(path)
+    decode = VideoFile._decoded
+
+    def with_an_error(self, skip):
+        for event in decode(self, skip):
+            if event.pts == 22:
+                yield 22
+            yield event
+
+    monkeypatch.setattr(VideoFile, "_decoded", with_an_error)
+    frames = list(VideoFile(path).frames(range(40)))
+    assert frames[22].problem and not frames[39].problem
+    for frame in frames:
+        if frame.rgb is not None:
+            np.testing.assert_array_equal(frame.rgb, whole[frame.number])
 
 
 @pytest.mark.parametrize("lost", [10, 12, 17])
