@@ -151,8 +151,6 @@ def load_state(
 
 # Conditions under which a resumed run equals an uninterrupted one, with the reason to report if one has changed.
 _CHANGED = {
-    "frozen_sha256": "the frozen weights are not those that it was trained on: another backbone, or another torch or "
-    "machine whose singular vectors differ in the last bits; start a new run",
     "data_sha256": "the training or validation data changed (files, their sizes, labels or splits); restore the data, "
     "or start a new run",
     "device": "it ran on {before}, here it would run on {now}; set --runtime.device={before}, or start a new run",
@@ -160,6 +158,9 @@ _CHANGED = {
     "continue where {before} is native, or start a new run",
     "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; set "
     "--runtime.threads={before}",
+    # the last one, because the others may explain it
+    "frozen_sha256": "the frozen weights are not those that it was trained on: another backbone, or another torch or "
+    "machine whose singular vectors or gradients differ in the last bits; start a new run",
 }
 
 

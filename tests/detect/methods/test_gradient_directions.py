@@ -12,7 +12,8 @@ from masm_detect.methods.build import build_method
 from masm_detect.methods.fitted_head import fitted_head
 from masm_detect.methods.method import Calibration
 from masm_detect.training.run import train
-from tiny import detector, run_config
+from run_folders import assert_same_run
+from tiny import detector, die_at, run_config
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from masm_ext.nn.masm_linear import masm_layers
@@ -68,13 +69,25 @@ def test_without_calibration_it_is_refused():
         build_method("masm", detector(), MethodConfig(name="masm", masm=replace(MASM, lift=0.0)), seed=1)
 
 
-def test_a_run_trains_is_saved_and_resumed(tiny_data, tiny_backbone, tmp_path):
-    config = run_config(tiny_data, tiny_backbone, tmp_path / "run")
-    masm = replace(config.method.masm, directions="gradient", lift=0.25, orthogonality=0.0, spectral_consistency=0.0)
-    config = replace(config, method=replace(config.method, masm=masm))
-    result = train(config)
+def test_a_run_is_resumed_bit_for_bit_and_loaded(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    """The directions are measured again when a run goes on, and come out the same."""
+
+    def config_of(name: str):
+        config = run_config(tiny_data, tiny_backbone, tmp_path / name)
+        masm = replace(
+            config.method.masm, directions="gradient", lift=0.25, orthogonality=0.0, spectral_consistency=0.0
+        )
+        return replace(config, method=replace(config.method, masm=masm))
+
+    result = train(config_of("whole"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(7, patch)
+        train(config_of("killed"))
+    torch.manual_seed(999)
+    train(replace(config_of("killed"), resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert next(iter(masm_layers(result.detector).values())).directions[0] < 0
-    _, loaded = load_run(tmp_path / "run", torch.device("cpu"))
+    _, loaded = load_run(tmp_path / "whole", torch.device("cpu"))
     pixels, _ = images()
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(pixels), result.detector.eval()(pixels), rtol=1e-5, atol=1e-5)
