@@ -158,7 +158,6 @@ _CHANGED = {
     "continue where {before} is native, or start a new run",
     "threads": "it ran with {before} threads, here are {now}, and sums differ in the last bits; set "
     "--runtime.threads={before}",
-    # the last one, because the others may explain it
     "frozen_sha256": "the frozen weights are not those that it was trained on: another backbone, or another torch or "
     "machine whose singular vectors or gradients differ in the last bits; start a new run",
 }
@@ -167,13 +166,13 @@ _CHANGED = {
 def run_conditions(
     detector: Detector, train_set: FrameDataset, val_set: FrameDataset, precision: str
 ) -> dict[str, Any]:
-    """What must be the same when the run is resumed: frozen weights, data, device, precision, threads."""
+    """What must be the same when the run is resumed; the frozen weights come last, as others may explain them."""
     return {
-        "frozen_sha256": frozen_sha256(detector),
         "data_sha256": data_sha256(train_set, val_set),
         "device": next(detector.parameters()).device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "frozen_sha256": frozen_sha256(detector),
     }
 
 
