@@ -98,7 +98,8 @@ def conflict_text(kind: str, samples: Sequence[Sample], pairs: Sequence[tuple[in
     count = f"{len(pairs)} files are" if len(pairs) > 1 else "a file is"
     if kind == "label":
         return (
-            f"{count} real and fake, byte for byte: {a.path} is {_LABELS[a.label]} and {b.path} is {_LABELS[b.label]}: "
+            f"{count} labelled both real and fake (identical bytes): {a.path} is {_LABELS[a.label]} and {b.path} is "
+            f"{_LABELS[b.label]}: "
             "remove the wrong one (`masm doctor` lists all)"
         )
     return (

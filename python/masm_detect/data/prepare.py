@@ -108,12 +108,12 @@ def prepare(
     if not dataset or "/" in dataset:
         raise PrepareError(f"dataset must be a plain name, got {dataset!r}")
     if (faces == "mask") != (masks is not None):
-        raise PrepareError("faces=mask needs masks, the folder of the masks, and only it uses them")
+        raise PrepareError("faces=mask and masks (the folder of the masks) must be given together")
     if workers is not None and workers < 1:
         raise PrepareError(f"workers must be at least 1, got {workers}")
     if out == source or source in out.parents:
         raise PrepareError(
-            f"the output folder {out} is inside the source {source}, where the next run would take the crops for "
+            f"the output folder {out} is inside the source {source}, where the next run would read the crops as source "
             "videos: give a folder outside"
         )
     check_output_folder(out)

@@ -63,9 +63,12 @@ class PrepareReport:
                 if not count:
                     lines.append(f"the split {split} has no {kind} video: try another split_seed, or name its videos")
         reasons = Counter(loss.reason.split(":")[0] for loss in (*self.lost_videos, *self.lost_frames))
-        lines += [f"lost, {reason}: {count}" for reason, count in reasons.most_common()]
+        lines += [f"lost videos and frames, {reason}: {count}" for reason, count in reasons.most_common()]
         if len(self.readers) > 1:
-            lines.append(f"read by {' and by '.join(self.readers)}: colours may differ; a new folder makes them alike")
+            lines.append(
+                f"read by {' and by '.join(self.readers)}: colours may differ; to avoid this, prepare all videos "
+                "into a new folder"
+            )
         if self.notes:
             lines.append(f"{len(self.notes)} notes, e.g. {self.notes[0]}")
         return "\n".join([*lines, f"wrote {self.json_path}", f"every loss is listed in {self.coverage_path}"])

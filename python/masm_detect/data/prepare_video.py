@@ -186,7 +186,7 @@ def _mask_pictures(
             yield NO_MASK if place is None else _picture(next(opened.frames([place])))
         return
     if opened.total != video.total:
-        raise UnreadableImage(f"its masks: {opened.total} for {video.total} frames")
+        raise UnreadableImage(f"its masks cannot be paired: {opened.total} masks for {video.total} frames")
     yield from (_picture(frame) for frame in opened.frames(numbers))
 
 

@@ -100,7 +100,7 @@ def _splits_by_name(groups: dict[str, str], table: Mapping[str, Sequence]) -> di
         result[key] = splits.pop()
     _refuse_leak(groups, result)
     if unused := sorted(set(split_of_id) - used):
-        warnings.warn(f"{len(unused)} names of the split file are of no video here, e.g. {unused[0]!r}", stacklevel=4)
+        warnings.warn(f"{len(unused)} names in the split file match no video, e.g. {unused[0]!r}", stacklevel=4)
     return result
 
 

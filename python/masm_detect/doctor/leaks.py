@@ -37,7 +37,7 @@ def copied_files(samples: Sequence[Sample], contents: Sequence[Content]) -> tupl
         for other in others:
             found[_kind_of_copy(samples[first], samples[other])].append((first, other))
     about = (
-        ("label", "error", "label", "real and fake, byte for byte: remove the wrong ones"),
+        ("label", "error", "label", "labelled both real and fake (identical bytes): remove those with the wrong label"),
         ("split", "error", "leak", "in two splits, byte for byte: remove them from one of the splits"),
         ("group", "error", "leak", "in two groups of data without splits, byte for byte: a random split may separate "
          "them; remove one, or give both the same name"),

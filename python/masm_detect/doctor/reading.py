@@ -119,5 +119,7 @@ def _unique(path: str, taken: set[str], reading: Reading) -> str:
     while name in taken:
         name, number = f"{own}-{number}", number + 1
     if name != own:
-        reading.notes.append(f"{path} is called {name!r} here: another data set has its name, which training refuses")
+        reading.notes.append(
+            f"{path} is called {name!r} here: two data sets have the same name; masm train stops with an error"
+        )
     return name

@@ -52,7 +52,7 @@ def shortcuts(
                 suspect.append(f"{name} (AUC {numbers['auc']:.2f})")
         if suspect:
             text = (
-                f"{dataset}: without a look at the faces, {method} and real are told apart by {', '.join(suspect)}: "
+                f"{dataset}: {method} and real images can be distinguished without the face, by {', '.join(suspect)}: "
                 "--data.normalize_first hides size, format and compression, but not what resizing left in the pixels. "
                 "Better: real and fake images that went through the same steps"
             )

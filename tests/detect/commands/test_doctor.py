@@ -56,7 +56,7 @@ def test_a_clean_set_and_one_with_errors(data, tmp_path, capsys):
     folder = tmp_path / "report"
     assert code_of([*arguments, f"--out={folder}"]) == 1
     out = capsys.readouterr().out
-    assert "ERROR (label): 5 files are real and fake" in out and "and 2 more" in out and "2 errors" in out
+    assert "ERROR (label): 5 files are labelled both real and fake" in out and "and 2 more" in out and "2 errors" in out
     assert "ERROR (damaged)" in out and "real9.jpg is empty" in out
     report = json.loads((folder / "report.json").read_text())
     errors = {problem["kind"] for problem in report["problems"] if problem["level"] == "error"}

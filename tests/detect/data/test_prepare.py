@@ -51,7 +51,7 @@ def test_everything_at_once(tmp_path):
         len(coverage["lost_videos"]) == 4 and len(coverage["lost_frames"]) == 2 and coverage["detector"] == "bright-1"
     )
     assert str(tmp_path) not in (out / "coverage.json").read_text() + (out / "set.json").read_text()
-    assert "lost, no face: 3" in str(report)
+    assert "lost videos and frames, no face: 3" in str(report)
 
     samples = read_deepfakebench(out / "set.json")
     check_samples(samples)
@@ -178,7 +178,7 @@ def test_bad_settings(tmp_path):
         run(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(PrepareError, match="at least 1, got 0"):
         run(tmp_path, tmp_path / "out", workers=0)
-    with pytest.raises(PrepareError, match="faces=mask needs masks"):
+    with pytest.raises(PrepareError, match=r"faces=mask and masks .* must be given together"):
         run(tmp_path, tmp_path / "out", faces="mask")
 
 

@@ -97,7 +97,9 @@ def test_masks_that_do_not_fit(tmp_path):
     source = source_of(tmp_path)
     report = run(source, tmp_path / "out", faces="mask", masks=masks_of(tmp_path, f0=(4, 20), f1=(4, 20)),
                  detector=TwoFaces())  # fmt: skip
-    assert [(x.video, x.reason) for x in report.lost_videos] == [("fake-X/000_003", "its masks: 2 for 6 frames")]
+    assert [(x.video, x.reason) for x in report.lost_videos] == [
+        ("fake-X/000_003", "its masks cannot be paired: 2 masks for 6 frames")
+    ]
     write_video(source / "fake-X" / "001.avi", 3)
     with pytest.raises(PrepareError, match=r"no mask for 1 forged videos, e\.g\. 'fake-X/001'"):
         run(source, tmp_path / "out", faces="mask", masks=tmp_path / "masks", detector=TwoFaces())

@@ -166,7 +166,7 @@ def test_two_folders_of_one_name(tmp_path):
     one, other = write_set(tmp_path / "a" / "set"), write_set(tmp_path / "b" / "set", seed=300)
     report = examine([str(one), str(other)], progress=False)
     assert {row["dataset"] for row in report["inventory"]} == {"set", "set-2"}
-    assert "another data set has its name" in report["notes"][0]
+    assert "two data sets have the same name" in report["notes"][0]
 
 
 def test_what_is_there(tmp_path):
