@@ -156,8 +156,8 @@ def _mask_pictures(
     """For each frame a function that returns its mask, uint8 [h, w, 3], or None where there are no masks; or a reason
     why the frame has none.
 
-    Where frames and masks are both images, a mask belongs to the frame of its name (007 and 7 are one name). In videos,
-    and in images none of which share a name, they are paired by their order.
+    Where frames and masks are both images, a mask belongs to the frame of its name (007 and 7 are one name). Where no
+    name is shared, and in videos, they are paired by their order.
 
     Raises UnreadableImage if the masks cannot be read or paired.
     """
