@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -40,6 +41,18 @@ class WeightGradients(dict[str, Tensor]):
     """Full name of a layer -> mean gradient of its weight [N, D]: the result of :func:`weight_gradients`."""
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in eval mode; afterwards each module is in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def gradient_moments(
     model: nn.Module,
     linears: Mapping[str, nn.Linear],
@@ -52,29 +65,26 @@ def gradient_moments(
 
     Afterwards the mode, the ``requires_grad`` flags and the gradients of the model are as before.
     """
-    modes = {m: m.training for m in model.modules()}
     flags = {p: p.requires_grad for p in model.parameters()}
     weights = [layer.weight for layer in linears.values()]
     mean = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
     squares = [0.0] * len(weights)
     count = 0
     try:
-        model.eval()  # batch statistics and dropout are neither moved nor measured
         for p in flags:
             p.requires_grad_(False)
         for w in weights:
             w.requires_grad_(True)
-        for count, batch in enumerate(islice(batches, limit), start=1):
-            grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
-            for i, g in enumerate(grads):
-                mean[i] += (g.float() - mean[i]) / count
-                if power:
-                    squares[i] += (float(g.double().square().sum()) - squares[i]) / count
+        with evaluation_mode(model):  # batch statistics and dropout are neither moved nor measured
+            for count, batch in enumerate(islice(batches, limit), start=1):
+                grads = torch.autograd.grad(loss_fn(model, batch), weights, allow_unused=True, materialize_grads=True)
+                for i, g in enumerate(grads):
+                    mean[i] += (g.float() - mean[i]) / count
+                    if power:
+                        squares[i] += (float(g.double().square().sum()) - squares[i]) / count
     finally:
         for p, flag in flags.items():
             p.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
     return GradientMoments(dict(zip(linears, mean)), dict(zip(linears, squares)), count)
 
 

@@ -122,7 +122,7 @@ class MASMConfig:
         self._require(self.energy is None or 0 < self.energy < 1, "energy", "None or between 0 and 1")
         self._require(self.directions in DIRECTIONS, "directions", f"one of {tuple(DIRECTIONS)}")
         self._require(self.lift >= 0, "lift", "0 or more")
-        if self.directions == "gradient" and (not self.lift or self.energy is not None):
+        if self.needs_gradients and (not self.lift or self.energy is not None):
             raise ValueError(
                 'MASMConfig.directions "gradient" needs a lift above 0, because the directions have no singular value '
                 f"of the weight, and no energy; got lift={self.lift}, energy={self.energy}"
@@ -161,6 +161,11 @@ class MASMConfig:
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
             raise ValueError(f"MASMConfig.{name} must be {expected}, got {getattr(self, name)!r}")
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the artifact directions are those of the gradients (:func:`masm_ext.weight_gradients`)."""
+        return DIRECTIONS[self.directions] is None
 
     @property
     def ranks(self) -> tuple[int, ...]:

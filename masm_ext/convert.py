@@ -22,7 +22,6 @@ from .decomposition import Decomposition, choose_ranks, order_of, split, split_a
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
 from .progress import Progress
-from .registry import DIRECTIONS
 from .selection import (
     Patterns,
     SelectedLayers,
@@ -106,7 +105,7 @@ def convert(
     frozen = base_tensors(modules, linears, saved, config.train_bias)
     everything = tensor_hashes(frozen | {f"{name}.weight": weight for name, weight in weights.items()})
     hashes = {name: everything[f"{name}.weight"] for name in weights}
-    if DIRECTIONS[config.directions] is None:
+    if config.needs_gradients:
         parts = _along_gradients(weights, config, gradients, progress)
     elif gradients is None:
         parts = _along_spectra(weights, hashes, config, SpectrumCache(cache_dir) if use_cache else None, progress)
@@ -155,10 +154,9 @@ def _along_gradients(
     with Progress(total=len(weights), desc="SVD", unit="layer", disable=not progress, leave=False) as bar:
         for name, weight in weights.items():
             check_finite(weight, name)
-            gradient = gradients[name].to(weight.device)
-            dtype = accumulate_dtype(weight.dtype)
+            dtype, ranks = accumulate_dtype(weight.dtype), config.ranks
             try:
-                parts[name] = split_along_gradient(weight, gradient, config.ranks, config.partition, dtype, config.lift)
+                parts[name] = split_along_gradient(weight, gradients[name], ranks, config.partition, dtype, config.lift)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             bar.update()

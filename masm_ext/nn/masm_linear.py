@@ -21,7 +21,6 @@ from ..decomposition import (
 )
 from ..hashing import directions_hash, weight_hash
 from ..ops import fold, subspace_linear
-from ..registry import DIRECTIONS
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
@@ -140,7 +139,7 @@ class MASMLinear(nn.Module):
         check_finite(weight, name)
         q = min(weight.shape)
         digest = weight_hash(weight)
-        if (DIRECTIONS[config.directions] is None) != (gradient is not None):
+        if config.needs_gradients != (gradient is not None):
             raise ValueError(
                 f"{name}: directions 'gradient' need a gradient, and only they; got directions={config.directions!r} "
                 f"and {'no' if gradient is None else 'a'} gradient"

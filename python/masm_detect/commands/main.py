@@ -77,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
             raise
         what = str(error) if isinstance(error, KeyboardInterrupt) else ""
-        hint = _after_interrupt(values.train.out) if command == "train" else ""
-        hint = "; repeat the command to continue" if command == "prepare" else hint
+        hint = _after_interrupt(command, values)
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
 
@@ -108,9 +107,13 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
     return parser, commands
 
 
-def _after_interrupt(out: str) -> str:
-    """What to do after Ctrl-C in a training run with the folder `out`."""
-    if os.path.isfile(os.path.join(out, "config.yaml")):
+def _after_interrupt(command: str | None, values: Any) -> str:
+    """What to do after Ctrl-C in a command with these values."""
+    if command == "prepare":
+        return "; repeat the command to continue"
+    if command != "train":
+        return ""
+    if os.path.isfile(os.path.join(values.train.out, "config.yaml")):
         return "; continue the run with --resume"
     return " before the first step: nothing was written, start it again"
 

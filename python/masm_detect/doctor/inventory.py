@@ -10,9 +10,7 @@ import numpy as np
 
 from masm_detect.data.content_cache import Content
 from masm_detect.data.sample import Sample
-
-#: An interval of an AUC needs so many groups of each class (docs/method.md).
-_FOR_AN_INTERVAL = 20
+from masm_detect.evaluation.intervals import MIN_CLUSTERS
 
 
 def gaps(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -30,11 +28,11 @@ def gaps(rows: Sequence[dict[str, Any]]) -> list[str]:
         for split, found in groups.items():
             if lacking := [method for method in methods if method not in found]:
                 notes.append(f"{dataset}: the {split} split has nothing of {', '.join(lacking)}")
-        few = [f"{count} of {method}" for method, count in groups.get("test", {}).items() if count < _FOR_AN_INTERVAL]
+        few = [f"{count} of {method}" for method, count in groups.get("test", {}).items() if count < MIN_CLUSTERS]
         if few:
             notes.append(
                 f"{dataset}: groups in the test split: {', '.join(few)}; an interval of the AUC needs "
-                f"{_FOR_AN_INTERVAL} of each class"
+                f"{MIN_CLUSTERS} of each class"
             )
     return notes
 

@@ -62,14 +62,13 @@ def shortcuts(
 
 def untested(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A note for each data set in which some method was not tested for shortcuts; `rows`: as of `shortcuts`."""
-    methods: dict[str, list[str]] = defaultdict(list)
+    methods: dict[str, dict[str, None]] = defaultdict(dict)  # in their order, each once
     for row in rows:
-        if row["auc"] is None and row["method"] not in methods[row["dataset"]]:
-            methods[row["dataset"]].append(row["method"])
+        if row["auc"] is None:
+            methods[row["dataset"]][row["method"]] = None
     return [
         f"{dataset}: not tested for shortcuts, with fewer than {FOLDS} groups of a class: {', '.join(names)}"
         for dataset, names in methods.items()
-        if names
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from masm_detect.config import ConfigError
 from masm_detect.models.detector import Detector
+from masm_ext.calibration import evaluation_mode
 
 #: Weight of the mean loss against the penalty |w|^2 / 2 on the weights of standardised features: small, because a few
 #: hundred images must do.
@@ -56,13 +57,8 @@ def fitted_head(detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]) ->
 @torch.no_grad()
 def _features(detector: Detector, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
     """Features [n, feature_dim], float64, and labels [n] of all images."""
-    modes = {module: module.training for module in detector.modules()}
-    detector.eval()
-    try:
+    with evaluation_mode(detector):
         parts = [(detector(images, return_features=True)[1], labels) for images, labels in batches]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     features = torch.cat([part.double().cpu() for part, _ in parts])
     if not features.isfinite().all():
         raise ConfigError("the pretrained backbone gives features that are not finite for the training images")

@@ -59,13 +59,13 @@ class Masm(MethodSpec):
         try:
             settings = self.settings(detector, config)
             selected = gradients = None
-            if calibration is None and (settings.mask_policy == "static" or settings.directions == "gradient"):
+            if calibration is None and (settings.mask_policy == "static" or settings.needs_gradients):
                 raise ConfigError(
                     "mask_policy 'static' and directions 'gradient' need calibration batches; pass calibration="
                 )
             if settings.mask_policy == "static":
                 selected = select_layers(detector, settings, calibration.batches, calibration.loss)
-            if settings.directions == "gradient":
+            if settings.needs_gradients:
                 with fitted_head(detector, islice(calibration.batches, settings.direction_batches)):
                     gradients = weight_gradients(detector, settings, calibration.batches, calibration.loss)
             convert(detector, settings, target_modules=selected, gradients=gradients, progress=progress)

@@ -88,3 +88,15 @@ def test_too_few_groups():
 )
 def test_what_is_suspect(auc, interval, expected):
     assert is_suspect({"auc": auc, "auc_ci": interval}) is expected
+
+
+@pytest.mark.parametrize(("count", "share"), [(5, 0.08), (12, 0.03)])
+def test_noise_of_few_groups_is_rarely_suspect(count, share):
+    """Without an interval a warning needs an AUC that chance seldom gives: 3% and 0.5% in 200 draws."""
+    groups, labels = [f"g{i}" for i in range(2 * count)], np.repeat([0, 1], count)
+    model = partial(DecisionTreeClassifier, max_leaf_nodes=8, min_samples_leaf=1, random_state=0)
+    random = np.random.default_rng(0)
+    found = [
+        is_suspect(held_out_auc(random.normal(size=(2 * count, 1)), labels, groups, model, seed)) for seed in range(200)
+    ]
+    assert np.mean(found) <= share
