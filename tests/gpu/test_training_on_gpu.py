@@ -11,7 +11,7 @@ import tiny
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.loading import Batches, in_order
 from masm_detect.data.sources import source_splits
-from masm_detect.evaluation.evaluate import load_run
+from masm_detect.evaluation.runs import load_run
 from masm_detect.gpu import Meter
 from masm_detect.methods.build import build_method
 from masm_detect.runtime import autocast, process_settings

@@ -33,7 +33,7 @@ ORDER = {
         ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],
-        ["evaluation.metrics", "evaluation.intervals", "evaluation.compare"],
+        ["evaluation.metrics", "evaluation.intervals", "evaluation.compare", "evaluation.score_file"],
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from masm_detect.config import ConfigError, EvalConfig, TrainConfig
-from masm_detect.config_files import load_config, to_dict
+from masm_detect.config import ConfigError, EvalConfig
+from masm_detect.config_files import to_dict
 from masm_detect.data.checks import check_samples
 from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
@@ -19,35 +19,14 @@ from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import seen_in_training
 from masm_detect.data.sources import load_samples
-from masm_detect.methods.adapters import load_method
-from masm_detect.models.detector import Detector, load_detector
 from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_auc
 from masm_detect.results import check_output_folder, write_json
-from masm_detect.runtime import choose_attention, process_settings, resolve_precision
+from masm_detect.runtime import process_settings, resolve_precision
 
 from .metrics import evaluate_scores
 from .predict import score_samples
-
-
-def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[TrainConfig, Detector]:
-    """The configuration and the trained detector of a run folder written by `masm train`.
-
-    Args:
-        folder: the run folder.
-        device: where the detector is put.
-
-    Raises:
-        ConfigError: the folder holds no run, or one that is not finished.
-    """
-    folder = Path(folder)
-    config = load_config(folder / "config.yaml")
-    if not (folder / "adapter").is_dir():
-        raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue it with --resume)")
-    detector = load_detector(config.model)
-    load_method(detector, config.method, folder / "adapter")
-    choose_attention(detector.backbone, torch.device(device))
-    return config, detector.to(device)
+from .runs import load_run
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:

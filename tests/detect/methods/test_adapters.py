@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from masm_detect.config import OptimConfig
 from masm_detect.errors import UserError
-from masm_detect.evaluation.evaluate import load_run
+from masm_detect.evaluation.runs import load_run
 from masm_detect.methods.registry import METHODS
 from masm_detect.training.run import train
 from tiny import run_config

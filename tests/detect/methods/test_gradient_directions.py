@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from masm_detect.config import ConfigError, MasmOptions, MethodConfig
-from masm_detect.evaluation.evaluate import load_run
+from masm_detect.evaluation.runs import load_run
 from masm_detect.methods.build import build_method
 from masm_detect.methods.fitted_head import fitted_head
 from masm_detect.methods.method import Calibration
