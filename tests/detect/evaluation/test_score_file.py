@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from masm_detect.data.sample import Sample
 from masm_detect.evaluation.score_file import (
     ScoreFileError,

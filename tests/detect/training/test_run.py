@@ -8,8 +8,8 @@ import torch
 from masm_detect.config import OptimConfig
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sources import source_splits
-from masm_detect.evaluation.runs import load_run
 from masm_detect.evaluation.predict import score_samples
+from masm_detect.evaluation.runs import load_run
 from masm_detect.training.run import train
 from tiny import run_config
 
