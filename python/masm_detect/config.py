@@ -112,6 +112,7 @@ class DataConfig:
         augment: random changes of the images in training; null: none
         self_blended: train and validate on the real images and self-blended versions of them, instead of the fakes of
             the data
+        as_is: do not compare how the data sets were cut (crops.json), and do not record it in the run
     """
 
     paths: list[str] | str = field(default_factory=list)
@@ -131,6 +132,7 @@ class DataConfig:
     normalize_first: tuple[int, int] | None = None
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     self_blended: bool = False
+    as_is: bool = False
 
     def __post_init__(self) -> None:
         for name in ("paths", "methods", "splits"):
@@ -319,6 +321,7 @@ class EvalConfig:
         missing: for JSON files: what to do if a frame does not exist: error, or skip it (one warning gives the number)
         hf: for hf: paths: which columns to read
         frames_per_video: number of frames kept per video, evenly spread; null: all
+        as_is: do not compare how the images were cut with how the training images of the run were (crops.json)
         protocol: which frames form one video in the video metrics. correct: videos of different methods stay apart;
             dfb-compat: videos with the same name are merged, as in DeepfakeBench's code
         runtime: device, precision, processes and seed
@@ -337,6 +340,7 @@ class EvalConfig:
     missing: Literal["error", "skip"] = "error"
     hf: HfConfig = field(default_factory=HfConfig)
     frames_per_video: int | None = None
+    as_is: bool = False
     protocol: Literal["correct", "dfb-compat"] = "correct"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 

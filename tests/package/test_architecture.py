@@ -33,11 +33,18 @@ ORDER = {
         ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],
-        ["evaluation.metrics", "evaluation.intervals", "evaluation.compare", "evaluation.score_file"],
+        [
+            "evaluation.metrics",
+            "evaluation.intervals",
+            "evaluation.compare",
+            "evaluation.score_file",
+            "evaluation.calibration",
+        ],
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],
         ["training"],
+        ["casework"],
         ["commands"],
     ],
 }

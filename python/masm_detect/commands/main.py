@@ -6,6 +6,7 @@ may return an exit code (None: 0). A module may also define `complete(arguments)
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -32,11 +33,15 @@ COMMANDS: dict[str, str] = {
     "prepare": "masm_detect.commands.prepare",
     "train": "masm_detect.commands.train",
     "eval": "masm_detect.commands.eval",
+    "predict": "masm_detect.commands.predict",
+    "calibrate": "masm_detect.commands.calibrate",
     "demo": "masm_detect.commands.demo",
 }
 
 #: Exit code of a mistake that the user can correct.
 USER_ERROR = 2
+#: Exit code of a command that is done, but had to skip some of the files.
+FILES_SKIPPED = 3
 #: Exit code after Ctrl-C, as of a shell.
 INTERRUPTED = 130
 
@@ -68,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return commands[command].run(instantiate(parser, values)[command]) or 0
         except Exception as error:
-            if not isinstance(error, _user_errors()):
+            if not isinstance(error, _user_errors()) and not _is_full(error):
                 raise
-            print(f"masm {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"masm {command}: error: {' '.join(str(error).split())}{_if_full(error)}", file=sys.stderr)
             return USER_ERROR
     except BaseException as error:
         # A module whose import is interrupted may raise an error of its own, with the interrupt as its cause.
@@ -109,7 +114,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
 
 def _after_interrupt(command: str | None, values: Any) -> str:
     """What to do after Ctrl-C in a command with these values."""
-    if command == "prepare":
+    if command in ("prepare", "predict"):
         return "; repeat the command to continue"
     if command != "train":
         return ""
@@ -130,6 +135,15 @@ def _version() -> str:
     from masm_ext import __version__
 
     return f"masm_ext {__version__} (torch {torch.__version__})"
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _if_full(error: BaseException) -> str:
+    return "; make room and repeat the command: what was finished is kept" if _is_full(error) else ""
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:

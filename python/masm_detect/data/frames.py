@@ -66,7 +66,12 @@ def frame_dataset(
         augment: apply `data.augment`, in training only.
         images: images by path, as in `FrameDataset`, instead of files.
     """
-    transform = ImageTransform(
+    return FrameDataset(samples, image_transform(backbone, data, augment=augment), seed=seed, images=images)
+
+
+def image_transform(backbone: Backbone, data: DataConfig, *, augment: bool = False) -> ImageTransform:
+    """The transform from an image to the input of `backbone`, as `data` sets it; `augment`: as of `frame_dataset`."""
+    return ImageTransform(
         size=backbone.image_size,
         mean=backbone.mean,
         std=backbone.std,
@@ -74,4 +79,3 @@ def frame_dataset(
         augment=data.augment if augment else None,
         normalize_first=data.normalize_first,
     )
-    return FrameDataset(samples, transform, seed=seed, images=images)

@@ -18,6 +18,7 @@ from typing import Any
 
 import joblib
 
+from masm_detect.data.crop_recipe import CropRecipe, write_recipe
 from masm_detect.data.deepfakebench import write_deepfakebench
 from masm_detect.data.faces import FaceDetector
 from masm_detect.data.groups import with_name_groups
@@ -65,8 +66,9 @@ def prepare(
 ) -> PrepareReport:
     """Cut the faces out of `source` into `out`.
 
-    Writes `out/frames/<real|fake-method>/<video>/<frame>.png`, `out/<dataset>.json` (DeepfakeBench) and
-    `out/coverage.json`. Videos finished by an earlier run with the same settings and unchanged source are kept.
+    Writes `out/frames/<real|fake-method>/<video>/<frame>.png`, `out/<dataset>.json` (DeepfakeBench),
+    `out/coverage.json`, and `out/crops.json`, which records how the faces were cut (`crop_recipe`). Videos that an
+    earlier run with the same settings has finished are kept, if their source has not changed.
 
     Args:
         source: folder with `real/` and `fake-<method>/`.
@@ -156,6 +158,7 @@ def prepare(
                 bar.set_postfix(lost_videos=lost)
     finally:
         remove_unfinished(out / "frames", run)
+    write_recipe(out, CropRecipe("face", size, scale, detector.name))
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
 
 

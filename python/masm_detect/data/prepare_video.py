@@ -15,8 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from masm_detect.data.cutting import cut_faces
 from masm_detect.data.decode import UnreadableImage, png_bytes
-from masm_detect.data.faces import FaceDetector, align_crop
+from masm_detect.data.faces import FaceDetector
 from masm_detect.data.sample import PrepareError
 from masm_detect.data.tracking import FaceChooser, Person
 from masm_detect.data.video_reader import READER, Frame, VideoFile
@@ -117,16 +118,17 @@ def _cut(video: VideoSource, out: Path, fingerprint: dict[str, Any], detector: F
         record["notes"] += opened.notes
         numbers = spread(opened.total, fingerprint["frames_per_video"])
         pictures = _mask_pictures(masks, opened, numbers, record["notes"])
-        for frame, mask in zip(opened.frames(numbers), pictures):
+        faces = cut_faces(opened.frames(numbers), chooser, pictures, fingerprint["size"], fingerprint["scale"])
+        for frame, people in faces:
             record["wanted"] += 1
-            people = frame.problem or (mask if isinstance(mask, str) else chooser.choose(frame.rgb, mask))
             if isinstance(people, str):
                 record["lost"].append([frame.number, people])
                 continue
             record["several"] += chooser.found > 1
-            for person in people:
-                crop = align_crop(frame.rgb, person.face, fingerprint["size"], fingerprint["scale"])
-                record["crops"].append(_written(crop, person, frame.number, frame.seconds, out, fingerprint["faces"]))
+            record["crops"] += [
+                _written(crop, person, frame.number, frame.seconds, out, fingerprint["faces"])
+                for person, crop in people
+            ]
     except UnreadableImage as error:
         record["reason"] = str(error)
     if not record["crops"] and record["reason"] is None:

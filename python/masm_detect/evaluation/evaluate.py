@@ -14,6 +14,7 @@ from masm_detect.data.checks import check_samples
 from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
 from masm_detect.data.copies import check_contents
+from masm_detect.data.crop_recipe import check_same_crops, read_recipe
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
@@ -44,6 +45,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ConfigError: no run, a folder that is no finished run, no data, or `config.out` holds results and
             `config.overwrite` is not set.
+        RecipeError: the images were cut differently from the training images of a run, and `config.as_is` is not set.
         DatasetError: a data set that holds one class only, or a file that is in two splits or real and fake, byte for
             byte.
         UnreadableImage: a file is absent or damaged.
@@ -70,6 +72,8 @@ def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
     results: dict[str, Any] = {}
     contents: list[Content] = []
     for folder in config.runs:
+        if not config.as_is:
+            check_same_crops(read_recipe(folder), config.paths, Path(folder).name)
         run, detector = load_run(folder, device)
         if not contents:
             contents = read_contents(samples, config.runtime.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,44 @@ def predict(
     """
     if not len(dataset):
         raise DatasetError("there are no images to score")
+    # one copy to the CPU: a copy per batch would wait for the GPU each time
+    return torch.cat([z for z, _ in _outputs(detector, dataset, batch_size, precision, workers, progress)]).cpu()
+
+
+@torch.inference_mode()
+def predict_features(
+    detector: Detector,
+    dataset: FrameDataset,
+    *,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    workers: int | None = None,
+    progress: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [n] and features [n, feature_dim], float32 on the CPU; arguments and errors as of `predict`."""
+    if not len(dataset):
+        raise DatasetError("there are no images to score")
+    outputs = list(_outputs(detector, dataset, batch_size, precision, workers, progress))
+    return torch.cat([z for z, _ in outputs]).cpu(), torch.cat([f for _, f in outputs]).cpu()
+
+
+def _outputs(
+    detector: Detector,
+    dataset: FrameDataset,
+    batch_size: int,
+    precision: str,
+    workers: int | None,
+    progress: str | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and features of each batch, on the device."""
     device = next(detector.parameters()).device
     detector.eval()
-    logits = []
     with Progress(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
         for images, _ in Batches(dataset, in_order(len(dataset), batch_size), device, workers):
             with autocast(precision, device):
-                logits.append(detector(images).float())
+                logits, features = detector(images, return_features=True)
+            yield logits.float(), features.float()
             bar.update(len(images))
-        return torch.cat(logits).cpu()  # one copy: a copy per batch would wait for the GPU each time
 
 
 def score_samples(detector: Detector, dataset: FrameDataset, **options: Any) -> np.ndarray:

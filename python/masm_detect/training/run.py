@@ -1,7 +1,8 @@
 """A training run: from a configuration to a folder that holds everything about it.
 
 ```
-config.yaml  environment.json  groups.json  metrics.json  history.jsonl  plots/*.png  adapter/  last/ (checkpoint)
+config.yaml  crops.json  environment.json  groups.json  metrics.json  history.jsonl  plots/*.png
+adapter/  last/ (checkpoint)
 ```
 `train` is `loop.fit` plus files. A program with samples of its own calls `fit`.
 """
@@ -20,6 +21,7 @@ from masm_detect.config_files import load_config, save_config, to_dict
 from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
 from masm_detect.data.copies import check_contents
+from masm_detect.data.crop_recipe import recipe_of, write_recipe
 from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import write_groups
@@ -61,7 +63,8 @@ def train(config: TrainConfig) -> RunResult:
         The run with its trained detector.
 
     Raises:
-        ConfigError: the folder holds another run, or `config.resume` is set and it holds none.
+        ConfigError: the folder holds another run, or `config.resume` is set and it holds none; or the data sets were
+            cut differently, and `config.data.as_is` is not set.
         DatasetError: the data cannot be used (`data.sources.read_splits`), or a file is in two splits or real and fake,
             byte for byte (`data.copies.check_contents`).
         UnreadableImage: a file is absent or damaged.
@@ -76,6 +79,7 @@ def train(config: TrainConfig) -> RunResult:
 
 def _train(config: TrainConfig, folder: Path, started: bool, device: torch.device) -> RunResult:
     runtime = config.runtime
+    recipe = None if config.data.as_is else recipe_of(config.data.paths)
     splits = read_splits(config.data)
     train_samples, val_samples = splits["train"], splits["val"]
     # A run killed before its first checkpoint starts again from the beginning, which is the same run.
@@ -99,6 +103,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
         write_groups(folder, train_samples, val_samples, train_contents)
         del train_contents  # this frame lasts as long as the run
+        if recipe is not None:
+            write_recipe(folder, recipe)
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
     result = fit(

@@ -1,0 +1,320 @@
+"""A trained run that scores pictures and videos as its training images were cut: `masm_detect.load_detector`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+
+from masm_detect.config import TrainConfig
+from masm_detect.data.crop_recipe import TILES, CropRecipe, read_recipe
+from masm_detect.data.cutting import CutFile, cut_file, cut_in_worker
+from masm_detect.data.faces import FaceDetector
+from masm_detect.data.frames import image_transform
+from masm_detect.data.loading import worker_count
+from masm_detect.data.mtcnn import MtcnnDetector
+from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DatasetError
+from masm_detect.data.tracking import Faces
+from masm_detect.data.transforms import transform_image
+from masm_detect.data.walk import files_below
+from masm_detect.errors import UserError
+from masm_detect.evaluation.calibration import Calibration, Verdict, load_calibration
+from masm_detect.evaluation.runs import load_run
+from masm_detect.evaluation.score_file import ScoreRow, sigmoid
+from masm_detect.models.detector import Detector
+from masm_detect.runtime import autocast, resolve_device, resolve_precision
+from masm_ext.progress import Progress
+
+#: A person who was seen in a smaller share of the frames of the person seen most often does not decide about a file:
+#: false faces appear in single frames.
+_SEEN = 0.25
+#: Files that each process cuts ahead of the network.
+_AHEAD = 4
+
+
+class PredictError(UserError, ValueError):
+    """A run that cannot score new files, or a path that is none."""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How files are cut and scored.
+
+    Attributes:
+        as_is: score every picture and frame as it is: it is a crop already
+        faces: all: every face of a frame; largest: one face of a frame
+        frames_per_video: most frames of a video, evenly spread
+        tiles: most tiles of a picture, if the run was trained on tiles
+        batch_size: images in a batch
+        precision: bf16, fp32 or auto (bf16 if the device is fast at it)
+        workers: processes that read and cut files; None: 0 on the CPU, on CUDA one less than the usable cores
+    """
+
+    as_is: bool = False
+    faces: Faces = "all"
+    frames_per_video: int = 32
+    tiles: int = TILES
+    batch_size: int = 32
+    precision: str = "auto"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.faces not in ("all", "largest"):
+            raise PredictError(f"faces is {self.faces!r}; it must be all or largest")
+        for name in ("frames_per_video", "tiles", "batch_size"):
+            if getattr(self, name) < 1:
+                raise PredictError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class FileScore:
+    """The result of one file.
+
+    Attributes:
+        file, kind: the path; image or video
+        rows: of its scored images
+        p_fake: of the file: the mean over the frames of the person with the largest mean; None: no image was scored
+        track: the person who decided; None: whole pictures or tiles
+        calibrated: calibrated P(fake); None: the run is not calibrated
+        verdict: likely fake, likely real or unsure; uncalibrated if the run is not; None: no image was scored
+        wanted, scored: frames that were to be read, and those that gave an image
+        lost: (frame, reason) of the others
+        reason: why nothing was scored, or None
+        notes: what is unusual about the file
+        features: of its images, unit length, [rows, d], if they were requested
+        cut: the crops, if they were requested
+    """
+
+    file: str
+    kind: str
+    rows: list[ScoreRow] = field(default_factory=list)
+    p_fake: float | None = None
+    track: int | None = None
+    calibrated: float | None = None
+    verdict: Verdict | None = None
+    wanted: int = 0
+    scored: int = 0
+    lost: list[tuple[int, str]] = field(default_factory=list)
+    reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+    features: np.ndarray | None = None
+    cut: CutFile | None = None
+
+    @property
+    def tracks(self) -> dict[int | None, float]:
+        """Person -> mean P(fake) over the frames; None for whole pictures and tiles."""
+        scores = defaultdict(list)
+        for row in self.rows:
+            scores[row.track].append(row.p_fake)
+        return {track: float(np.mean(values)) for track, values in scores.items()}
+
+
+class TrainedDetector:
+    """The detector of a run folder, with the crops that it was trained on and its calibration.
+
+    Attributes:
+        run: the folder
+        config: of the run
+        detector: the model, in eval mode
+        recipe: how its training images were cut; None: not recorded
+        calibration: None: `masm calibrate` was not run
+        device: where it computes
+    """
+
+    def __init__(self, run: Path | str, device: str = "auto") -> None:
+        self.run, self.device = Path(run), resolve_device(device)
+        self.config: TrainConfig
+        self.detector: Detector
+        self.config, self.detector = load_run(self.run, self.device)
+        self.detector.eval()
+        self.recipe: CropRecipe | None = read_recipe(self.run)
+        self.calibration: Calibration | None = load_calibration(self.run)
+        self._transform = image_transform(self.detector.backbone, self.config.data)
+
+    def predict(
+        self, paths: Sequence[str | Path] | str | Path, *, progress: bool = False, **options: Any
+    ) -> list[FileScore]:
+        """Score pictures, videos, and all of them below folders.
+
+        Args:
+            paths: files and folders.
+            progress: show a progress bar.
+            options: of `ScoreOptions`.
+
+        Returns:
+            One result for each file, in order. A file that cannot be read, or shows no face, has a reason and no score.
+
+        Raises:
+            PredictError: a path does not exist, a folder holds no picture and no video, or the run does not record how
+                its training images were cut and `as_is` is not set.
+        """
+        return list(self.score_files(find_files(paths), ScoreOptions(**options), progress=progress))
+
+    def score_files(
+        self,
+        files: Sequence[Path],
+        options: ScoreOptions,
+        *,
+        progress: bool = False,
+        features: bool = False,
+        keep_crops: bool = False,
+    ) -> Iterator[FileScore]:
+        """The result of each file, in order, as soon as it is known; batches run across files.
+
+        features, keep_crops: put features and crops into the results.
+        """
+        recipe = None if options.as_is else self._needed_recipe()
+        faces = MtcnnDetector() if recipe is not None and recipe.region == "face" else None
+        if faces is not None:
+            check_detector(recipe, faces, self.run.name)
+        waiting: list[tuple[FileScore, CutFile]] = []
+        with Progress(total=len(files), unit="file", desc="predict", disable=not progress) as bar:
+            for cut in self._cut(files, recipe, faces, options):
+                result = FileScore(cut.file, cut.kind, wanted=cut.wanted, lost=cut.lost, reason=cut.reason)
+                result.notes = cut.notes
+                waiting.append((result, cut))
+                if sum(len(c.crops) for _, c in waiting) >= options.batch_size:
+                    yield from self._scored(waiting, options, features, keep_crops)
+                    bar.update(len(waiting))
+                    waiting = []
+            yield from self._scored(waiting, options, features, keep_crops)
+            bar.update(len(waiting))
+
+    def score_images(
+        self, images: Sequence[np.ndarray], batch_size: int = 32, precision: str = "auto"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [n] and features [n, d], float32, of crops RGB uint8 [H, W, 3]."""
+        precision = resolve_precision(precision, self.device)
+        logits, features = [], []
+        with torch.inference_mode():
+            for start in range(0, len(images), batch_size):
+                batch = torch.stack([transform_image(i, self._transform) for i in images[start : start + batch_size]])
+                with autocast(precision, self.device):
+                    z, f = self.detector(batch.to(self.device), return_features=True)
+                logits.append(z.float().cpu().numpy())
+                features.append(f.float().cpu().numpy())
+        if not logits:
+            return np.empty(0, np.float32), np.empty((0, self.detector.backbone.feature_dim), np.float32)
+        return np.concatenate(logits), np.concatenate(features)
+
+    def _needed_recipe(self) -> CropRecipe:
+        if self.recipe is None:
+            raise PredictError(
+                f"{self.run} does not record how its training images were cut (crops.json, which `masm prepare` writes "
+                "beside them): give --as-is if your files are crops like them already"
+            )
+        return self.recipe
+
+    def _cut(
+        self, files: Sequence[Path], recipe: CropRecipe | None, faces: FaceDetector | None, options: ScoreOptions
+    ) -> Iterator[CutFile]:
+        kinds = {"faces": options.faces, "frames_per_video": options.frames_per_video, "tiles": options.tiles}
+        workers = min(worker_count(options.workers, self.device), len(files))
+        if workers < 2:
+            yield from (cut_file(file, recipe, faces, **kinds) for file in files)
+            return
+        # In portions: a process goes on cutting though the network is behind, and crops would fill the memory.
+        remaining = iter(files)
+        with joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, max_nbytes=None) as parallel:
+            while portion := list(islice(remaining, workers * _AHEAD)):
+                yield from parallel(joblib.delayed(cut_in_worker)(file, recipe, faces, **kinds) for file in portion)
+
+    def _scored(
+        self,
+        waiting: Sequence[tuple[FileScore, CutFile]],
+        options: ScoreOptions,
+        features: bool,
+        keep_crops: bool,
+    ) -> Iterator[FileScore]:
+        images = [crop.rgb for _, cut in waiting for crop in cut.crops]
+        logits, found = self.score_images(images, options.batch_size, options.precision)
+        place = 0
+        for result, cut in waiting:
+            own = slice(place, place + len(cut.crops))
+            place = own.stop
+            for crop, logit in zip(cut.crops, logits[own].tolist()):
+                result.rows.append(
+                    ScoreRow(cut.file, logit, sigmoid(logit), frame=crop.frame, seconds=crop.seconds, track=crop.track,
+                             box=crop.box)
+                )  # fmt: skip
+            result.scored = len({crop.frame for crop in cut.crops})
+            result.features = found[own] if features else None
+            result.cut = cut if keep_crops else None
+            self._judge(result)
+            yield result
+
+    def _judge(self, result: FileScore) -> None:
+        if not result.rows:
+            return
+        result.track, result.p_fake = deciding_track(result.rows)
+        if self.calibration is None:
+            result.verdict = "uncalibrated"
+        else:
+            result.calibrated = self.calibration.probability(result.p_fake)
+            result.verdict = self.calibration.verdict(result.p_fake)
+
+
+def deciding_track(rows: Iterable[ScoreRow]) -> tuple[int | None, float]:
+    """The person with the largest mean P(fake), and that mean. One who is in few frames does not decide."""
+    scores: dict[int | None, list[float]] = defaultdict(list)
+    for row in rows:
+        scores[row.track].append(row.p_fake)
+    longest = max(map(len, scores.values()))
+    means = {track: float(np.mean(s)) for track, s in scores.items() if len(s) >= _SEEN * longest}
+    track = max(means, key=means.__getitem__)
+    return track, means[track]
+
+
+def find_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
+    """The files that are named, and the pictures and videos below the folders that are named, without repetition.
+
+    Raises:
+        PredictError: a path does not exist, or a folder holds no picture and no video.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+        if path.is_dir():
+            try:
+                inside = [f for f in files_below(path) if f.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
+            except DatasetError as error:
+                raise PredictError(str(error)) from error
+            if not inside:
+                raise PredictError(f"{path} holds no picture and no video")
+            found |= dict.fromkeys(inside)
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise PredictError(f"{path} does not exist: name pictures, videos or folders")
+    if not found:
+        raise PredictError("nothing to score: name pictures, videos or folders")
+    return list(found)
+
+
+def check_detector(recipe: CropRecipe, faces: FaceDetector, run: str) -> None:
+    """Raise PredictError if the faces of the run called `run` were found by another detector than `faces`."""
+    if recipe.detector != faces.name:
+        raise PredictError(
+            f"the training faces of {run} were found by {recipe.detector}, this version has {faces.name}: cut the "
+            "files with the same detector and give --as-is"
+        )
+
+
+def load_detector(run: Path | str, device: str = "auto") -> TrainedDetector:
+    """The trained detector of a run folder, ready to score pictures and videos.
+
+    Args:
+        run: folder written by `masm train`.
+        device: cpu, cuda, or auto.
+
+    Raises:
+        ConfigError: the folder holds no finished run, or the device does not exist.
+        CheckpointError, AdapterError: the adapter does not fit the backbone.
+    """
+    return TrainedDetector(run, device)
