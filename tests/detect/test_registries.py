@@ -21,7 +21,7 @@ from masm_detect.evaluation.metrics import Metric, evaluate_scores
 from masm_detect.methods import registry
 from masm_detect.methods.adapters import load_method
 from masm_detect.methods.method import MethodSpec, Rates
-from masm_detect.models.detector import load_detector
+from masm_detect.models.detector import new_detector
 from masm_detect.report.tables import results_table
 from masm_detect.training.run import train
 from tiny import run_config
@@ -54,7 +54,7 @@ def test_a_method(toy, monkeypatch, tiny_data, tiny_backbone, tmp_path):
     trained = [name for name, p in result.detector.named_parameters() if p.requires_grad]
     assert len(trained) == 8 + 2 and all(name.endswith("bias") for name in trained if not name.startswith("head."))
     assert {group["initial_lr"] for group in result.method.optimizer.param_groups} == {2e-3, 3e-3}
-    loaded = load_detector(config.model)
+    loaded = new_detector(config.model)
     load_method(loaded, MethodConfig(name="biases"), tmp_path / "run" / "adapter")
     for name in trained:
         assert torch.equal(loaded.get_parameter(name), result.detector.get_parameter(name))

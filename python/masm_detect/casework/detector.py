@@ -25,7 +25,7 @@ from masm_detect.data.tracking import Faces
 from masm_detect.data.transforms import transform_image
 from masm_detect.data.walk import files_below
 from masm_detect.errors import UserError
-from masm_detect.evaluation.calibration import Calibration, Verdict, load_calibration
+from masm_detect.evaluation.calibration import Calibration, Verdict, load_calibration, unit_length
 from masm_detect.evaluation.runs import load_run
 from masm_detect.evaluation.score_file import ScoreRow, sigmoid
 from masm_detect.models.detector import Detector
@@ -84,11 +84,12 @@ class FileScore:
         track: the person who decided; None: whole pictures or tiles
         calibrated: calibrated P(fake); None: the run is not calibrated
         verdict: likely fake, likely real or unsure; uncalibrated if the run is not; None: no image was scored
+        distance: mean distance of the features of its images to those of validation images; None: not calibrated
+        outside: whether that is farther than validation videos are: then the verdict is unsure, whatever the score
         wanted, scored: frames that were to be read, and those that gave an image
         lost: (frame, reason) of the others
         reason: why nothing was scored, or None
         notes: what is unusual about the file
-        features: of its images, unit length, [rows, d], if they were requested
         cut: the crops, if they were requested
     """
 
@@ -99,12 +100,13 @@ class FileScore:
     track: int | None = None
     calibrated: float | None = None
     verdict: Verdict | None = None
+    distance: float | None = None
+    outside: bool = False
     wanted: int = 0
     scored: int = 0
     lost: list[tuple[int, str]] = field(default_factory=list)
     reason: str | None = None
     notes: list[str] = field(default_factory=list)
-    features: np.ndarray | None = None
     cut: CutFile | None = None
 
     @property
@@ -126,6 +128,7 @@ class TrainedDetector:
         recipe: how its training images were cut; None: not recorded
         calibration: None: `masm calibrate` was not run
         device: where it computes
+        transform: from a crop to the input of the network
     """
 
     def __init__(self, run: Path | str, device: str = "auto") -> None:
@@ -136,7 +139,7 @@ class TrainedDetector:
         self.detector.eval()
         self.recipe: CropRecipe | None = read_recipe(self.run)
         self.calibration: Calibration | None = load_calibration(self.run)
-        self._transform = image_transform(self.detector.backbone, self.config.data)
+        self.transform = image_transform(self.detector.backbone, self.config.data)
 
     def predict(
         self, paths: Sequence[str | Path] | str | Path, *, progress: bool = False, **options: Any
@@ -163,12 +166,11 @@ class TrainedDetector:
         options: ScoreOptions,
         *,
         progress: bool = False,
-        features: bool = False,
         keep_crops: bool = False,
     ) -> Iterator[FileScore]:
         """The result of each file, in order, as soon as it is known; batches run across files.
 
-        features, keep_crops: put features and crops into the results.
+        keep_crops: put the crops into the results.
         """
         recipe = None if options.as_is else self._needed_recipe()
         faces = MtcnnDetector() if recipe is not None and recipe.region == "face" else None
@@ -181,10 +183,10 @@ class TrainedDetector:
                 result.notes = cut.notes
                 waiting.append((result, cut))
                 if sum(len(c.crops) for _, c in waiting) >= options.batch_size:
-                    yield from self._scored(waiting, options, features, keep_crops)
+                    yield from self._scored(waiting, options, keep_crops)
                     bar.update(len(waiting))
                     waiting = []
-            yield from self._scored(waiting, options, features, keep_crops)
+            yield from self._scored(waiting, options, keep_crops)
             bar.update(len(waiting))
 
     def score_images(
@@ -195,7 +197,7 @@ class TrainedDetector:
         logits, features = [], []
         with torch.inference_mode():
             for start in range(0, len(images), batch_size):
-                batch = torch.stack([transform_image(i, self._transform) for i in images[start : start + batch_size]])
+                batch = torch.stack([transform_image(i, self.transform) for i in images[start : start + batch_size]])
                 with autocast(precision, self.device):
                     z, f = self.detector(batch.to(self.device), return_features=True)
                 logits.append(z.float().cpu().numpy())
@@ -230,7 +232,6 @@ class TrainedDetector:
         self,
         waiting: Sequence[tuple[FileScore, CutFile]],
         options: ScoreOptions,
-        features: bool,
         keep_crops: bool,
     ) -> Iterator[FileScore]:
         images = [crop.rgb for _, cut in waiting for crop in cut.crops]
@@ -245,20 +246,26 @@ class TrainedDetector:
                              box=crop.box)
                 )  # fmt: skip
             result.scored = len({crop.frame for crop in cut.crops})
-            result.features = found[own] if features else None
             result.cut = cut if keep_crops else None
-            self._judge(result)
+            self._judge(result, found[own])
             yield result
 
-    def _judge(self, result: FileScore) -> None:
+    def _judge(self, result: FileScore, features: np.ndarray) -> None:
         if not result.rows:
             return
         result.track, result.p_fake = deciding_track(result.rows)
         if self.calibration is None:
             result.verdict = "uncalibrated"
-        else:
-            result.calibrated = self.calibration.probability(result.p_fake)
-            result.verdict = self.calibration.verdict(result.p_fake)
+            return
+        result.calibrated = self.calibration.probability(result.p_fake)
+        result.verdict = self.calibration.verdict(result.p_fake)
+        deciding = [row.track == result.track for row in result.rows]
+        distance = self.calibration.distance(unit_length(features[deciding]))
+        if distance is not None:
+            result.distance = float(distance.mean())
+            result.outside = self.calibration.farthest is not None and result.distance >= self.calibration.farthest
+        if result.outside:
+            result.verdict = "unsure"
 
 
 def deciding_track(rows: Iterable[ScoreRow]) -> tuple[int | None, float]:

@@ -25,7 +25,7 @@ from .detector import FileScore, ScoreOptions, TrainedDetector, find_files
 _JOURNAL = "unfinished.jsonl"
 VIDEO_COLUMNS = (
     *("file", "kind", "frames_wanted", "frames_scored", "tracks", "track", "p_fake", "p_calibrated", "verdict"),
-    "reason",
+    *("distance", "outside", "reason"),
 )
 #: Settings that change no score.
 _SPEED = ("workers", "batch_size")
@@ -141,7 +141,8 @@ def _line(result: FileScore) -> list[object]:
     return [
         *(result.file, result.kind, result.wanted, result.scored, tracks),
         "" if result.track is None else result.track,
-        *(number(result.p_fake), number(result.calibrated), result.verdict or "", result.reason or ""),
+        *(number(result.p_fake), number(result.calibrated), result.verdict or ""),
+        *(number(result.distance), "" if result.distance is None else int(result.outside), result.reason or ""),
     ]
 
 

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "eval": "masm_detect.commands.eval",
     "predict": "masm_detect.commands.predict",
     "calibrate": "masm_detect.commands.calibrate",
+    "analyze": "masm_detect.commands.analyze",
     "demo": "masm_detect.commands.demo",
 }
 

@@ -36,7 +36,7 @@ def read_folder(
     samples: list[Sample] = []
     strangers = [c.name for c in children if c.name != "real" and not c.name.startswith("fake-")]
     if strangers or not children:
-        lists = sorted(file.name for file in path.glob("*.json") if file.name != "coverage.json")
+        lists = sorted(file.name for file in path.glob("*.json") if file.name not in ("coverage.json", "crops.json"))
         hint = f"; do you mean {path / lists[0]}?" if lists else ": rename or move what is something else"
         raise DatasetError(f"{path}: expected only folders real/ and fake-<method>/, found {strangers or 'none'}{hint}")
     ignored: list[str] = []

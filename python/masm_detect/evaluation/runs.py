@@ -9,7 +9,7 @@ import torch
 from masm_detect.config import ConfigError, TrainConfig
 from masm_detect.config_files import load_config
 from masm_detect.methods.adapters import load_method
-from masm_detect.models.detector import Detector, load_detector
+from masm_detect.models.detector import Detector, new_detector
 from masm_detect.runtime import choose_attention
 
 
@@ -27,7 +27,7 @@ def load_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Tr
     config = load_config(folder / "config.yaml")
     if not (folder / "adapter").is_dir():
         raise ConfigError(f"{folder} has no adapter/: its training has not ended (continue it with --resume)")
-    detector = load_detector(config.model)
+    detector = new_detector(config.model)
     load_method(detector, config.method, folder / "adapter")
     choose_attention(detector.backbone, torch.device(device))
     return config, detector.to(device)

@@ -29,7 +29,7 @@ class Detector(nn.Module):
         return (logits, features) if return_features else logits
 
 
-def load_detector(config: ModelConfig) -> Detector:
+def new_detector(config: ModelConfig) -> Detector:
     """A detector on the pretrained backbone that the configuration of a run names, with a new head."""
     return Detector(
         load_backbone(

@@ -30,7 +30,7 @@ from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.methods.method import Method
-from masm_detect.models.detector import Detector, load_detector
+from masm_detect.models.detector import Detector, new_detector
 from masm_detect.provenance import provenance
 from masm_detect.report.plots import plot_drift, plot_history, plot_masks
 from masm_detect.results import check_output_folder, write_json
@@ -85,7 +85,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     # A run killed before its first checkpoint starts again from the beginning, which is the same run.
     resume = started and (folder / "last" / "state.json").is_file()
 
-    detector = load_detector(config.model).to(device)
+    detector = new_detector(config.model).to(device)
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)

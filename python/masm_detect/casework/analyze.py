@@ -1,0 +1,197 @@
+"""`masm analyze`: everything that a person needs to judge the score of a picture or video, in one page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masm_detect.config import ConfigError
+from masm_detect.config_files import to_dict
+from masm_detect.data.cutting import Crop
+from masm_detect.data.decode import read_image
+from masm_detect.data.transforms import transform_image
+from masm_detect.hashes import file_sha256
+from masm_detect.methods.adapters import base_sha256
+from masm_detect.models.detector import new_detector
+from masm_detect.provenance import provenance
+from masm_detect.report.analysis_page import analysis_page
+from masm_detect.results import check_output_folder, finite, write_json, write_text
+
+from .attribution import OcclusionMap, occlusion_map
+from .detector import FileScore, ScoreOptions, TrainedDetector, find_files
+from .media import media_facts
+from .predict import adapter_sha256
+from .quality import quality_warnings
+
+#: Images of a file that are shown: those with the highest P(fake), at most one in so many seconds of a video. The first
+#: ones get a map.
+_SHOWN, _APART, _MAPPED = 4, 0.5, 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image in the report: the crop, its P(fake), and the map of it (None: no map was requested)."""
+
+    crop: Crop
+    p_fake: float
+    occlusion: OcclusionMap | None
+
+
+@dataclass(frozen=True)
+class FileAnalysis:
+    """All about one file, for the page: the scores, facts about the file, warnings, and the images that are shown."""
+
+    score: FileScore
+    media: dict[str, Any]
+    warnings: list[dict[str, str]]
+    shown: list[Shown]
+    picture: np.ndarray | None
+
+
+def analyze(
+    run: Path | str,
+    paths: Sequence[str | Path],
+    out: Path | str,
+    options: ScoreOptions | None = None,
+    *,
+    maps: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score files and write `out/report.html` (one file, which loads nothing) and `out/report.json`.
+
+    Args:
+        run: folder written by `masm train`.
+        paths: pictures, videos, and folders of them.
+        out: folder for the report.
+        options: how files are cut and scored; None: the defaults.
+        maps: show where in an image the score comes from (`attribution.PASSES` passes of the network for each of at
+            most two images of a file).
+        device: cpu, cuda, or auto.
+        overwrite: replace the report that `out` holds.
+        progress: show a progress bar.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ConfigError: `out` holds a report and `overwrite` is not set, or `run` holds no finished run.
+        PredictError: as of `TrainedDetector.predict`.
+    """
+    out, options = Path(out), options or ScoreOptions()
+    check_output_folder(out)
+    if (out / "report.json").exists() and not overwrite:
+        raise ConfigError(f"{out} already holds a report: give another --out, or --overwrite to replace it")
+    files = find_files(paths)
+    detector = TrainedDetector(run, device)
+    return write_analysis(detector, files, out, options, maps=maps, progress=progress)
+
+
+def write_analysis(
+    detector: TrainedDetector,
+    files: Sequence[Path],
+    out: Path,
+    options: ScoreOptions,
+    *,
+    maps: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """As `analyze`, with a detector that is loaded already, and files from `detector.find_files`."""
+    analyses = [
+        _analyze_file(detector, result, options, maps)
+        for result in detector.score_files(files, options, progress=progress, keep_crops=True)
+    ]
+    content = finite(
+        {
+            "format": "masm-detect-analysis",
+            "version": 1,
+            "command": _command(detector, files, out, options, maps),
+            "provenance": provenance(str(detector.device)),
+            "run": _run_facts(detector),
+            "files": [_for_json(analysis) for analysis in analyses],
+        }
+    )
+    write_text(out / "report.html", analysis_page(content, analyses))
+    write_json(out / "report.json", content)
+    return content
+
+
+def _analyze_file(detector: TrainedDetector, result: FileScore, options: ScoreOptions, maps: bool) -> FileAnalysis:
+    crops = [] if result.cut is None else result.cut.crops
+    media = media_facts(Path(result.file), result.kind)
+    recipe = None if options.as_is else detector.recipe
+    warnings = [] if not crops else [asdict(w) for w in quality_warnings(result, crops, media, recipe)]
+    shown = []
+    for place in _peaks(result):
+        occlusion = None
+        if maps and len(shown) < _MAPPED:
+            pixels = transform_image(crops[place].rgb, detector.transform).to(detector.device)
+            occlusion = occlusion_map(detector.detector, pixels, options.batch_size)
+        shown.append(Shown(crops[place], result.rows[place].p_fake, occlusion))
+    picture = read_image(result.file) if result.kind == "image" and crops else None
+    result.cut = None  # the crops of all files would fill the memory
+    return FileAnalysis(result, media, warnings, shown, picture)
+
+
+def _peaks(result: FileScore) -> list[int]:
+    """Places of the rows that are shown: of the person who decided, the highest P(fake) first."""
+    own = [i for i, row in enumerate(result.rows) if row.track == result.track]
+    chosen: list[int] = []
+    for i in sorted(own, key=lambda i: -result.rows[i].p_fake):
+        time = result.rows[i].seconds
+        near = [j for j in chosen if time is not None and abs(result.rows[j].seconds - time) < _APART]
+        if not near and len(chosen) < _SHOWN:
+            chosen.append(i)
+    return chosen
+
+
+def _for_json(analysis: FileAnalysis) -> dict[str, Any]:
+    result = analysis.score
+    facts = {name: value for name, value in asdict(result).items() if name not in ("cut", "rows")}
+    return {
+        **facts,
+        "tracks": {str(track or ""): mean for track, mean in result.tracks.items()},
+        "media": analysis.media,
+        "warnings": analysis.warnings,
+        "images": [asdict(row) for row in result.rows],
+        "maps": [_map_for_json(shown) for shown in analysis.shown if shown.occlusion is not None],
+    }
+
+
+def _map_for_json(shown: Shown) -> dict[str, Any]:
+    values = asdict(shown.occlusion)
+    return {"frame": shown.crop.frame, "box": shown.crop.box, **values, "values": values["values"].tolist()}
+
+
+def _run_facts(detector: TrainedDetector) -> dict[str, Any]:
+    """Which detector this was: its settings, the hashes of what decides a score, and what it was calibrated on."""
+    run, calibration = detector.run, detector.calibration
+    return {
+        "name": run.resolve().name,
+        "method": detector.config.method.name,
+        "backbone": detector.config.model.backbone,
+        "base_sha256": base_sha256(new_detector(detector.config.model)),
+        "adapter_sha256": adapter_sha256(run),
+        "config_sha256": file_sha256(run / "config.yaml"),
+        "config": to_dict(detector.config),
+        "recipe": None if detector.recipe is None else asdict(detector.recipe),
+        "calibration": None
+        if calibration is None
+        else {name: value for name, value in vars(calibration).items() if name != "features"},
+    }
+
+
+def _command(detector: TrainedDetector, files: Sequence[Path], out: Path, options: ScoreOptions, maps: bool) -> str:
+    """The command that repeats this report, with every option that is not the default."""
+    default = ScoreOptions()
+    words = ["masm", "analyze", str(detector.run), *map(str, files), "--out", str(out)]
+    for name, value in asdict(options).items():
+        if value != getattr(default, name):
+            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return shlex.join([*words, *([] if maps else ["--maps=false"])])

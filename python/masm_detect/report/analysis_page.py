@@ -1,0 +1,153 @@
+"""The page of `masm analyze`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+from matplotlib import colormaps
+
+from .page import figure_svg, image_uri, render
+from .plots import new_figure
+
+#: Longest side of a picture and of a crop in the page, in pixels.
+_PICTURE, _CROP = 560, 180
+_FAKE, _REAL = (213, 94, 0), (0, 114, 178)
+_WORDS = {
+    "likely fake": "likely fake",
+    "likely real": "likely real, as far as this detector can tell",
+    "unsure": "unsure",
+    "uncalibrated": "no verdict: the run is not calibrated",
+    None: "not scored",
+}
+_CLASSES = {"likely fake": "fake", "likely real": "real"}
+
+
+def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
+    """The page for the content of report.json and its `casework.analyze.FileAnalysis`."""
+    calibration = content["run"]["calibration"]
+    return render(
+        "analysis.html",
+        content=content,
+        calibration=calibration,
+        files=[_file(analysis, calibration) for analysis in analyses],
+    )
+
+
+def _file(analysis: Any, calibration: Mapping[str, Any] | None) -> dict[str, Any]:
+    score = analysis.score
+    return {
+        "score": score,
+        "name": score.file.replace("\\", "/").rsplit("/", 1)[-1],
+        "words": _WORDS[score.verdict],
+        "color": _CLASSES.get(score.verdict, "unsure"),
+        "why": verdict_reason(score, calibration),
+        "media": analysis.media,
+        "warnings": analysis.warnings,
+        "timeline": _timeline(score, calibration) if score.kind == "video" and score.rows else None,
+        "picture": _picture(analysis) if analysis.picture is not None else None,
+        "tiles": any(row.box and row.track is None for row in score.rows),
+        "tracks": sorted(((t, m, sum(r.track == t for r in score.rows)) for t, m in score.tracks.items() if t),
+                         key=lambda item: -item[1]),
+        "shown": [_shown(shown) for shown in analysis.shown],
+    }  # fmt: skip
+
+
+def verdict_reason(score: Any, calibration: Mapping[str, Any] | None) -> str:
+    """Why the verdict is what it is, and what its threshold promises, in one or two sentences."""
+    if score.p_fake is None:
+        return f"Nothing was scored: {score.reason}."
+    if calibration is None:
+        return (
+            f"The mean score is {score.p_fake:.3f}. Without a calibration this number orders files; it is no "
+            "probability and has no threshold. Run masm calibrate first."
+        )
+    fake, real = calibration["thresholds"]["fake"], calibration["thresholds"]["real"]
+    value = score.calibrated
+    data = f"{calibration['n_real_groups']} independent real and {calibration['n_fake_groups']} fake groups"
+    if score.outside:
+        return (
+            f"The images are unlike those that the detector was calibrated on (distance {score.distance:.3f}; "
+            f"{1 - calibration['outside_rate']:.0%} of such data lie below {calibration['farthest']:.3f}). The score "
+            f"{value:.3f} carries no meaning for them."
+        )
+    if score.verdict == "likely fake":
+        return (
+            f"The calibrated score {value:.3f} is at or above {fake:.3f}. Of real files like those of the validation "
+            f"data ({data}), at most {calibration['false_alarm_rate']:.0%} score as high."
+        )
+    if score.verdict == "likely real":
+        return (
+            f"The calibrated score {value:.3f} is at or below {real:.3f}. Of fakes like those of the validation data "
+            f"({data}), at most {calibration['miss_rate']:.0%} score as low. Other kinds of forgery may score low, too."
+        )
+    if fake is None or real is None:
+        few = " and ".join(n for n, t in (("real", fake), ("fake", real)) if t is None)
+        return (
+            f"The calibrated score is {value:.3f}. The validation data hold too few independent {few} groups for the "
+            f"requested error rates ({data})."
+        )
+    low, high = sorted((real, fake))
+    return (
+        f"The calibrated score {value:.3f} lies between {low:.3f} and {high:.3f}, where the error rates of "
+        f"{calibration['false_alarm_rate']:.0%} and {calibration['miss_rate']:.0%} allow no decision ({data})."
+    )
+
+
+def _timeline(score: Any, calibration: Mapping[str, Any] | None) -> Markup:
+    figure, ((axes,),) = new_figure(1, 1, (9.0, 2.9))
+    timed = all(row.seconds is not None for row in score.rows)
+    colors = colormaps["tab10"]
+    for track in dict.fromkeys(row.track for row in score.rows):
+        rows = [row for row in score.rows if row.track == track]
+        x = [row.seconds if timed else row.frame for row in rows]
+        name = f"face {track}" if track else "frame"
+        axes.plot(x, [row.p_fake for row in rows], "o-", markersize=3, color=colors((track or 1) % 10 - 1), label=name)
+    axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="time in seconds" if timed else "frame", ylabel="P(fake), uncalibrated", ylim=(-0.02, 1.02))
+    axes.set_title(f"{score.scored} frames; the mean of a face is its score", fontsize="medium")
+    axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure_svg(figure)
+
+
+def _picture(analysis: Any) -> str:
+    """The picture with its scored regions: boxes of faces, or tiles coloured by P(fake)."""
+    rgb = analysis.picture
+    zoom = min(1.0, _PICTURE / max(rgb.shape[:2]))
+    size = (max(1, round(rgb.shape[1] * zoom)), max(1, round(rgb.shape[0] * zoom)))
+    canvas = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    for row in analysis.score.rows:
+        if row.box is None:
+            continue
+        x0, y0, x1, y1 = (round(value * zoom) for value in row.box)
+        color = _FAKE if row.p_fake >= 0.5 else _REAL
+        if row.track is None:
+            part = canvas[max(y0, 0) : y1, max(x0, 0) : x1]
+            weight = 0.75 * abs(row.p_fake - 0.5) * 2
+            part[:] = (part * (1 - weight) + np.array(color) * weight).round().astype(np.uint8)
+        cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), color, 1 if row.track is None else 2)
+        text = f"{row.p_fake:.2f}" if row.track is None else f"face {row.track}: {row.p_fake:.2f}"
+        cv2.putText(canvas, text, (max(x0, 0) + 3, max(y0, 0) + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 3)
+        cv2.putText(canvas, text, (max(x0, 0) + 3, max(y0, 0) + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+    return image_uri(canvas)
+
+
+def _shown(shown: Any) -> dict[str, Any]:
+    crop = cv2.resize(shown.crop.rgb, (_CROP, _CROP), interpolation=cv2.INTER_AREA)
+    one = {
+        "crop": shown.crop,
+        "p_fake": shown.p_fake,
+        "image": image_uri(crop),
+        "map": None,
+        "occlusion": shown.occlusion,
+    }
+    if shown.occlusion is not None:
+        values = shown.occlusion.values / max(float(np.abs(shown.occlusion.values).max()), 1e-12)
+        values = cv2.resize(values.astype(np.float32), (_CROP, _CROP), interpolation=cv2.INTER_NEAREST)[..., None]
+        color = np.where(values > 0, np.array(_FAKE), np.array(_REAL))
+        weight = 0.7 * np.abs(values)
+        one["map"] = image_uri((crop * (1 - weight) + color * weight).round().astype(np.uint8))
+    return one

@@ -1,0 +1,115 @@
+"""`masm analyze`: the page and the JSON hold what a person needs, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import tiny
+from command_line import assert_one_line, code_of
+from masm_detect.casework.analyze import analyze
+from masm_detect.casework.calibrate import calibrate
+from masm_detect.casework.detector import ScoreOptions
+from masm_detect.casework.media import c2pa_claims, media_facts
+from masm_detect.config import ConfigError
+from PIL import Image
+from trained_runs import face_photograph, face_recipe, tiny_run, write_rgb
+from video_files import encode_video
+
+CPU = {"device": "cpu", "progress": False}
+
+
+def test_report_of_a_photograph_and_a_video(tmp_path, seed):
+    run = tiny_run(tmp_path, face_recipe())
+    picture = write_rgb(tmp_path / "<b>a.png", face_photograph())
+    video = encode_video(tmp_path / "clip.mp4", 9)
+    empty = tmp_path / "empty.jpg"
+    empty.write_bytes(b"")
+    content = analyze(run, [picture, video, empty], tmp_path / "out", **CPU)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert content == json.loads((tmp_path / "out" / "report.json").read_text())
+    one, no_face, unread = content["files"]
+    assert (
+        one["verdict"] == "uncalibrated" and one["media"]["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    )
+    assert [len(m["values"]) for m in one["maps"]] == [7] and one["media"]["c2pa"]["state"] in ("none", "not read")
+    assert no_face["p_fake"] is None and no_face["reason"] == "no face" and no_face["media"]["codec"] == "h264"
+    assert "empty" in unread["reason"]
+    assert "no verdict: the run is not calibrated" in page.lower() and "A map is no" in page
+    assert "<b>a.png" not in page and "&lt;b&gt;a.png" in page
+    assert "<script" not in page and not re.search(r'(src|href)="(?!data:|#)', page)
+    for digest in (*content["run"]["adapter_sha256"].values(), content["run"]["base_sha256"]):
+        assert re.fullmatch("[0-9a-f]{64}", digest) and digest in page
+    with pytest.raises(ConfigError, match="already holds a report"):
+        analyze(run, [picture], tmp_path / "out", **CPU)
+
+
+def test_verdicts_and_what_they_promise(tmp_path):
+    run = tiny_run(tmp_path, method="full")
+    calibrate(run, [str(tiny.write_data(tmp_path / "new", seed=1))], false_alarm_rate=0.1, miss_rate=0.1,
+              precision="fp32", **CPU)  # fmt: skip
+    content = analyze(run, [tmp_path / "new"], tmp_path / "out", ScoreOptions(as_is=True), maps=False, **CPU)
+    verdicts = {file["verdict"] for file in content["files"]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert verdicts <= {"likely fake", "likely real", "unsure"} and "uncalibrated" not in verdicts
+    assert ("as far as this detector can tell" in page) == ("likely real" in verdicts)
+    assert "--as_is=true" in content["command"] and content["run"]["calibration"]["n_real"] == 12
+    assert not any(file["maps"] for file in content["files"])
+
+
+def test_pictures_unlike_the_validation_data_get_no_verdict(tmp_path, monkeypatch):
+    from masm_detect.evaluation.calibration import Calibration
+
+    run = tiny_run(tmp_path)
+    calibrate(run, [str(tiny.write_data(tmp_path / "new", seed=1))], precision="fp32", **CPU)
+    monkeypatch.setattr(Calibration, "verdict", lambda self, p: "likely fake")
+    monkeypatch.setattr(Calibration, "distance", lambda self, features: np.full(len(features), 9.0))
+    monkeypatch.setattr("masm_detect.casework.detector.load_calibration", _near_only)
+    content = analyze(run, [tmp_path / "new" / "real"], tmp_path / "out", ScoreOptions(as_is=True), maps=False, **CPU)
+    assert {file["verdict"] for file in content["files"]} == {"unsure"}
+    assert all("unlike" in file["warnings"][0]["text"] for file in content["files"])
+
+
+def _near_only(run):
+    from dataclasses import replace
+
+    from masm_detect.evaluation.calibration import load_calibration
+
+    return replace(load_calibration(run), farthest=1.0)
+
+
+def test_metadata_of_pictures(tmp_path):
+    image = Image.fromarray(np.full((40, 60, 3), 127, np.uint8))
+    exif = Image.Exif()
+    exif[0x0131] = "Some editor 3"
+    image.save(tmp_path / "a.jpg", exif=exif, quality=40)
+    facts = media_facts(tmp_path / "a.jpg", "image")
+    assert facts["metadata"] == {"EXIF Software": "Some editor 3"} and facts["jpeg_quality"] == 40
+    assert (facts["width"], facts["height"], facts["format"]) == (60, 40, "JPEG")
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(b"\xff\xd8\xff\xe0")
+    assert media_facts(damaged, "image")["width"] is None
+
+
+def test_content_credentials(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
+    pytest.importorskip("c2pa")
+    assert c2pa_claims(tmp_path / "a.jpg")["state"] == "none"
+    assert c2pa_claims(encode_video(tmp_path / "v.mp4", 3))["state"] == "none"
+
+
+def test_command(tmp_path, capsys):
+    run = tiny_run(tmp_path)
+    picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])
+    arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--maps=false"]
+    assert code_of(arguments) == 0
+    assert "uncalibrated" in capsys.readouterr().out
+    assert code_of(arguments) == 2
+    assert_one_line(capsys.readouterr().err, "--overwrite")
+    (tmp_path / "b.png").write_bytes(b"x")
+    assert code_of([*arguments[:3], str(tmp_path / "b.png"), *arguments[3:], "--overwrite"]) == 3
+    assert "b.png: not scored" in capsys.readouterr().out
