@@ -172,7 +172,7 @@ class TrainedDetector:
 
         keep_crops: put the crops into the results.
         """
-        recipe = None if options.as_is else self._needed_recipe()
+        recipe = None if options.as_is else self.needed_recipe()
         faces = MtcnnDetector() if recipe is not None and recipe.region == "face" else None
         if faces is not None:
             check_detector(recipe, faces, self.run.name)
@@ -206,7 +206,8 @@ class TrainedDetector:
             return np.empty(0, np.float32), np.empty((0, self.detector.backbone.feature_dim), np.float32)
         return np.concatenate(logits), np.concatenate(features)
 
-    def _needed_recipe(self) -> CropRecipe:
+    def needed_recipe(self) -> CropRecipe:
+        """How files are cut; raises PredictError if the run does not record it."""
         if self.recipe is None:
             raise PredictError(
                 f"{self.run} does not record how its training images were cut (crops.json, which `masm prepare` writes "

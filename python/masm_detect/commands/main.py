@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "predict": "masm_detect.commands.predict",
     "calibrate": "masm_detect.commands.calibrate",
     "analyze": "masm_detect.commands.analyze",
+    "app": "masm_detect.commands.app",
     "demo": "masm_detect.commands.demo",
 }
 
