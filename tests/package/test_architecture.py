@@ -33,7 +33,10 @@ ORDER = {
         ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],
-        ["evaluation.metrics", "evaluation.intervals", "evaluation.compare", "evaluation.score_file"],
+        [
+            *("evaluation.metrics", "evaluation.intervals", "evaluation.compare", "evaluation.score_file"),
+            *("evaluation.differences", "evaluation.delong"),
+        ],
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],

@@ -51,16 +51,12 @@ def leave_one_out(
     None if one class comes from fewer than `min_clusters` groups (at least 2), or if one group holds more than
     `LARGEST_SHARE` of a class.
     """
-    names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    G = len(names)
+    place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
     fake = labels == 1
-    fakes, size = np.bincount(place[fake], minlength=G), np.bincount(place, minlength=G)
-    reals = size - fakes
-    kind = np.where(fakes == 0, 0, np.where(reals == 0, 1, 2))
-    if min((kind != 1).sum(), (kind != 0).sum()) < max(2, min_clusters):
+    reals, fakes = _class_sizes(place, fake)
+    if _obstacle(reals, fakes, min_clusters) is not None:
         return None
-    if max(fakes.max() / fakes.sum(), reals.max() / reals.sum()) > LARGEST_SHARE:
-        return None
+    G, kind = len(fakes), np.where(fakes == 0, 0, np.where(reals == 0, 1, 2))
     wins = _wins(labels, scores, np.zeros_like(place))
     within = np.bincount(place[fake], weights=_wins(labels, scores, place)[fake], minlength=G)
     total = wins[fake].sum()
@@ -74,6 +70,29 @@ def leave_one_out(
         share=(left + 0.5) / (pairs + 1),
         kind=kind,
     )
+
+
+def obstacle(groups: Sequence[str], labels: np.ndarray, min_clusters: int = MIN_CLUSTERS) -> str | None:
+    """Why samples of groups [n] and labels [n] have no interval, as `leave_one_out` decides it; None: they have one."""
+    place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    return _obstacle(*_class_sizes(place, labels == 1), min_clusters)
+
+
+def _class_sizes(place: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Real and fake samples of each group, [G] each, from the number of the group of each sample [n]."""
+    G = int(place.max()) + 1
+    fakes = np.bincount(place[fake], minlength=G)
+    return np.bincount(place, minlength=G) - fakes, fakes
+
+
+def _obstacle(reals: np.ndarray, fakes: np.ndarray, min_clusters: int) -> str | None:
+    fewest = int(min((reals > 0).sum(), (fakes > 0).sum()))
+    if fewest < max(2, min_clusters):
+        return f"too few independent groups ({fewest}) to compare"
+    for name, sizes in (("real", reals), ("fake", fakes)):
+        if (share := sizes.max() / sizes.sum()) > LARGEST_SHARE:
+            return f"one group holds {share:.0%} of the {name} samples: too few independent groups to compare"
+    return None
 
 
 def auc_interval(groups: Sequence[str], labels: np.ndarray, scores: np.ndarray) -> list[float] | None:
