@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from .arguments import add_config_file, options_of
 
@@ -33,7 +33,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         help="score files (CSV) of any program, with the columns file, label and p_fake or logit; need no run, no data",
     )
-    parser.add_class_arguments(EvalConfig, skip={"paths", "scores"})
+    parser.add_argument(
+        "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace the results that out already holds"
+    )
+    parser.add_class_arguments(EvalConfig, skip={"paths", "scores", "overwrite"})
 
 
 def run(values: Any) -> None:

@@ -30,7 +30,7 @@ from masm_detect.runtime import process_settings, resolve_precision
 from .metrics import CalibratedThreshold, evaluate_scores
 from .predict import predict
 from .runs import load_run
-from .score_file import ScoreRow, labelled, read_scores, scored_samples, write_scores, write_videos
+from .score_file import ScoreRow, labelled, name_of, read_scores, scored_samples, write_scores, write_videos
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scor
 
 
 def _read_score_file(path: Path, scored: dict[str, Scored]) -> None:
-    rows = read_scores(path)
-    # scores.csv of a folder of ours has the name of the run
-    name = path.resolve().parent.name if path.stem == "scores" else path.stem
+    rows, name = read_scores(path), name_of(path)
     samples, scores = labelled(rows, str(path), dataset=name)
     scored[_unique(name, scored)] = Scored(samples, scores, rows, {"method": None, "seen_in_training": None})
 

@@ -131,6 +131,12 @@ def write_videos(path: Path | str, samples: Sequence[Sample], scores: np.ndarray
     write_table(path, VIDEO_COLUMNS, lines)
 
 
+def name_of(path: Path | str) -> str:
+    """The name of a score file's detector: that of the file, or of the folder of a file called scores.csv."""
+    path = Path(path)
+    return path.resolve().parent.name if path.stem == "scores" else path.stem
+
+
 def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> None:
     """Write scores.csv, atomically."""
     lines: list[list[object]] = []
