@@ -47,4 +47,4 @@ def difference(
         keep = against_real(datasets, methods, forgery)
         parts.append(Part(np.asarray(groups)[keep].astype(str), labels[keep], a[:, keep], b[:, keep]))
     found = differences.difference(parts)
-    return found if seeds > 1 else replace(found, error=None, reason="one seed")
+    return found if seeds > 1 else replace(found, sources=(), reason="one seed")

@@ -154,7 +154,7 @@ def _compared(
         "interval": found.interval(LEVEL),
         "p": found.p_value(),
         "error": found.error,
-        "freedom": found.freedom if found.error is not None else None,
+        "sources": [{"variance": one.variance, "freedom": one.freedom} for one in found.sources],
         "seeds": [len(a.runs), len(b.runs)],
         "paired_seeds": paired and len(a.runs) > 1,
         "per_seed": list(found.per_seed) if paired and len(a.runs) > 1 else None,
@@ -172,7 +172,7 @@ def _judge(rows: Sequence[dict[str, Any]]) -> None:
     adjusted, levels = holm_p_values(p), holm(p, LEVEL)
     for place, row in enumerate(rows):
         found: Difference = row["found"]
-        if found.error is None:
+        if not found.sources:
             row["verdict"] = row["reason"]
             continue
         row["p_holm"], row["interval_holm"] = adjusted[str(place)], found.interval(levels[str(place)])
