@@ -35,7 +35,8 @@ class ScoreRow:
         logit: of the detector; above 0 is called fake
         p_fake: the sigmoid of the logit, before any calibration, in [0, 1]
         label: 0 real, 1 fake, None: unknown
-        dataset, method: names of the data set and of the forgery ("real" for real images); "": unknown
+        dataset: name of the data set; "": unknown
+        method: name of the forgery ("real" for real images); "": unknown
         video: key of the video that the image belongs to; "": the file is the video
         group: images that are left out together by the intervals; "": the video
         frame: number of the frame in a video, from 0; None for a picture
@@ -162,6 +163,9 @@ def read_scores(path: Path | str) -> list[ScoreRow]:
 
     Needed are a column with the file and one with the score: P(fake) in [0, 1] (p_fake, score, prob, ...) or a logit.
     Labels may be 0 and 1, real and fake.
+
+    Args:
+        path: the CSV file.
 
     Raises:
         ScoreFileError: absent, no CSV file, a column is missing, or a value is not what its column holds.

@@ -78,13 +78,13 @@ def test_of_several_comparisons_no_claim_is_made_in_95_of_100_cases(seed):
         groups, labels, scores = draw_scores(rng, detectors=4, frames=2)
         p = {
             f"{a} {b}": difference([part_of(groups, labels, scores, a, b)]).p_value()
-            for a in range(5)
+            for a in range(4)
             for b in range(a)
         }
         with_holm.append(min(holm_p_values(p).values()) < 0.05)
         without.append(min(p.values()) < 0.05)
     assert_rate(with_holm)
-    assert np.mean(without) > 0.1
+    assert np.mean(without) > 0.08
 
 
 @pytest.mark.parametrize("paired", [True, False])
