@@ -45,7 +45,7 @@ class Source:
     """
 
     variance: float
-    freedom: int
+    freedom: float
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,7 @@ def _union(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     return names, np.where(~fakes, 0, np.where(~reals, 1, 2))
 
 
-def _freedom(kind: np.ndarray) -> int:
-    return jackknife_variance(np.zeros(len(kind)), kind)[1]
-
-
-def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, int]:
+def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, float]:
     """Variance of the mean difference by leaving out each group in turn, and degrees of freedom (`intervals`)."""
     names, kind = _union(parts)
     without = np.zeros(len(names))
@@ -192,7 +188,7 @@ def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, int]:
     return jackknife_variance(without, kind)
 
 
-def _delong(parts: Sequence[Part], seed: int) -> tuple[float, int]:
+def _delong(parts: Sequence[Part], seed: int) -> tuple[float, float]:
     """Obuchowski's variance (`delong.clustered_delong`); parts that share groups add their covariance."""
     names, kind = _union(parts)
     total, own, squares = np.zeros(len(names)), 0.0, 0.0
@@ -203,10 +199,10 @@ def _delong(parts: Sequence[Part], seed: int) -> tuple[float, int]:
         both = (fakes + reals)[:, 0]
         squares += float(both @ both)
         total[np.searchsorted(names, here)] += both
-    return max(0.0, own + float(total @ total) - squares), _freedom(kind)
+    return max(0.0, own + float(total @ total) - squares), jackknife_variance(total, kind)[1]
 
 
-def _bootstrap(parts: Sequence[Part], seed: int) -> tuple[float, int]:
+def _bootstrap(parts: Sequence[Part], seed: int) -> tuple[float, float]:
     """Variance over `DRAWS` resamples of the groups, each kind of groups on its own.
 
     Of n groups n - 1 are drawn, which makes the variance of a mean unbiased (Rao and Wu, Journal of the American
@@ -223,7 +219,7 @@ def _bootstrap(parts: Sequence[Part], seed: int) -> tuple[float, int]:
         place = np.searchsorted(names, part.groups.astype(str))
         for weight, scores in zip(part.weights(), part.scores()):
             values += weight / len(parts) * _weighted_aucs(part.labels, scores, counts, place)
-    return float(np.nanvar(values, ddof=1)), _freedom(kind)
+    return float(np.nanvar(values, ddof=1)), _jackknife(parts, seed)[1]
 
 
 def _weighted_aucs(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -243,7 +239,7 @@ def _weighted_aucs(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, p
 
 
 #: How the variance over groups is estimated: (parts, seed) -> variance of the mean difference, degrees of freedom.
-VARIANCES: dict[str, Callable[[Sequence[Part], int], tuple[float, int]]] = {
+VARIANCES: dict[str, Callable[[Sequence[Part], int], tuple[float, float]]] = {
     "jackknife": _jackknife,
     "delong": _delong,
     "bootstrap": _bootstrap,

@@ -1,9 +1,10 @@
 """95% intervals of an AUC by the jackknife over groups: all samples of one video (or photograph) are left out together.
 
 The logit of the AUC is recomputed without each group in turn. The spread of these values gives a standard error, and
-Student's t with one degree of freedom less than there are groups (of each kind) gives the width. In simulations with 20
-to 100 groups a class, AUC .6 to .97, and samples of a group correlated up to .8, the intervals held the true AUC in 92%
-to 98% of the cases. The percentile bootstrap over groups held it in 76% with 8 groups.
+Student's t the width, with one degree of freedom less than there are groups; kinds of groups (real only, fake only,
+both) count by their share in the variance (Welch and Satterthwaite), so that many fakes do not make up for few reals.
+In simulations with 20 to 100 groups a class, AUC .6 to .97, and samples of a group correlated up to .8, the intervals
+held the true AUC in 92% to 98% of the cases. The percentile bootstrap over groups held it in 76% with 8 groups.
 
 Source: Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981).
 """
@@ -120,17 +121,19 @@ def half_width(values: np.ndarray, kind: np.ndarray) -> float:
     return float(student_t.ppf(0.975, freedom) * np.sqrt(variance))
 
 
-def jackknife_variance(values: np.ndarray, kind: np.ndarray) -> tuple[float, int]:
+def jackknife_variance(values: np.ndarray, kind: np.ndarray) -> tuple[float, float]:
     """Variance of a number, from its values [G] without each group, and the degrees of freedom."""
     counts = np.bincount(kind, minlength=3)
     kind = np.where(counts[kind] < MIN_KIND, np.argmax(counts), kind)
-    variance, freedom = 0.0, 0
-    for one in range(3):
-        part = values[kind == one]
-        if len(part) > 1:
-            variance += (len(part) - 1) / len(part) * float(np.square(part - part.mean()).sum())
-            freedom += len(part) - 1
-    return variance, freedom
+    parts = [part for one in range(3) if len(part := values[kind == one]) > 1]
+    terms = [
+        ((len(part) - 1) / len(part) * float(np.square(part - part.mean()).sum()), len(part) - 1) for part in parts
+    ]
+    variance = sum(term for term, _ in terms)
+    if variance == 0:
+        return 0.0, float(sum(freedom for _, freedom in terms))
+    # as shares, whose squares do not underflow
+    return variance, 1 / sum((term / variance) ** 2 / freedom for term, freedom in terms)
 
 
 def _wins(labels: np.ndarray, scores: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def test_the_mean_and_its_error(variance, seed):
     groups, labels, scores = draw_scores(rng, groups=150)
     found = difference([part_of(groups, labels, scores)], variance=variance, seed=seed)
     expected = roc_auc_score(labels, scores[0, 0]) - roc_auc_score(labels, scores[1, 0])
-    assert found.mean == pytest.approx(expected) and found.sources[0].freedom == 149
+    assert found.mean == pytest.approx(expected) and found.sources[0].freedom == pytest.approx(149)
     values = []
     for _ in range(200):
         _, labels, scores = draw_scores(rng, groups=150)
@@ -57,6 +57,20 @@ def test_equal_detectors_are_not_told_apart(auc, both, seed):
     rng = np.random.default_rng(seed)
     draws = [part_of(*draw_scores(rng, auc=auc, both=both)) for _ in range(RUNS)]
     assert_rate([difference([part]).p_value() < 0.05 for part in draws])
+
+
+def test_few_reals_beside_many_fakes(seed):
+    """The degrees of freedom are those of the few: 20 groups of reals, not 220 of both."""
+    rng = np.random.default_rng(seed)
+    claims, freedoms = [], []
+    for _ in range(RUNS):
+        groups, labels, scores = draw_scores(rng, groups=120, both=False, frames=2)
+        keep = (labels == 1) | np.isin(groups, np.unique(groups[labels == 0])[:20])
+        found = difference([part_of(groups[keep], labels[keep], scores[..., keep])])
+        claims.append(found.p_value() < 0.05)
+        freedoms.append(found.sources[0].freedom)
+    assert_rate(claims)
+    assert min(freedoms) > 18.9 and np.median(freedoms) < 60
 
 
 def test_frames_taken_as_independent_are_told_apart(seed):
