@@ -68,11 +68,11 @@ def run(values: Any) -> None:
     if (out / "compare.json").exists() and not overwrite:
         raise ConfigError(f"{out} already holds a comparison: give another --out, or --overwrite to replace it")
     content = compare(evals, **options)
+    save_figure(forest_figure(content), out / "compare.png")
+    write_text(out / "compare.html", comparison_page(content))
+    write_json(out / "compare.json", content)
     for table in comparison_tables(content):
         show(table)
     for note in content["notes"]:
         print(f"note: {note}")
-    save_figure(forest_figure(content), out / "compare.png")
-    write_text(out / "compare.html", comparison_page(content))
-    write_json(out / "compare.json", content)
     print(f"written: {out}/compare.html, compare.json, compare.png")

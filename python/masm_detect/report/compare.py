@@ -12,7 +12,6 @@ from .page import figure_svg, render
 from .plots import new_figure
 
 _CLAIM, _NONE = "tab:blue", "dimgrey"
-_TEXTS = ("comparison", "data set")
 _HOW = {
     "jackknife": "jackknife over groups",
     "delong": "DeLong's variance for clustered samples",
@@ -30,10 +29,11 @@ def comparison_tables(content: Mapping[str, Any]) -> list[Table]:
         judged = level == content["level"]
         title = f"AUC by {level}, a minus b; {_HOW[content['settings']['variance']]}"
         table = Table(title=title if judged else f"{title} (for information, without a verdict)", title_justify="left")
-        for name in _TEXTS:
+        texts, numbers = _heads(judged)
+        for name in texts:
             table.add_column(name, overflow="fold")
-        for name in _heads(judged):
-            table.add_column(name, justify="left" if name == "verdict" else "right")
+        for name in numbers:
+            table.add_column(name, justify="right")
         for row in rows:
             table.add_row(*comparison_row(content, row, judged))
         tables.append(table)
@@ -45,6 +45,7 @@ def comparison_row(content: Mapping[str, Any], row: Mapping[str, Any], judged: b
     cells = [
         f"{row['a']} - {row['b']}",
         row["dataset"],
+        *([row["verdict"]] if judged else []),
         f"{row['n_real'] + row['n_fake']:,}",
         f"{row['n_real_groups']:,} / {row['n_fake_groups']:,}",
         _auc(content, row, "a"),
@@ -52,12 +53,14 @@ def comparison_row(content: Mapping[str, Any], row: Mapping[str, Any], judged: b
         f"{row['difference']:+.3f}{_span(row['interval'])}",
         _p(row["p"]),
     ]
-    return [*cells, _p(row["p_holm"]), row["verdict"]] if judged else cells
+    return [*cells, _p(row["p_holm"])] if judged else cells
 
 
-def _heads(judged: bool) -> list[str]:
-    heads = ["n", "groups\nreal / fake", "AUC a", "AUC b", "difference [95%]", "p"]
-    return [*heads, "p (Holm)", "verdict"] if judged else heads
+def _heads(judged: bool) -> tuple[list[str], list[str]]:
+    """Columns of text, and columns of numbers."""
+    texts = ["comparison", "data set", *(["verdict"] if judged else [])]
+    numbers = ["n", "groups\nreal / fake", "AUC a", "AUC b", "difference [95%]", "p", *(["p (Holm)"] if judged else [])]
+    return texts, numbers
 
 
 def forest_figure(content: Mapping[str, Any]) -> Figure:
@@ -91,7 +94,8 @@ def comparison_page(content: Mapping[str, Any]) -> str:
         {
             "name": level,
             "judged": level == content["level"],
-            "heads": [*_TEXTS, *_heads(level == content["level"])],
+            "texts": _heads(level == content["level"])[0],
+            "numbers": _heads(level == content["level"])[1],
             "rows": [comparison_row(content, row, level == content["level"]) for row in rows],
         }
         for level, rows in _levels(content)
