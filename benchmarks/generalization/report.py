@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import Difference, difference, holm
+from differences import difference
 from factorial import effects
 from masm_detect.config import ConfigError
+from masm_detect.evaluation.differences import Difference, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of

@@ -307,6 +307,7 @@ class EvalConfig:
         runs: run folders, as a list in a config file; on the command line name them without an option
         paths: DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:FOLDER,
             hf:NAME)
+        scores: score files with labels, of this or of another program; they need neither a run nor data
         out: the folder to write
         overwrite: replace the results that out already holds
         split: read this split only, e.g. test; null: all
@@ -329,6 +330,7 @@ class EvalConfig:
 
     runs: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    scores: list[str] = field(default_factory=list)
     out: str = "eval"
     overwrite: bool = False
     split: str | None = None

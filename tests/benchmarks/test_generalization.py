@@ -238,12 +238,6 @@ def test_one_seed_has_no_interval(parts):
     assert value.interval() is None and value.p_value() is None and len(value.per_seed) == 1
 
 
-def test_holm_steps_down_until_the_first_failure(parts):
-    levels = parts["differences"].holm({"a": 0.001, "b": 0.02, "c": 0.04, "d": 0.6, "e": None})
-    assert levels["a"] == pytest.approx(1 - 0.05 / 4) and levels["b"] == pytest.approx(1 - 0.05 / 3)
-    assert levels["c"] == levels["d"] == levels["b"] and "e" not in levels
-
-
 def write_results(parts, tmp_path, gain):
     """Results of masm and probe on seeds 1 to 3; masm is better by `gain` on the unseen forgery."""
     stages = {"final": {"seeds": [1, 2, 3], "variants": {"masm": None, "probe": None}}}

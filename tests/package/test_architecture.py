@@ -34,10 +34,8 @@ ORDER = {
         ["config_files", "models"],
         ["runtime", "methods", "data"],
         [
-            "evaluation.metrics",
-            "evaluation.intervals",
-            "evaluation.compare",
-            "evaluation.score_file",
+            *("evaluation.metrics", "evaluation.intervals", "evaluation.compare", "evaluation.score_file"),
+            *("evaluation.differences", "evaluation.delong"),
             "evaluation.calibration",
         ],
         ["doctor"],

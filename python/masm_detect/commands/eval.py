@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from .arguments import add_config_file, options_of
 
-HELP = "score trained runs on data sets"
+HELP = "score trained runs on data sets, or evaluate score files"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,7 +26,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         help="DeepfakeBench JSON files, folders with real/ and fake-<method>/, or Hugging Face data sets (hf:...)",
     )
-    parser.add_class_arguments(EvalConfig, skip={"paths"})
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        type=str,
+        default=[],
+        help="score files (CSV) of any program, with the columns file, label and p_fake or logit; need no run, no data",
+    )
+    parser.add_argument(
+        "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace the results that out already holds"
+    )
+    parser.add_class_arguments(EvalConfig, skip={"paths", "scores", "overwrite"})
 
 
 def run(values: Any) -> None:
@@ -41,7 +51,7 @@ def run(values: Any) -> None:
     options["runs"] = [*options["runs"], *options.pop("run"), *(path for path in data if _is_run(path))]
     config = EvalConfig(paths=[path for path in data if not _is_run(path)], **options)
     show(results_table(evaluate(config)["runs"]))
-    print(f"written: {config.out}/results.json, {config.out}/auc.png")
+    print(f"written: {config.out}/report.html, results.json, auc.png, and scores.csv and videos.csv of each run")
 
 
 def _is_run(path: str) -> bool:

@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "calibrate": "masm_detect.commands.calibrate",
     "analyze": "masm_detect.commands.analyze",
     "app": "masm_detect.commands.app",
+    "compare": "masm_detect.commands.compare",
     "demo": "masm_detect.commands.demo",
 }
 

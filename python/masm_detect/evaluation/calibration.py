@@ -98,6 +98,11 @@ class Calibration:
             return "likely real"
         return "unsure"
 
+    def calls_fake(self, p_fake: np.ndarray) -> np.ndarray:
+        """Whether videos with these mean P(fake) [V] are at or above the upper threshold, bool [V]."""
+        fake = self.thresholds["fake"]
+        return np.array([fake is not None and self.probability(p) >= fake for p in p_fake], dtype=bool)
+
     def distance(self, features: np.ndarray) -> np.ndarray | None:
         """Mean distance [n] of features [n, d] to the nearest validation images; None without their features."""
         return None if self.features is None else neighbour_distance(features, self.features)

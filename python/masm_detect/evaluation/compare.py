@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from masm_detect.data.sample import Sample
 
-from .intervals import half_width, leave_one_out
+from .differences import Part, difference
 from .metrics import MetricsError, check_scores
 
 
 def compare_scores(
     samples: Sequence[Sample], scores_a: Sequence[float] | np.ndarray, scores_b: Sequence[float] | np.ndarray
 ) -> dict:
-    """AUC of a minus AUC of b on the same samples, with a 95% interval (`intervals`) over `Sample.group`.
+    """AUC of a minus AUC of b on the same samples, with a 95% interval (`differences`) over `Sample.group`.
 
     Args:
         samples: n samples of both classes.
@@ -33,11 +32,11 @@ def compare_scores(
     labels = np.array([s.label for s in samples])
     if labels.min() == labels.max():
         raise MetricsError("an AUC needs both classes")
-    groups = [s.group for s in samples]
-    auc_a, auc_b = float(roc_auc_score(labels, a)), float(roc_auc_score(labels, b))
-    difference, interval = auc_a - auc_b, None
-    without_a, without_b = leave_one_out(groups, labels, a), leave_one_out(groups, labels, b)
-    if without_a is not None and without_b is not None:
-        width = half_width(without_a.without - without_b.without, without_a.kind)
-        interval = [difference - width, difference + width]
-    return {"auc_a": auc_a, "auc_b": auc_b, "difference": difference, "difference_ci": interval}
+    found = difference([Part(np.array([s.group for s in samples]), labels, a[None], b[None])])
+    interval = found.interval()
+    return {
+        "auc_a": found.auc_a[0],
+        "auc_b": found.auc_b[0],
+        "difference": found.mean,
+        "difference_ci": None if interval is None else list(interval),
+    }

@@ -1,11 +1,13 @@
-"""Scores trained runs on data sets: one table, one JSON, one plot."""
+"""Scores trained runs on data sets, or reads their scores: tables, score files, one JSON, one page, one plot."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from masm_detect.config import ConfigError, EvalConfig
@@ -21,55 +23,98 @@ from masm_detect.data.samples import Samples
 from masm_detect.data.seen import seen_in_training
 from masm_detect.data.sources import load_samples
 from masm_detect.provenance import provenance
+from masm_detect.report.evaluation_page import evaluation_page
 from masm_detect.report.plots import plot_auc
-from masm_detect.results import check_output_folder, write_json
+from masm_detect.results import check_output_folder, write_json, write_text
 from masm_detect.runtime import process_settings, resolve_precision
 
-from .metrics import evaluate_scores
-from .predict import score_samples
+from .calibration import load_calibration
+from .metrics import CallsFake, evaluate_scores
+from .predict import predict
 from .runs import load_run
+from .score_file import ScoreRow, labelled, name_of, read_scores, scored_samples, write_scores, write_videos
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of one detector.
+
+    Attributes:
+        samples: the n samples
+        scores: P(fake) of each, [n]
+        rows: the same as rows of a score file
+        about: what results.json contains beside the metrics
+        calls_fake: the decision at its calibrated threshold; None: it has none
+    """
+
+    samples: Sequence[Sample]
+    scores: np.ndarray
+    rows: Sequence[ScoreRow]
+    about: dict[str, Any]
+    calls_fake: CallsFake | None = None
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Score every run of `config` on its data sets and write results.json and auc.png to `config.out`.
+    """Score every run of `config` on its data sets, read its score files, and write the results to `config.out`.
 
-    torch's settings of the process (`runtime.process_settings`) are restored at the end.
+    Written are results.json, report.html and auc.png, and for each run or score file the folder of its name with
+    scores.csv (`score_file`) and videos.csv. torch's settings of the process (`runtime.process_settings`) are restored
+    at the end.
 
     Args:
-        config: runs, data sets and output folder.
+        config: runs and data sets, score files, output folder.
 
     Returns:
         The content of results.json: {"provenance", "config", "runs": {run name: {"method", "seen_in_training",
-        **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`.
+        **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`. Both are None for a
+        score file.
 
     Raises:
-        ConfigError: no run, a folder that is no finished run, no data, or `config.out` holds results and
-            `config.overwrite` is not set.
+        ConfigError: neither a run nor a score file, a folder that is no finished run, no data, or `config.out` holds
+            results and `config.overwrite` is not set.
         RecipeError: the images were cut differently from the training images of a run, and `config.as_is` is not set.
         DatasetError: a data set that holds one class only, or a file that is in two splits or real and fake, byte for
             byte.
+        ScoreFileError: a score file that cannot be read, or has no labels.
         UnreadableImage: a file is absent or damaged.
     """
-    if not config.runs:
-        raise ConfigError("runs is empty: name at least one run folder written by `masm train`")
+    if not config.runs and not config.scores:
+        raise ConfigError(
+            "runs is empty: name at least one run folder written by `masm train`, or score files with --scores"
+        )
     check_output_folder(config.out)
-    if (Path(config.out) / "results.json").exists() and not config.overwrite:
+    out = Path(config.out)
+    if (out / "results.json").exists() and not config.overwrite:
         raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")
+    scored: dict[str, Scored] = {}
     with process_settings(config.runtime) as device:
-        results = _score_runs(config, device)
+        if config.runs:
+            _score_runs(config, device, scored)
+        for path in config.scores:
+            _read_score_file(Path(path), scored)
+        results = {
+            name: {**one.about, **evaluate_scores(one.samples, one.scores, config.protocol, one.calls_fake)}
+            for name, one in scored.items()
+        }
+        names = {"runs": [Path(run).name for run in config.runs], "scores": [Path(p).name for p in config.scores]}
         content = {
             "provenance": provenance(str(device)),
-            "config": to_dict(replace(config, runs=[Path(run).name for run in config.runs])),
+            "config": to_dict(replace(config, **names)),
             "runs": results,
         }
-    write_json(Path(config.out) / "results.json", content)
-    plot_auc(results, Path(config.out) / "auc.png")
+    for name, one in scored.items():
+        write_scores(out / name / "scores.csv", one.rows)
+        write_videos(out / name / "videos.csv", one.samples, one.scores)
+    plot_auc(results, out / "auc.png")
+    write_text(
+        out / "report.html", evaluation_page(content, {n: (one.samples, one.scores) for n, one in scored.items()})
+    )
+    write_json(out / "results.json", content)  # last: it marks the folder as complete
     return content
 
 
-def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
+def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scored]) -> None:
     samples = Samples(_samples(config))
-    results: dict[str, Any] = {}
     contents: list[Content] = []
     for folder in config.runs:
         if not config.as_is:
@@ -78,7 +123,7 @@ def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
         if not contents:
             contents = read_contents(samples, config.runtime.progress)
             check_contents(samples, contents)
-        scores = score_samples(
+        logits = predict(
             detector,
             frame_dataset(samples, detector.backbone, run.data),
             batch_size=config.runtime.eval_batch_size,
@@ -86,13 +131,28 @@ def _score_runs(config: EvalConfig, device: torch.device) -> dict[str, Any]:
             workers=config.runtime.workers,
             progress=Path(folder).name if config.runtime.progress else None,
         )
-        name = _unique(Path(folder).resolve().name, results)
-        results[name] = {
-            "method": run.method.name,
-            "seen_in_training": seen_in_training(Path(folder), samples, contents),
-            **evaluate_scores(samples, scores, protocol=config.protocol),
-        }
-    return results
+        rows = scored_samples(samples, logits.double().numpy())
+        scored[_unique(Path(folder).resolve().name, scored)] = Scored(
+            samples,
+            np.array([row.p_fake for row in rows]),
+            rows,
+            {"method": run.method.name, "seen_in_training": seen_in_training(Path(folder), samples, contents)},
+            _calls_fake(Path(folder)),
+        )
+
+
+def _read_score_file(path: Path, scored: dict[str, Scored]) -> None:
+    rows, name = read_scores(path), name_of(path)
+    samples, scores = labelled(rows, str(path), dataset=name)
+    scored[_unique(name, scored)] = Scored(samples, scores, rows, {"method": None, "seen_in_training": None})
+
+
+def _calls_fake(folder: Path) -> CallsFake | None:
+    """The decision at the calibrated threshold of a run; None if it has none."""
+    calibration = load_calibration(folder)
+    if calibration is None or calibration.thresholds["fake"] is None:
+        return None
+    return calibration.calls_fake
 
 
 def _samples(config: EvalConfig) -> list[Sample]:

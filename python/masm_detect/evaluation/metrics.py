@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -54,6 +55,18 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, limit: float = 0.01) -> f
     return float(tpr[fpr <= limit].max())
 
 
+def brier_score(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean squared difference of score and label (Brier, Monthly Weather Review 78, 1950); 0.25 for a constant 0.5."""
+    return float(np.square(scores - labels).mean())
+
+
+def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS) -> list[tuple[int, float, float]]:
+    """Of each bin of equal width on [0, 1]: number of samples, mean score, share of fakes (0 and 0 if it is empty)."""
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    count, total, fakes = (np.bincount(place, weights=w, minlength=bins) for w in (None, scores, labels))
+    return [(int(n), float(t / max(n, 1)), float(f / max(n, 1))) for n, t, f in zip(count, total, fakes)]
+
+
 def calibration_error(labels: np.ndarray, scores: np.ndarray, bins: int = CALIBRATION_BINS) -> float:
     """Expected calibration error: |share of fakes - mean score| of equal-width bins, weighted by their counts."""
     place = np.minimum((scores * bins).astype(int), bins - 1)
@@ -69,27 +82,37 @@ class Metric:
         function: (labels, scores) -> float
         title: heading of its column in the results table; None: only in result files
         one_class: whether it is defined for samples of one class
+        brief: whether its column is also in the table on the terminal, not only in the report
     """
 
     function: Callable[[np.ndarray, np.ndarray], float | None]
     title: str | None = None
     one_class: bool = False
+    brief: bool = True
 
 
-#: Name in the result files -> metric, in the order of the columns. AUC is not here: it comes with an interval.
+#: Name in the result files -> metric, in the order of the columns; `video_<name>` is that of the mean scores of videos.
+#: AUC is not here: it comes with an interval.
 METRICS: dict[str, Metric] = {
     "ap": Metric(average_precision, "AP"),
     "eer": Metric(equal_error_rate, "EER"),
     "accuracy": Metric(accuracy, "acc", one_class=True),
     "tpr_at_1fpr": Metric(tpr_at_fpr, "TPR@1%"),
-    "ece": Metric(calibration_error, one_class=True),
+    "tpr_at_01fpr": Metric(partial(tpr_at_fpr, limit=0.001), "TPR@0.1%", brief=False),
+    "brier": Metric(brier_score, "Brier", one_class=True, brief=False),
+    "ece": Metric(calibration_error, "ECE", one_class=True, brief=False),
 }
+
+
+#: Mean scores of videos [V] -> whether each is called fake, bool [V] (`calibration.Calibration.calls_fake`).
+CallsFake = Callable[[np.ndarray], np.ndarray]
 
 
 def evaluate_scores(
     samples: Sequence[Sample],
     scores: Sequence[float] | np.ndarray,
     protocol: str = "correct",
+    calls_fake: CallsFake | None = None,
 ) -> dict:
     """Metrics per data set and per forgery method; a method is scored against all real samples of its data set.
 
@@ -99,12 +122,14 @@ def evaluate_scores(
         protocol: "correct": a video is `Sample.video`. "dfb-compat": a video is the name of the parent folder alone,
             as in DeepfakeBench's code, so equally named videos of several methods merge, and a mixed one counts as
             real. Only the video metrics differ.
+        calls_fake: the decision at the calibrated threshold; None: the detector has none.
 
     Returns:
         Numbers for JSON: {"protocol", "n", "datasets": {name: {"all": M, "methods": {method: M}}}}, with M = {n_real,
         n_fake, n_real_videos, n_fake_videos, n_groups, n_real_groups, n_fake_groups, auc, auc_ci, the names in METRICS,
-        video_auc, video_auc_ci}. auc_ci is a 95% interval over `Sample.group` (`intervals.auc_interval`). A number that
-        is not defined for these samples is None.
+        the same with video_ before them, video_accuracy_calibrated, video_auc_protocols: {protocol: AUC}}. auc_ci is a
+        95% interval over `Sample.group` (`intervals.auc_interval`). A number that is not defined for these samples is
+        None.
 
     Raises:
         MetricsError: lengths differ, a score is not finite or outside [0, 1], or all samples have one label.
@@ -130,17 +155,22 @@ def evaluate_scores(
         parts = {m: np.array(sorted(real + fakes)) for m, fakes in sorted(by_method.items())}
 
         def measure(part: np.ndarray) -> dict:
-            return _measure([samples[i] for i in part], labels[part], scores[part], protocol)
+            return _measure([samples[i] for i in part], labels[part], scores[part], protocol, calls_fake)
 
         datasets[dataset] = {"all": measure(index), "methods": {m: measure(part) for m, part in parts.items()}}
     head = {"protocol": protocol, "n": len(samples)}
     return head | {"datasets": datasets}
 
 
-def _measure(samples: list[Sample], labels: np.ndarray, scores: np.ndarray, protocol: str) -> dict:
+def _measure(
+    samples: list[Sample],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    protocol: str,
+    calls_fake: CallsFake | None,
+) -> dict:
     _, video_labels, videos, video_groups = video_scores(samples, scores, protocol)
     groups = [s.group for s in samples]
-    both_classes = labels.min() != labels.max()
     result: dict = {
         "n_real": int((labels == 0).sum()), "n_fake": int((labels == 1).sum()),
         "n_real_videos": int((video_labels == 0).sum()), "n_fake_videos": int((video_labels == 1).sum()),
@@ -148,17 +178,31 @@ def _measure(samples: list[Sample], labels: np.ndarray, scores: np.ndarray, prot
         "n_real_groups": len({g for g, label in zip(groups, labels) if label == 0}),
         "n_fake_groups": len({g for g, label in zip(groups, labels) if label == 1}),
     }  # fmt: skip
-    result |= dict.fromkeys(("auc", "auc_ci", *METRICS, "video_auc", "video_auc_ci"))
+    for prefix, *level in (("", labels, scores, groups), ("video_", video_labels, videos, video_groups)):
+        result |= {f"{prefix}{name}": value for name, value in _numbers(*level).items()}
+    result["video_accuracy_calibrated"] = (
+        None if calls_fake is None else float((calls_fake(videos) == video_labels).mean())
+    )
+    result["video_auc_protocols"] = {name: _video_auc(samples, scores, name) for name in PROTOCOLS}
+    return result
+
+
+def _numbers(labels: np.ndarray, scores: np.ndarray, groups: list[str]) -> dict:
+    """AUC, its interval and the METRICS; those that are not defined are None."""
+    both_classes = labels.min() != labels.max()
+    found: dict = dict.fromkeys(("auc", "auc_ci", *METRICS))
     if both_classes:
-        result["auc"] = float(roc_auc_score(labels, scores))
-        result["auc_ci"] = auc_interval(groups, labels, scores)
+        found["auc"] = float(roc_auc_score(labels, scores))
+        found["auc_ci"] = auc_interval(groups, labels, scores)
     for name, metric in METRICS.items():
         if both_classes or metric.one_class:
-            result[name] = metric.function(labels, scores)
-    if video_labels.min() != video_labels.max():
-        result["video_auc"] = float(roc_auc_score(video_labels, videos))
-        result["video_auc_ci"] = auc_interval(video_groups, video_labels, videos)
-    return result
+            found[name] = metric.function(labels, scores)
+    return found
+
+
+def _video_auc(samples: list[Sample], scores: np.ndarray, protocol: str) -> float | None:
+    _, labels, videos, _ = video_scores(samples, scores, protocol)
+    return float(roc_auc_score(labels, videos)) if labels.min() != labels.max() else None
 
 
 def video_scores(

@@ -35,7 +35,8 @@ class ScoreRow:
         logit: of the detector; above 0 is called fake
         p_fake: the sigmoid of the logit, before any calibration, in [0, 1]
         label: 0 real, 1 fake, None: unknown
-        dataset, method: names of the data set and of the forgery ("real" for real images); "": unknown
+        dataset: name of the data set; "": unknown
+        method: name of the forgery ("real" for real images); "": unknown
         video: key of the video that the image belongs to; "": the file is the video
         group: images that are left out together by the intervals; "": the video
         frame: number of the frame in a video, from 0; None for a picture
@@ -64,6 +65,7 @@ COLUMNS = (
     *_BOX,
     *("logit", "p_fake"),
 )
+VIDEO_COLUMNS = ("dataset", "method", "label", "video", "group", "frames", "p_fake")
 #: Names of columns in files of other programs, in the order in which they are looked for; case does not matter.
 _NAMES = {
     "file": ("file", "path", "image", "image_path", "filename", "img", "name", "id"),
@@ -88,16 +90,52 @@ def scored_samples(samples: Sequence[Sample], logits: np.ndarray) -> list[ScoreR
     ]
 
 
-def labelled(rows: Iterable[ScoreRow], name: str) -> tuple[list[Sample], np.ndarray]:
-    """Samples and P(fake) [n] of rows with labels; raises ScoreFileError, which contains `name`, without them."""
+def labelled(rows: Iterable[ScoreRow], name: str, dataset: str | None = None) -> tuple[list[Sample], np.ndarray]:
+    """Samples and P(fake) [n] of rows with labels.
+
+    Args:
+        rows: n rows. Without a method a fake is of the method "fake", without a video the file is the video, and
+            without a group the video is the group. Equal names of videos of two methods are two videos.
+        name: of the file, for the error.
+        dataset: data set of rows that have none; None: `name`.
+
+    Raises:
+        ScoreFileError: a row has no label.
+    """
     samples, scores = [], []
     for row in rows:
         if row.label is None:
             raise ScoreFileError(f"{name} has no label for {row.file}: metrics need a column label (0 real, 1 fake)")
         method = "real" if row.label == 0 else row.method or "fake"
-        samples.append(Sample(row.file, row.label, row.dataset or name, method, row.video or row.file, group=row.group))
+        owner = row.dataset or (name if dataset is None else dataset)
+        # The key of a video of ours starts with its data set; in other files 000 may be a real video and its forgeries.
+        own = not row.video or row.video.startswith(f"{owner}/")
+        video = (row.video or row.file) if own else f"{owner}/{method}/{row.video}"
+        samples.append(Sample(row.file, row.label, owner, method, video, group=row.group or row.video or row.file))
         scores.append(row.p_fake)
     return samples, np.array(scores)
+
+
+def write_videos(path: Path | str, samples: Sequence[Sample], scores: np.ndarray) -> None:
+    """Write videos.csv, atomically: dataset, method, label, video, group, frames, p_fake (the mean of its frames).
+
+    samples: n samples; scores: P(fake) of each, [n].
+    """
+    videos: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        videos.setdefault(sample.video, []).append(place)
+    lines = []
+    for video, places in videos.items():
+        first = samples[places[0]]
+        mean = float(np.mean(scores[places]))
+        lines.append([first.dataset, first.method, first.label, video, first.group, len(places), repr(mean)])
+    write_table(path, VIDEO_COLUMNS, lines)
+
+
+def name_of(path: Path | str) -> str:
+    """The name of a score file's detector: that of the file, or of the folder of a file called scores.csv."""
+    path = Path(path)
+    return path.resolve().parent.name if path.stem == "scores" else path.stem
 
 
 def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> None:
@@ -107,7 +145,7 @@ def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> None:
         box = [""] * 4 if row.box is None else [f"{value:.1f}" for value in row.box]
         time = "" if row.seconds is None else f"{row.seconds:.3f}"
         fields = [row.file, row.dataset, row.method, row.label, row.video, row.group, row.frame, time, row.track]
-        lines.append([*("" if v is None else v for v in fields), *box, f"{row.logit:.9g}", f"{row.p_fake:.9g}"])
+        lines.append([*("" if v is None else v for v in fields), *box, f"{row.logit:.9g}", repr(float(row.p_fake))])
     write_table(path, COLUMNS, lines)
 
 
@@ -125,6 +163,9 @@ def read_scores(path: Path | str) -> list[ScoreRow]:
 
     Needed are a column with the file and one with the score: P(fake) in [0, 1] (p_fake, score, prob, ...) or a logit.
     Labels may be 0 and 1, real and fake.
+
+    Args:
+        path: the CSV file.
 
     Raises:
         ScoreFileError: absent, no CSV file, a column is missing, or a value is not what its column holds.

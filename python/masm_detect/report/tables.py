@@ -53,20 +53,24 @@ def format_cell(cell: Cell) -> str:
 
 
 def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row for each run, data set and forgery method: counts, AUC with interval, and the metrics with a title."""
+    """One row for each run, data set and forgery method: counts, AUC with interval, and the metrics with a title.
+
+    The accuracy at a calibrated threshold and the video AUC of DeepfakeBench's code have a column if a row needs it.
+    """
     table = Table(title=f"P(fake) against the label; {_about_intervals(runs)}", title_justify="left")
     for name in ("run", "data set", "forgery"):
         table.add_column(name, overflow="fold")
-    metrics = {key: metric.title for key, metric in METRICS.items() if metric.title is not None}
-    for name in ("real", "fake", "AUC", *metrics.values(), "video AUC"):
+    metrics = {key: metric.title for key, metric in METRICS.items() if metric.title is not None and metric.brief}
+    protocols = shows_protocols(runs)
+    calibrated = shows_calibrated(runs)
+    last = [*(["cal. acc"] if calibrated else []), *(["dfb-compat"] if protocols else [])]
+    for name in ("real", "fake", "AUC", *metrics.values(), "video AUC", *last):
         table.add_column(name, justify="right")
     warnings = []
     for run, result in runs.items():
-        warnings += _about_leaks(run, result.get("seen_in_training") or {})
+        warnings += leak_warnings(run, result)
         for dataset, entry in result["datasets"].items():
-            # A data set without fakes has no method of its own to list.
-            rows = {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) != 1 else {})}
-            for method, numbers in rows.items():
+            for method, numbers in method_rows(entry).items():
                 table.add_row(
                     run,
                     dataset,
@@ -76,11 +80,53 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
                     format_cell(interval_of(numbers, "auc")),
                     *(format_cell((numbers.get(key), None, None)) for key in metrics),
                     format_cell(interval_of(numbers, "video_auc")),
+                    *([calibrated_cell(numbers)] if calibrated else []),
+                    *([protocol_cell(numbers)] if protocols else []),
                 )
         table.add_section()
     if warnings:
         table.caption, table.caption_justify, table.caption_style = "\n".join(warnings), "left", "bold red"
     return table
+
+
+def method_rows(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The rows of a data set: its methods, and "all" unless there is one method only."""
+    # A data set without fakes has no method of its own to list.
+    return {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) != 1 else {})}
+
+
+def shows_protocols(runs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the video AUC of some row differs under DeepfakeBench's merging of equally named videos."""
+    return any(protocol_cell(numbers) for numbers in _all_numbers(runs))
+
+
+def shows_calibrated(runs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a run has a calibrated threshold."""
+    return any(numbers.get("video_accuracy_calibrated") is not None for numbers in _all_numbers(runs))
+
+
+def calibrated_cell(numbers: Mapping[str, Any]) -> str:
+    """The accuracy of videos at the calibrated threshold."""
+    return format_cell((numbers.get("video_accuracy_calibrated"), None, None))
+
+
+def protocol_cell(numbers: Mapping[str, Any]) -> str:
+    """The video AUC under dfb-compat where it differs from the correct one, else ""."""
+    protocols = numbers.get("video_auc_protocols")
+    # Where each image is a video, DeepfakeBench's code takes a folder of images for one video, which means nothing.
+    if not protocols or numbers["n_real"] + numbers["n_fake"] == numbers["n_real_videos"] + numbers["n_fake_videos"]:
+        return ""
+    correct, other = protocols["correct"], protocols["dfb-compat"]
+    return "" if correct == other else format_cell((other, None, None))
+
+
+def _all_numbers(runs: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [
+        numbers
+        for result in runs.values()
+        for entry in result["datasets"].values()
+        for numbers in (entry["all"], *entry["methods"].values())
+    ]
 
 
 def speed_line(metrics: Mapping[str, Any]) -> str:
@@ -123,9 +169,9 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
-    """The counts of `data.seen.seen_in_training` as warnings."""
-    found = []
+def leak_warnings(run: str, result: Mapping[str, Any]) -> list[str]:
+    """The counts of `data.seen.seen_in_training` in a result as warnings."""
+    seen, found = result.get("seen_in_training") or {}, []
     if seen.get("files"):
         found.append(f"{run} was trained on {seen['files']} of these {seen['of_samples']} images")
     if seen.get("near_copies"):
@@ -147,13 +193,7 @@ def _about_leaks(run: str, seen: Mapping[str, Any]) -> list[str]:
 
 def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
     """How the intervals of these results were computed, or why there are none."""
-    parts = [
-        numbers
-        for result in runs.values()
-        for entry in result["datasets"].values()
-        for numbers in (entry["all"], *entry["methods"].values())
-    ]
-    if any(numbers.get(name) for numbers in parts for name in ("auc_ci", "video_auc_ci")):
+    if any(numbers.get(name) for numbers in _all_numbers(runs) for name in ("auc_ci", "video_auc_ci")):
         return "95% intervals by jackknife over groups"
     needs = f"{MIN_CLUSTERS} groups of each class, none with over a fifth of it, and an AUC below 1"
     return f"no intervals (they need {needs})"

@@ -137,6 +137,12 @@ def test_file_is_read_as_written(tmp_path, seed):
     assert np.abs(read.features - c.features).max() < 2e-3
     assert read.verdict(0.3) == c.verdict(0.3) and read.probability(0.3) == c.probability(0.3)
     assert load_calibration(tmp_path / "none") is None
-    (tmp_path / "calibration.json").write_text('{"format": "masm-detect-calibration", "version": 1}')
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"format": "masm-detect-calibration", "version": 1}', '{"format": "x", "version": 1}']
+)
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(CalibrationError, match="masm calibrate"):
         load_calibration(tmp_path)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from masm_detect.evaluation.metrics import (
+    METRICS,
     MetricsError,
     calibration_error,
     equal_error_rate,
     evaluate_scores,
+    reliability,
     tpr_at_fpr,
     video_scores,
 )
+from masm_detect.report.tables import results_table
 from scored_videos import make
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 
 def test_numbers_equal_scikit_learn():
@@ -122,3 +126,47 @@ def test_data_set_of_one_class_beside_a_complete_one():
     result = evaluate_scores(samples, scores)["datasets"]
     assert result["A"]["all"]["auc"] is not None
     assert result["B"]["all"]["auc"] is None and result["B"]["all"]["accuracy"] is not None
+
+
+def test_video_metrics_are_those_of_mean_scores(seed):
+    samples, scores = make(n_videos=30, seed=seed)
+    found = evaluate_scores(samples, scores)["datasets"]["D"]["all"]
+    _, labels, videos, _ = video_scores(samples, scores)
+    assert found["video_brier"] == pytest.approx(brier_score_loss(labels, videos))
+    assert found["video_ap"] == pytest.approx(average_precision_score(labels, videos))
+    assert found["brier"] == pytest.approx(brier_score_loss([s.label for s in samples], scores))
+    assert found["video_eer"] == equal_error_rate(labels, videos) and found["video_tpr_at_1fpr"] is None
+
+
+def test_tpr_at_a_tenth_of_a_percent_needs_a_thousand_reals():
+    labels = np.r_[np.zeros(1000, int), np.ones(4, int)]
+    scores = np.r_[np.linspace(0, 0.5, 999), 0.8, 0.6, 0.7, 0.75, 0.9]
+    assert METRICS["tpr_at_01fpr"].function(labels, scores) == 1.0
+    assert METRICS["tpr_at_01fpr"].function(labels[1:], scores[1:]) is None
+
+
+def test_reliability_by_hand(seed):
+    rng = np.random.default_rng(seed)
+    scores = np.r_[rng.random(300), 0.0, 1.0]
+    labels = (rng.random(302) < scores).astype(int)
+    bins = reliability(labels, scores)
+    assert len(bins) == 15 and sum(count for count, _, _ in bins) == 302
+    for place, (count, mean, share) in enumerate(bins):
+        inside = (scores >= place / 15) & ((scores < (place + 1) / 15) | (place == 14))
+        assert count == inside.sum() and mean == pytest.approx(scores[inside].mean())
+        assert share == pytest.approx(labels[inside].mean())
+    expected = sum(count * abs(mean - share) for count, mean, share in bins) / 302
+    assert calibration_error(labels, scores) == pytest.approx(expected)
+
+
+def test_both_protocols_are_in_the_results_and_the_second_in_the_table_where_it_differs():
+    samples, scores = make(n_videos=10)
+    for protocol in ("correct", "dfb-compat"):
+        numbers = evaluate_scores(samples, scores, protocol)["datasets"]["D"]["all"]
+        both = numbers["video_auc_protocols"]
+        assert both["dfb-compat"] is None and both[protocol] == numbers["video_auc"]
+    headers = [column.header for column in results_table({"run": evaluate_scores(samples, scores)}).columns]
+    assert headers[-1] == "dfb-compat"
+    renamed = [replace(s, path=s.path.replace("/", "_", 2)) for s in samples]  # folder names that never merge
+    headers = [column.header for column in results_table({"run": evaluate_scores(renamed, scores)}).columns]
+    assert "dfb-compat" not in headers

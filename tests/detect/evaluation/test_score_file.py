@@ -12,7 +12,9 @@ from masm_detect.evaluation.score_file import (
     scored_samples,
     sigmoid,
     write_scores,
+    write_videos,
 )
+from score_files import read_csv
 
 
 def test_rows_are_read_as_written(tmp_path):
@@ -77,3 +79,24 @@ def test_what_is_refused(tmp_path, text, part):
 def test_metrics_need_labels():
     with pytest.raises(ScoreFileError, match="no label for x"):
         labelled([ScoreRow("x", 0.0, 0.5)], "theirs")
+
+
+def test_equal_names_of_videos_of_two_methods_are_two_videos():
+    rows = [ScoreRow(f"{m}/0.png", 0.0, 0.5, int(m != "r"), "d", m, video="000") for m in ("r", "a", "b")]
+    samples, _ = labelled(rows, "theirs")
+    assert [s.video for s in samples] == ["d/real/000", "d/a/000", "d/b/000"]
+    assert {s.group for s in samples} == {"000"}  # a real video and its forgeries are left out together
+
+
+def test_videos_have_the_mean_of_their_frames(tmp_path, seed):
+    scores = np.random.default_rng(seed).random(6)
+    samples = [
+        Sample(f"{i}.png", i % 2, "d", "real" if i % 2 == 0 else "m", f"d/{i % 2}/v", group="g") for i in range(6)
+    ]
+    write_videos(tmp_path / "videos.csv", samples, scores)
+    real, fake = read_csv(tmp_path / "videos.csv")
+    assert real == {
+        "dataset": "d", "method": "real", "label": "0", "video": "d/0/v", "group": "g", "frames": "3",
+        "p_fake": str(np.mean(scores[::2])),
+    }  # fmt: skip
+    assert float(fake["p_fake"]) == np.mean(scores[1::2])
