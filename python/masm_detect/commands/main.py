@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "prepare": "masm_detect.commands.prepare",
     "train": "masm_detect.commands.train",
     "eval": "masm_detect.commands.eval",
+    "report": "masm_detect.commands.report",
     "export": "masm_detect.commands.export",
     "demo": "masm_detect.commands.demo",
 }
