@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from .plots import label_layers, new_figure
 
+_ANGLES = ("between", "to_principal")
 #: Colours of subspaces 1, 2, ...; they repeat.
 _COLORS = ("tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:red", "tab:brown")
 
@@ -49,15 +50,15 @@ def drift_dots(drift: Sequence[Mapping[str, Any]]) -> Figure:
 def angles_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """Smallest angles in degrees of each layer: between two subspaces, and of a subspace to the principal subspace."""
     figure, (panels,) = new_figure(1, 2, (9, 1.9 + 0.15 * len(layers)))
-    for axes, kind, title in zip(
-        panels, ("between", "to_principal"), ("between two subspaces", "to the principal subspace")
-    ):
+    every = [_smallest(layer[kind][side]) for layer in layers for kind in _ANGLES for side in ("output", "input")]
+    lowest = 15 * int(max(0, min((value for value in every if value is not None), default=75) - 3) // 15)
+    for axes, kind, title in zip(panels, _ANGLES, ("between two subspaces", "to the principal subspace")):
         for side, color, marker in (("output", "tab:blue", "o"), ("input", "tab:orange", "D")):
             values = [_smallest(layer[kind][side]) for layer in layers]
             places = [place for place, value in enumerate(values) if value is not None]
             axes.plot([values[p] for p in places], places, marker, color=color, markersize=4, label=f"{side} side")
         axes.axvline(90, color="grey", linestyle=":", linewidth=1)
-        axes.set(title=title, xlabel="smallest principal angle, degrees", xlim=(-2, 93), xticks=range(0, 91, 15))
+        axes.set(title=title, xlabel="smallest principal angle, degrees", xlim=(lowest - 1, 91))
         axes.set_ylim(len(layers) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     label_layers(panels[0], [layer["name"] for layer in layers])

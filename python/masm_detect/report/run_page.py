@@ -76,7 +76,7 @@ def _summary(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("trained weights", f"{metrics['trainable_parameters']:,}"),
         ("images", f"{metrics['samples']['train']:,} for training, {metrics['samples']['val']:,} for validation"),
-        ("steps", f"{metrics['steps']:,}, of which the optimizer skipped {metrics['skipped_steps']:,}"),
+        ("steps", f"{metrics['steps']:,} ({metrics['skipped_steps']:,} skipped by the optimizer)"),
         ("kept weights", f"epoch {metrics['chosen_epoch']} ({metrics['selection']})"),
         ("precision", metrics["precision"]),
     ]

@@ -29,7 +29,8 @@ def mask_report(history: Sequence[Mapping[str, Any]], layers: Sequence[str], see
         None without a selection. Else {"steps": [S], "layers", "mask": [S][L][K], "random": {"seed", "mask":
         [S][L][K]: as many layers of each subspace at each step, drawn at random}, "density": [K], "counts": [L][K],
         "expected": [K] and "range": [K] of [low, high], of random counts, "outside": share of the blocks outside that
-        range, "outside_random": the same of the random masks, "active_at_the_end": [L][K]}.
+        range, "outside_random": the same of the random masks, "changed", "changed_random": mean share of the blocks
+        whose state differs from the selection before (None with one selection), "active_at_the_end": [L][K]}.
     """
     if not history:
         return None
@@ -55,6 +56,8 @@ def mask_report(history: Sequence[Mapping[str, Any]], layers: Sequence[str], see
         "range": [[int(low[k]), int(high[k])] for k in range(K)],
         "outside": outside(selected),
         "outside_random": outside(drawn),
+        "changed": _changed(selected),
+        "changed_random": _changed(drawn),
         "active_at_the_end": selected[-1].tolist(),
     }
 
@@ -64,3 +67,8 @@ def random_masks(selected: np.ndarray, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     order = random.random(selected.shape).argsort(axis=1).argsort(axis=1)  # a random rank for each layer
     return order < selected.sum(axis=1, keepdims=True)
+
+
+def _changed(selected: np.ndarray) -> float | None:
+    """Mean share of the blocks whose state differs from that one selection before."""
+    return float((selected[1:] != selected[:-1]).mean()) if len(selected) > 1 else None

@@ -10,12 +10,7 @@ from masm_detect.data import content_cache
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a run of masm on `tiny.write_data`; its data are beside it, in data/."""
-    from masm_detect.training.run import train
-
     folder = tmp_path_factory.mktemp("tiny-run")
-    data = tiny.write_data(folder / "data")
-    tiny.detector().backbone.model.save_pretrained(folder / "backbone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content_cache, "default_cache_file", lambda: folder / "contents.sqlite")
-        train(tiny.run_config(data, folder / "backbone", folder / "run"))
-    return folder / "run"
+        return tiny.trained_run(folder)
