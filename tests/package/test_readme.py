@@ -37,7 +37,7 @@ def test_masm_commands_parse(repo, tmp_path):
     [config] = re.findall(r"```yaml\n(.*?)```", guide, flags=re.S)
     (tmp_path / "run.yaml").write_text(config)
     commands = re.findall(r"^masm (\w.*?)(?:\s+#.*)?$", text, flags=re.M)
-    assert {c.split()[0] for c in commands} == {"doctor", "prepare", "train", "eval", "demo"}
+    assert {c.split()[0] for c in commands} == {"doctor", "prepare", "train", "eval", "report", "export", "demo"}
     for command in commands:
         parser, _ = main.build_parser()
         values = parser.parse_args(shlex.split(command.replace("run.yaml", str(tmp_path / "run.yaml"))))

@@ -35,4 +35,4 @@ def run_samples(
         return read_splits(config)["val"], "the validation data of the run"
     samples = load_samples(data, splits=None if split is None else [split], **reading)
     check_samples(samples, need_both_classes)
-    return samples, "the data given with --data" + (f" (split {split})" if split else "")
+    return samples, "the data given with --data" + (f", split {split}" if split else "")

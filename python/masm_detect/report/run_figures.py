@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .plots import label_layers, new_figure
 
@@ -97,6 +98,10 @@ def ablation_figure(ablation: Mapping[str, Any]) -> Figure:
     rows = -(-len(parts) // columns)
     figure, panels = new_figure(rows, columns, (2 + 2.7 * columns, rows * (1.3 + 0.24 * len(others))))
     names = [variant["name"] for variant in others]
+    values = [0.0]
+    for row in (row for variant in others for row in variant["results"] if row["difference"] is not None):
+        values += [row["difference"], *(row["difference_ci"] or ())]
+    room = 0.05 * (max(values) - min(values)) or 0.01
     for number, (axes, (dataset, method)) in enumerate(zip(panels.flat, parts)):
         for place, variant in enumerate(others):
             row = variant["results"][number]
@@ -108,7 +113,10 @@ def ablation_figure(ablation: Mapping[str, Any]) -> Figure:
         axes.axvline(0, color="grey", linestyle=":", linewidth=1)
         count = full["results"][number]
         axes.set_title(f"{dataset}: {method}\n{count['n_real']} real, {count['n_fake']} fake", fontsize=9)
-        axes.set(xlabel="difference of AUC", ylim=(len(others) - 0.5, -0.5))
+        # one scale for all panels
+        axes.set(xlabel="difference of AUC", xlim=(min(values) - room, max(values) + room))
+        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names), fontsize=8)
         axes.grid(axis="x", alpha=0.3)
     for axes in panels.flat[len(parts) :]:

@@ -50,7 +50,7 @@ def test_page_without_masks(tmp_path, method, masm, sentence):
     assert report["subspaces"] is not None
 
 
-@pytest.mark.parametrize("method", ["probe", "full", "lora", "effort"])
+@pytest.mark.parametrize("method", ["probe", "full", "lora"])
 def test_page_of_other_methods(tmp_path, method):
     if method == "lora":
         pytest.importorskip("peft")
@@ -58,6 +58,6 @@ def test_page_of_other_methods(tmp_path, method):
     page, report = report_of(run)
     assert "has no artifact subspaces and no layer masks, so their sections are left out." in page
     assert report["subspaces"] is report["ablation"] is report["masks"] is None
-    changed = {"probe": 0, "full": 12, "lora": 8, "effort": 8}[method]
+    changed = {"probe": 0, "full": 12, "lora": 8}[method]
     assert len(report["drift"]) == changed and all(row["drift"] > 0 for row in report["drift"])
     assert ("No linear layer of the backbone changed" in page) == (changed == 0)
