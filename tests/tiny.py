@@ -79,6 +79,20 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
     )
 
 
+def trained_run(folder: Path, method: str = "masm", **masm) -> Path:
+    """The folder of a run on `write_data` and `detector`, in `folder`; its data are in `folder`/data.
+
+    masm: fields of `MasmOptions` in place of those of `run_config`.
+    """
+    from masm_detect.training.run import train
+
+    data = write_data(folder / "data")
+    detector().backbone.model.save_pretrained(folder / "backbone")
+    config = run_config(data, folder / "backbone", folder / "run", method)
+    method_config = replace(config.method, masm=replace(config.method.masm, **masm))
+    return train(replace(config, method=method_config)).folder
+
+
 def die_at(step: int, monkeypatch) -> None:
     """The process that runs `train` "dies" when it is about to make update number `step`."""
     from masm_detect.training import loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +28,16 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "packages": package_versions(_PACKAGES),
         "device": _device(device),
         "threads": torch.get_num_threads(),
         "git": _git(),
     }
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of `packages` that are installed."""
+    return {name: version for name in packages if (version := _version(name)) is not None}
 
 
 def _version(package: str) -> str | None:

@@ -41,6 +41,7 @@ ORDER = {
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],
+        ["export", "run_report"],
         ["training"],
         ["casework"],
         ["commands"],

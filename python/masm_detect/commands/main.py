@@ -38,6 +38,8 @@ COMMANDS: dict[str, str] = {
     "analyze": "masm_detect.commands.analyze",
     "app": "masm_detect.commands.app",
     "compare": "masm_detect.commands.compare",
+    "report": "masm_detect.commands.report",
+    "export": "masm_detect.commands.export",
     "demo": "masm_detect.commands.demo",
 }
 

@@ -39,6 +39,11 @@ def save_figure(figure: Figure, path: Path | str, dpi: int = 120) -> Path:
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
+    """`history_figure` as PNG."""
+    return save_figure(history_figure(history), path)
+
+
+def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses and source-validation AUC by epoch, from the entries of `history.jsonl`."""
     figure, ((losses, auc),) = new_figure(1, 2, (9, 3.5))
     epochs = [entry["epoch"] for entry in history]
@@ -53,7 +58,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path
     auc.set(xlabel="epoch", ylabel="source validation AUC")
     for axes in (losses, auc):
         axes.set_xticks(epochs)
-    return save_figure(figure, path)
+    return figure
 
 
 def plot_drift(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
@@ -64,11 +69,16 @@ def plot_drift(history: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="||dW|| / ||W||")
     axes.set(xlabel="epoch", xticks=range(len(history)), xticklabels=[entry["epoch"] for entry in history])
-    _label_layers(axes, layers)
+    label_layers(axes, layers)
     return save_figure(figure, path)
 
 
 def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str], path: Path | str) -> Path:
+    """`masks_figure` as PNG."""
+    return save_figure(masks_figure(mask_history, layers), path)
+
+
+def masks_figure(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> Figure:
     """Evolution of the layer masks, one panel a subspace: layers by mask updates, green where a block learns."""
     masks = np.array([entry["mask"] for entry in mask_history], dtype=float)  # [updates, L, K]
     steps = [entry["step"] for entry in mask_history]
@@ -85,13 +95,13 @@ def plot_masks(mask_history: Sequence[Mapping[str, Any]], layers: Sequence[str],
             xticklabels=[steps[tick] for tick in ticks],
         )
         if k == 0:
-            _label_layers(axes, layers)
+            label_layers(axes, layers)
         else:
             axes.set_yticks([])
     states = (("active (learns)", 1.0), ("masked", 0.0))
     patches = [Patch(facecolor=colors(value), edgecolor="grey", label=label) for label, value in states]
     figure.legend(handles=patches, loc="outside upper right", ncols=2, fontsize="small", frameon=False)
-    return save_figure(figure, path)
+    return figure
 
 
 #: Colour of each method, the same in every figure; other series take the remaining colours in turn.
@@ -184,7 +194,8 @@ def plot_auc(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
     return plot_auc_dots(table, path, title="AUC per forgery", counts=counts)
 
 
-def _label_layers(axes: Axes, layers: Sequence[str]) -> None:
+def label_layers(axes: Axes, layers: Sequence[str]) -> None:
+    """The layers as labels of the y axis, from 0 on, by their short names."""
     names = [_short(layer) for layer in layers]
     axes.set_yticks(range(len(names)), names, fontsize=max(4, min(8, 300 / max(1, len(names)))))
 

@@ -19,10 +19,10 @@ def options_of(command: str, capsys) -> dict[str, str]:
     return {option: re.sub(r"\((?:required, )?type:.*", "", " ".join(text.split())) for option, text in entries}
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "prepare", "demo"])
+@pytest.mark.parametrize("command", ["train", "eval", "report", "export", "prepare", "demo"])
 def test_help_explains_each_option(capsys, command):
     options = options_of(command, capsys)
-    assert len(options) > {"train": 50, "eval": 20, "prepare": 8, "demo": 2}[command]
+    assert len(options) > {"train": 50, "eval": 20, "report": 20, "export": 15, "prepare": 8, "demo": 2}[command]
     assert [option for option, text in options.items() if not text] == []
 
 

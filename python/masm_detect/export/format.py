@@ -1,0 +1,81 @@
+"""What an export format provides: it writes the model files, and loads them again as their user would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from masm_detect.config import TrainConfig
+from masm_detect.errors import UserError
+from masm_detect.models.detector import Detector
+
+
+class ExportError(UserError, ValueError):
+    """A run that cannot be exported; the message names why and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run to export.
+
+    Attributes:
+        folder: the run folder
+        config: its settings
+        detector: its detector on the CPU, in eval mode; `ExportFormat.write` may change it
+    """
+
+    folder: Path
+    config: TrainConfig
+    detector: Detector
+
+    def config_without_paths(self) -> TrainConfig:
+        """The settings with the names of the data sets in place of their paths on this machine."""
+        names = [path if path.startswith("hf:") else Path(path).name for path in self.config.data.paths]
+        data = replace(self.config.data, paths=names, root=None, prefix_map=None)
+        return replace(self.config, data=data, out=Path(self.config.out).name, resume=False)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An exported model, loaded again.
+
+    Attributes:
+        logits: pixels [B, 3, size, size], normalised, float32 -> logits [B]
+        file_logits: name of a preprocessing -> the logit of an image file, with the export's own decoding and resizing
+        checked: the names in `file_logits` that must keep the limit; the others are only recorded
+        not_measured: name of a preprocessing -> why it is not in `file_logits`
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    file_logits: dict[str, Callable[[str], float]]
+    checked: tuple[str, ...]
+    not_measured: dict[str, str] = field(default_factory=dict)
+
+
+class ExportFormat:
+    """A format of `masm export`.
+
+    Attributes:
+        library: name of the library that loads it, for the model card
+        compared: what `load` loads the files with, for the certificate
+        packages: Python packages that the format adds to the versions in the certificate
+    """
+
+    library: ClassVar[str]
+    compared: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, run: Run) -> None:
+        """Raise ExportError if the run cannot have this format; called before any image is read."""
+
+    def write(self, run: Run, folder: Path) -> None:
+        """Write the model files to `folder`."""
+        raise NotImplementedError
+
+    def load(self, run: Run, folder: Path) -> Loaded:
+        """The model in `folder`, loaded as its user loads it."""
+        raise NotImplementedError
