@@ -40,8 +40,9 @@ def test_masm_commands_parse(repo, tmp_path):
     # masm env has no arguments
     assert {c.split()[0] for c in commands} == set(main.COMMANDS) - {"env"}
     for command in commands:
-        parser, _ = main.build_parser()
-        values = parser.parse_args(shlex.split(command.replace("run.yaml", str(tmp_path / "run.yaml"))))
+        parser, modules = main.build_parser()
+        words = shlex.split(command.replace("run.yaml", str(tmp_path / "run.yaml")))
+        values = parser.parse_args(main.completed(words, modules))
         parser.instantiate(values)
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         try:
-            values = parser.parse_args(_completed(arguments, commands))
+            values = parser.parse_args(completed(arguments, commands))
         except ArgumentError as error:
             print(f"masm: error: {one_line(str(error))}", file=sys.stderr)
             return USER_ERROR
@@ -128,7 +128,7 @@ def _after_interrupt(command: str | None, values: Any) -> str:
     return " before the first step: nothing was written, start it again"
 
 
-def _completed(arguments: list[str], commands: dict[str, ModuleType]) -> list[str]:
+def completed(arguments: list[str], commands: dict[str, ModuleType]) -> list[str]:
     """The arguments after the command's own `complete`, if it has one."""
     complete = getattr(commands.get(arguments[0]), "complete", None)
     return arguments if complete is None else [arguments[0], *complete(arguments[1:])]
