@@ -323,8 +323,14 @@ class EvalConfig:
         hf: for hf: paths: which columns to read
         frames_per_video: number of frames kept per video, evenly spread; null: all
         as_is: do not compare how the images were cut with how the training images of the run were (crops.json)
-        protocol: which frames form one video in the video metrics. correct: videos of different methods stay apart;
+        video_key: which frames form one video in the video metrics. correct: videos of different methods stay apart;
             dfb-compat: videos with the same name are merged, as in DeepfakeBench's code
+        protocol: evaluate on the test sets of this protocol: a name that --list_protocols prints, or a YAML file of
+            your own; it states data, split, compression, methods and frames per video
+        data_root: with a protocol: the folder that holds its data sets, each as a JSON file or folder of its name
+        parameters: with a protocol that has parameters: {name: value}
+        other_training: with a protocol: evaluate a run that was not trained as the protocol requires, too; its results
+            are marked
         runtime: device, precision, processes and seed
     """
 
@@ -343,11 +349,33 @@ class EvalConfig:
     hf: HfConfig = field(default_factory=HfConfig)
     frames_per_video: int | None = None
     as_is: bool = False
-    protocol: Literal["correct", "dfb-compat"] = "correct"
+    video_key: Literal["correct", "dfb-compat"] = "correct"
+    protocol: str | None = None
+    data_root: str | None = None
+    parameters: dict[str, str] | None = None
+    other_training: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.out), "out", self.out, "the folder to write")
+        if self.protocol in ("correct", "dfb-compat"):
+            raise ConfigError(
+                f"protocol is {self.protocol!r}: this setting is now video_key (--video_key={self.protocol}); protocol "
+                "is the name of an evaluation protocol (masm eval --list_protocols)"
+            )
+        given = [name for name in ("data_root", "parameters", "other_training") if getattr(self, name)]
+        if given and self.protocol is None:
+            raise ConfigError(f"{' and '.join(given)} belong to a protocol: name one with --protocol")
+        if self.protocol is not None:
+            stated = ("paths", "scores", "split", "compression", "label_map", "video_pattern", "frames_per_video")
+            given = ["data" if name == "paths" else name for name in stated if getattr(self, name)]
+            if given:
+                raise ConfigError(
+                    f"{' and '.join(given)} cannot be given with protocol, which states the data and how it is read, "
+                    "and needs runs: leave out one or the other"
+                )
+            if self.data_root is None:
+                raise ConfigError("protocol needs data_root: give the folder of the data sets with --data_root")
         _require(
             self.frames_per_video is None or self.frames_per_video >= 1,
             "frames_per_video",

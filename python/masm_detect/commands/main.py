@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -49,10 +50,25 @@ USER_ERROR = 2
 FILES_SKIPPED = 3
 #: Exit code after Ctrl-C, as of a shell.
 INTERRUPTED = 130
+#: Exit code when the reader of the output has gone (`masm compare ... | head -1`), as of a shell after SIGPIPE.
+CLOSED_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `masm` with `arguments` (None: those of the process); returns the exit code."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a closed pipe is handled, not when the interpreter ends
+    except BrokenPipeError:
+        if not _discard_unread_output():
+            raise  # the pipe of a worker process: a bug
+        return CLOSED_PIPE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # transformers warns of unknown model types and missing chat templates; its progress bars hide ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -90,6 +106,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = _after_interrupt(command, values)
         print(f"masm: {what or 'interrupted'}{hint}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _discard_unread_output() -> bool:
+    """Redirect standard streams whose reader has gone to the null device; whether there was one."""
+    unread = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_unread(stream)]
+    for stream in unread:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    return bool(unread)
+
+
+def _is_unread(stream: Any) -> bool:
+    """Whether the stream is a pipe whose reader has gone."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    # A write that failed may have left nothing to flush.
+    if not hasattr(select, "poll"):
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # not a file of the system
+        return False
 
 
 def _one_line_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:

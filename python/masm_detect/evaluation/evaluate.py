@@ -93,7 +93,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         for path in config.scores:
             _read_score_file(Path(path), scored)
         results = {
-            name: {**one.about, **evaluate_scores(one.samples, one.scores, config.protocol, one.calls_fake)}
+            name: {**one.about, **evaluate_scores(one.samples, one.scores, config.video_key, one.calls_fake)}
             for name, one in scored.items()
         }
         names = {"runs": [Path(run).name for run in config.runs], "scores": [Path(p).name for p in config.scores]}

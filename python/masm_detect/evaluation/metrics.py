@@ -18,7 +18,8 @@ from masm_detect.errors import UserError
 
 from .intervals import auc_interval
 
-PROTOCOLS = ("correct", "dfb-compat")
+#: Which frames form one video: of one `Sample.video`, or of one folder name as in DeepfakeBench's code.
+VIDEO_KEYS = ("correct", "dfb-compat")
 CALIBRATION_BINS = 15
 
 
@@ -111,7 +112,7 @@ CallsFake = Callable[[np.ndarray], np.ndarray]
 def evaluate_scores(
     samples: Sequence[Sample],
     scores: Sequence[float] | np.ndarray,
-    protocol: str = "correct",
+    video_key: str = "correct",
     calls_fake: CallsFake | None = None,
 ) -> dict:
     """Metrics per data set and per forgery method; a method is scored against all real samples of its data set.
@@ -119,23 +120,23 @@ def evaluate_scores(
     Args:
         samples: n samples.
         scores: P(fake) in [0, 1] of each, [n], in the same order.
-        protocol: "correct": a video is `Sample.video`. "dfb-compat": a video is the name of the parent folder alone,
+        video_key: "correct": a video is `Sample.video`. "dfb-compat": a video is the name of the parent folder alone,
             as in DeepfakeBench's code, so equally named videos of several methods merge, and a mixed one counts as
             real. Only the video metrics differ.
         calls_fake: the decision at the calibrated threshold; None: the detector has none.
 
     Returns:
-        Numbers for JSON: {"protocol", "n", "datasets": {name: {"all": M, "methods": {method: M}}}}, with M = {n_real,
+        Numbers for JSON: {"video_key", "n", "datasets": {name: {"all": M, "methods": {method: M}}}}, with M = {n_real,
         n_fake, n_real_videos, n_fake_videos, n_groups, n_real_groups, n_fake_groups, auc, auc_ci, the names in METRICS,
-        the same with video_ before them, video_accuracy_calibrated, video_auc_protocols: {protocol: AUC}}. auc_ci is a
+        the same with video_ before them, video_accuracy_calibrated, video_auc_by_key: {video key: AUC}}. auc_ci is a
         95% interval over `Sample.group` (`intervals.auc_interval`). A number that is not defined for these samples is
         None.
 
     Raises:
         MetricsError: lengths differ, a score is not finite or outside [0, 1], or all samples have one label.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    if video_key not in VIDEO_KEYS:
+        raise ValueError(f"video_key must be one of {', '.join(VIDEO_KEYS)}, got {video_key!r}")
     scores = check_scores(samples, scores)
     labels = np.array([s.label for s in samples])
     if len(set(labels.tolist())) < 2:
@@ -155,10 +156,10 @@ def evaluate_scores(
         parts = {m: np.array(sorted(real + fakes)) for m, fakes in sorted(by_method.items())}
 
         def measure(part: np.ndarray) -> dict:
-            return _measure([samples[i] for i in part], labels[part], scores[part], protocol, calls_fake)
+            return _measure([samples[i] for i in part], labels[part], scores[part], video_key, calls_fake)
 
         datasets[dataset] = {"all": measure(index), "methods": {m: measure(part) for m, part in parts.items()}}
-    head = {"protocol": protocol, "n": len(samples)}
+    head = {"video_key": video_key, "n": len(samples)}
     return head | {"datasets": datasets}
 
 
@@ -166,10 +167,10 @@ def _measure(
     samples: list[Sample],
     labels: np.ndarray,
     scores: np.ndarray,
-    protocol: str,
+    video_key: str,
     calls_fake: CallsFake | None,
 ) -> dict:
-    _, video_labels, videos, video_groups = video_scores(samples, scores, protocol)
+    _, video_labels, videos, video_groups = video_scores(samples, scores, video_key)
     groups = [s.group for s in samples]
     result: dict = {
         "n_real": int((labels == 0).sum()), "n_fake": int((labels == 1).sum()),
@@ -183,7 +184,7 @@ def _measure(
     result["video_accuracy_calibrated"] = (
         None if calls_fake is None else float((calls_fake(videos) == video_labels).mean())
     )
-    result["video_auc_protocols"] = {name: _video_auc(samples, scores, name) for name in PROTOCOLS}
+    result["video_auc_by_key"] = {key: _video_auc(samples, scores, key) for key in VIDEO_KEYS}
     return result
 
 
@@ -200,18 +201,18 @@ def _numbers(labels: np.ndarray, scores: np.ndarray, groups: list[str]) -> dict:
     return found
 
 
-def _video_auc(samples: list[Sample], scores: np.ndarray, protocol: str) -> float | None:
-    _, labels, videos, _ = video_scores(samples, scores, protocol)
+def _video_auc(samples: list[Sample], scores: np.ndarray, video_key: str) -> float | None:
+    _, labels, videos, _ = video_scores(samples, scores, video_key)
     return float(roc_auc_score(labels, videos)) if labels.min() != labels.max() else None
 
 
 def video_scores(
-    samples: Sequence[Sample], scores: np.ndarray, protocol: str = "correct"
+    samples: Sequence[Sample], scores: np.ndarray, video_key: str = "correct"
 ) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
     """Mean score per video -> (keys, labels [V], scores [V], groups [V])."""
     place: dict[str, int] = {}
     # A real and a fake of one parent folder merge in DeepfakeBench's code, and their mean label is rounded down.
-    index = np.array([place.setdefault(_video_key(s, protocol), len(place)) for s in samples])
+    index = np.array([place.setdefault(_key_of(s, video_key), len(place)) for s in samples])
     count = np.bincount(index)
     mean = np.bincount(index, weights=scores) / count
     fakes = np.bincount(index, weights=[s.label for s in samples])
@@ -219,8 +220,8 @@ def video_scores(
     return list(place), (fakes == count).astype(int), mean, [groups[i] for i in range(len(place))]
 
 
-def _video_key(sample: Sample, protocol: str) -> str:
-    if protocol == "correct":
+def _key_of(sample: Sample, video_key: str) -> str:
+    if video_key == "correct":
         return sample.video
     parts = sample.path.replace("\\", "/").split("/")
     return parts[-2] if len(parts) > 1 else ""

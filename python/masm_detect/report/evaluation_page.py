@@ -23,9 +23,9 @@ from .tables import (
     interval_of,
     leak_warnings,
     method_rows,
-    protocol_cell,
     shows_calibrated,
-    shows_protocols,
+    shows_video_keys,
+    video_key_cell,
 )
 
 #: Errors in the gallery, of each kind; longest side of a picture in pixels.
@@ -37,28 +37,28 @@ _REAL, _FAKE = "#0072b2", "#d55e00"
 
 def evaluation_page(content: Mapping[str, Any], scored: Mapping[str, tuple[Sequence[Sample], np.ndarray]]) -> str:
     """The page for results.json and the samples and scores P(fake) [n] of each run, by its name."""
-    protocols, calibrated = shows_protocols(content["runs"]), shows_calibrated(content["runs"])
+    by_key, calibrated = shows_video_keys(content["runs"]), shows_calibrated(content["runs"])
     runs = []
     for name, result in content["runs"].items():
         samples, scores = scored[name]
         parts = []
         for dataset, entry in result["datasets"].items():
             here = [i for i, sample in enumerate(samples) if sample.dataset == dataset]
-            parts.append(_part(dataset, entry, [samples[i] for i in here], scores[here], protocols, calibrated))
+            parts.append(_part(dataset, entry, [samples[i] for i in here], scores[here], by_key, calibrated))
         runs.append({"name": name, "warnings": leak_warnings(name, result), "parts": parts})
     return render(
         "evaluation.html",
         runs=runs,
-        columns=_columns(protocols, calibrated),
-        protocol=content["config"]["protocol"],
+        columns=_columns(by_key, calibrated),
+        video_key=content["config"]["video_key"],
         provenance=content["provenance"],
         bins=CALIBRATION_BINS,
     )
 
 
-def _columns(protocols: bool, calibrated: bool) -> list[str]:
+def _columns(by_key: bool, calibrated: bool) -> list[str]:
     titles = [metric.title for metric in METRICS.values() if metric.title is not None]
-    other = [*(["cal. acc"] if calibrated else []), *(["dfb-compat AUC"] if protocols else [])]
+    other = [*(["cal. acc"] if calibrated else []), *(["dfb-compat AUC"] if by_key else [])]
     return ["forgery", "level", "real", "fake", "AUC", *titles, *other]
 
 
@@ -67,7 +67,7 @@ def _part(
     entry: Mapping[str, Any],
     samples: Sequence[Sample],
     scores: np.ndarray,
-    protocols: bool,
+    by_key: bool,
     calibrated: bool,
 ) -> dict[str, Any]:
     """What the template shows of one data set."""
@@ -82,8 +82,8 @@ def _part(
             if calibrated:  # the calibration is for videos
                 of_videos = level == "video" or _images_are_videos(numbers)
                 row.append(calibrated_cell(numbers) if of_videos else "")
-            if protocols:
-                row.append(protocol_cell(numbers) if level == "video" else "")
+            if by_key:
+                row.append(video_key_cell(numbers) if level == "video" else "")
             rows.append(row)
     labels = np.array([sample.label for sample in samples])
     both = len(set(labels.tolist())) == 2

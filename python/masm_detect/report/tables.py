@@ -61,9 +61,9 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     for name in ("run", "data set", "forgery"):
         table.add_column(name, overflow="fold")
     metrics = {key: metric.title for key, metric in METRICS.items() if metric.title is not None and metric.brief}
-    protocols = shows_protocols(runs)
+    by_key = shows_video_keys(runs)
     calibrated = shows_calibrated(runs)
-    last = [*(["cal. acc"] if calibrated else []), *(["dfb-compat"] if protocols else [])]
+    last = [*(["cal. acc"] if calibrated else []), *(["dfb-compat"] if by_key else [])]
     for name in ("real", "fake", "AUC", *metrics.values(), "video AUC", *last):
         table.add_column(name, justify="right")
     warnings = []
@@ -81,7 +81,7 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
                     *(format_cell((numbers.get(key), None, None)) for key in metrics),
                     format_cell(interval_of(numbers, "video_auc")),
                     *([calibrated_cell(numbers)] if calibrated else []),
-                    *([protocol_cell(numbers)] if protocols else []),
+                    *([video_key_cell(numbers)] if by_key else []),
                 )
         table.add_section()
     if warnings:
@@ -95,9 +95,9 @@ def method_rows(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {**entry["methods"], **({"all": entry["all"]} if len(entry["methods"]) != 1 else {})}
 
 
-def shows_protocols(runs: Mapping[str, Mapping[str, Any]]) -> bool:
+def shows_video_keys(runs: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether the video AUC of some row differs under DeepfakeBench's merging of equally named videos."""
-    return any(protocol_cell(numbers) for numbers in _all_numbers(runs))
+    return any(video_key_cell(numbers) for numbers in _all_numbers(runs))
 
 
 def shows_calibrated(runs: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -110,13 +110,13 @@ def calibrated_cell(numbers: Mapping[str, Any]) -> str:
     return format_cell((numbers.get("video_accuracy_calibrated"), None, None))
 
 
-def protocol_cell(numbers: Mapping[str, Any]) -> str:
+def video_key_cell(numbers: Mapping[str, Any]) -> str:
     """The video AUC under dfb-compat where it differs from the correct one, else ""."""
-    protocols = numbers.get("video_auc_protocols")
+    by_key = numbers.get("video_auc_by_key")
     # Where each image is a video, DeepfakeBench's code takes a folder of images for one video, which means nothing.
-    if not protocols or numbers["n_real"] + numbers["n_fake"] == numbers["n_real_videos"] + numbers["n_fake_videos"]:
+    if not by_key or numbers["n_real"] + numbers["n_fake"] == numbers["n_real_videos"] + numbers["n_fake_videos"]:
         return ""
-    correct, other = protocols["correct"], protocols["dfb-compat"]
+    correct, other = by_key["correct"], by_key["dfb-compat"]
     return "" if correct == other else format_cell((other, None, None))
 
 
@@ -161,11 +161,16 @@ def masks_line(metrics: Mapping[str, Any], options: MasmOptions) -> str:
     )
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles a BrokenPipeError, and would exit; commands/main.py handles it
+
+
 def show(table: Table) -> None:
     """Print a table to standard output, wide enough for its columns when the output is not a terminal."""
-    console = Console()
+    console = _Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = _Console(width=160)
     console.print(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from command_line import assert_one_line, code_of
 from masm_detect.commands import eval as eval_command
 from masm_detect.commands import main as main_module
 from masm_detect.commands import train as train_command
-from masm_detect.commands.main import COMMANDS, USER_ERROR, main
+from masm_detect.commands.main import CLOSED_PIPE, COMMANDS, USER_ERROR, main
 from masm_detect.training import history
+from score_files import write_runs
 
 import masm_ext
 
@@ -264,6 +266,28 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(main_module, "build_parser", stop)
         assert main(["train"]) == 130
         assert capsys.readouterr().err == "masm: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["env", "compare"])
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path, seed, command):
+    arguments = [command]  # --help is not here: argparse ignores the error, and exits with 0
+    if command == "compare":  # its tables are printed by rich
+        arguments += [*write_runs(tmp_path, seed, {"a": 1.0, "b": 0.0}), f"--out={tmp_path}/out"]
+    unread, output = os.pipe()
+    os.close(unread)
+    run = subprocess.run([sys.executable, "-m", "masm_detect", *arguments], stdout=output, stderr=subprocess.PIPE)
+    os.close(output)
+    assert (run.returncode, run.stderr) == (CLOSED_PIPE, b"")
+    assert command != "compare" or (tmp_path / "out" / "compare.json").is_file()
+
+
+def test_a_broken_pipe_of_ones_own_is_a_bug(monkeypatch):
+    def broken(values):
+        raise BrokenPipeError("a worker has gone")
+
+    monkeypatch.setattr(eval_command, "run", broken)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        main(["eval", "runs/a"])
 
 
 def test_nothing_slow_is_imported_before_ctrl_c_is_handled():

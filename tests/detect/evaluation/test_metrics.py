@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, the two protocols, and scores that cannot be evaluated."""
+"""Metrics against scikit-learn, the two video keys, and scores that cannot be evaluated."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_dfb_compat_merges_equal_folder_names():
     fakes = [s for s in samples if s.label]
     keys, labels, _, _ = video_scores(fakes, scores[: len(fakes)], "dfb-compat")
     assert len(keys) == 10 and labels.all()
-    compat = evaluate_scores(samples, scores, protocol="dfb-compat")["datasets"]["D"]["all"]
+    compat = evaluate_scores(samples, scores, video_key="dfb-compat")["datasets"]["D"]["all"]
     correct = evaluate_scores(samples, scores)["datasets"]["D"]["all"]
     assert compat["video_auc"] is None and correct["video_auc"] is not None
     assert compat["auc"] == correct["auc"]
-    with pytest.raises(ValueError, match="protocol must be one of"):
-        evaluate_scores(samples, scores, protocol="effort")
+    with pytest.raises(ValueError, match="video_key must be one of"):
+        evaluate_scores(samples, scores, video_key="effort")
 
 
 def test_bad_scores():
@@ -159,12 +159,12 @@ def test_reliability_by_hand(seed):
     assert calibration_error(labels, scores) == pytest.approx(expected)
 
 
-def test_both_protocols_are_in_the_results_and_the_second_in_the_table_where_it_differs():
+def test_both_video_keys_are_in_the_results_and_the_second_in_the_table_where_it_differs():
     samples, scores = make(n_videos=10)
-    for protocol in ("correct", "dfb-compat"):
-        numbers = evaluate_scores(samples, scores, protocol)["datasets"]["D"]["all"]
-        both = numbers["video_auc_protocols"]
-        assert both["dfb-compat"] is None and both[protocol] == numbers["video_auc"]
+    for key in ("correct", "dfb-compat"):
+        numbers = evaluate_scores(samples, scores, key)["datasets"]["D"]["all"]
+        both = numbers["video_auc_by_key"]
+        assert both["dfb-compat"] is None and both[key] == numbers["video_auc"]
     headers = [column.header for column in results_table({"run": evaluate_scores(samples, scores)}).columns]
     assert headers[-1] == "dfb-compat"
     renamed = [replace(s, path=s.path.replace("/", "_", 2)) for s in samples]  # folder names that never merge
