@@ -82,7 +82,7 @@ class DemoSize:
 
 #: `--quick`: shows that the program works; the numbers mean nothing.
 QUICK = DemoSize(
-    train_crops=48,
+    train_crops=72,  # three forged crops of each of the 12 photographs: one of each family that is seen
     val_crops=20,
     test_crops=8,
     image_size=56,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masm_detect.data.content_cache import Content
+from masm_detect.data.deepfakebench import COMPRESSIONS
 from masm_detect.data.perceptual import find_near, stack_hashes
 from masm_detect.data.sample import Sample
 from masm_detect.results import read_json, write_json
@@ -17,13 +18,36 @@ def write_groups(
 ) -> None:
     """Write `groups.json` to a run folder.
 
-    It holds the names of the training and validation groups, and the fingerprints and perceptual hashes of the training
-    files. `train_contents`: as `contents.read_contents` of `train` returns them.
+    It holds the names of the training and validation groups, the fingerprints and perceptual hashes of the training
+    files, and what the training data are (`training_data`). `train_contents`: as `contents.read_contents` of `train`
+    returns them.
     """
     content = {name: sorted({s.group for s in part}) for name, part in (("train", train), ("val", val))}
     files = sorted({content.fingerprint for content in train_contents})
     hashes = sorted({content.perceptual.hex() for content in train_contents if content.perceptual})
-    write_json(folder / "groups.json", content | {"train_files": files, "train_perceptual": hashes})
+    content |= {"train_files": files, "train_perceptual": hashes, "train_data": training_data(train)}
+    write_json(folder / "groups.json", content)
+
+
+def training_data(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+    """What samples are: {data set: {"methods": {forgery method: videos}, "real_videos", "images_per_video": the most
+    images of a video, "compression": the levels that are folders of its paths, as in FaceForensics++}}.
+    """
+    images: dict[tuple[str, str, str], int] = {}
+    levels: dict[str, set[str]] = {}
+    for sample in samples:
+        video = (sample.dataset, sample.method if sample.label else "", sample.video)
+        images[video] = images.get(video, 0) + 1
+        levels.setdefault(sample.dataset, set()).update(COMPRESSIONS.intersection(sample.path.split("/")))
+    found: dict[str, dict[str, Any]] = {}
+    for (dataset, method, _), count in sorted(images.items()):
+        entry = found.setdefault(dataset, {"methods": {}, "real_videos": 0, "images_per_video": 0})
+        entry["images_per_video"] = max(entry["images_per_video"], count)
+        if method:
+            entry["methods"][method] = entry["methods"].get(method, 0) + 1
+        else:
+            entry["real_videos"] += 1
+    return {name: entry | {"compression": sorted(levels[name])} for name, entry in found.items()}
 
 
 def seen_in_training(folder: Path, samples: Sequence[Sample], contents: Sequence[Content]) -> dict[str, Any] | None:

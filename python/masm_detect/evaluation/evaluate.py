@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from masm_detect.config import ConfigError, EvalConfig
-from masm_detect.config_files import to_dict
+from masm_detect.config_files import load_config, to_dict
 from masm_detect.data.checks import check_samples
 from masm_detect.data.content_cache import Content
 from masm_detect.data.contents import read_contents
@@ -31,8 +32,11 @@ from masm_detect.runtime import process_settings, resolve_precision
 from .calibration import load_calibration
 from .metrics import CallsFake, evaluate_scores
 from .predict import predict
+from .protocol_data import ProtocolData, protocol_results, read_protocol_data, require_training, training_differences
+from .protocols import Protocol, load_protocol
 from .runs import load_run
 from .score_file import ScoreRow, labelled, name_of, read_scores, scored_samples, write_scores, write_videos
+from .test_sets import record_evaluation
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         config: runs and data sets, score files, output folder.
 
     Returns:
-        The content of results.json: {"provenance", "config", "runs": {run name: {"method", "seen_in_training",
-        **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`. Both are None for a
-        score file.
+        The content of results.json: {"provenance", "config", "protocol": `protocol_data.protocol_results`, or None
+        without a protocol, "runs": {run name: {"method", "seen_in_training", "test_sets",
+        **`metrics.evaluate_scores`}}}; "seen_in_training" is that of `data.seen.seen_in_training`, "test_sets" that of
+        `test_sets.record_evaluation`. These and "method" are None for a score file.
 
     Raises:
         ConfigError: neither a run nor a score file, a folder that is no finished run, no data, or `config.out` holds
@@ -75,6 +80,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         RecipeError: the images were cut differently from the training images of a run, and `config.as_is` is not set.
         DatasetError: a data set that holds one class only, or a file that is in two splits or real and fake, byte for
             byte.
+        ProtocolError: a protocol that is not known, none of its test sets below `config.data_root`, or a run that was
+            not trained as it requires, and `config.other_training` is not set.
         ScoreFileError: a score file that cannot be read, or has no labels.
         UnreadableImage: a file is absent or damaged.
     """
@@ -87,9 +94,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if (out / "results.json").exists() and not config.overwrite:
         raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")
     scored: dict[str, Scored] = {}
+    protocol = None if config.protocol is None else _Protocol.of(config)
     with process_settings(config.runtime) as device:
         if config.runs:
-            _score_runs(config, device, scored)
+            _score_runs(config, device, scored, protocol)
         for path in config.scores:
             _read_score_file(Path(path), scored)
         results = {
@@ -100,6 +108,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         content = {
             "provenance": provenance(str(device)),
             "config": to_dict(replace(config, **names)),
+            "protocol": None if protocol is None else protocol.results(scored, config),
             "runs": results,
         }
     for name, one in scored.items():
@@ -113,16 +122,46 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return content
 
 
-def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scored]) -> None:
-    samples = Samples(_samples(config))
+@dataclass(frozen=True)
+class _Protocol:
+    """A protocol, its data, and how the training of each run differs from it, in the order of the runs."""
+
+    protocol: Protocol
+    data: ProtocolData
+    differences: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, config: EvalConfig) -> _Protocol:
+        """Load the protocol, compare the runs with it, and read its data."""
+        protocol = load_protocol(config.protocol, config.parameters or {})
+        configs = [load_config(Path(folder) / "config.yaml") for folder in config.runs]
+        differences = [training_differences(protocol, *pair) for pair in zip(config.runs, configs)]
+        if not config.other_training:
+            require_training(protocol, dict(zip(config.runs, differences)))
+        return cls(protocol, read_protocol_data(protocol, config), differences)
+
+    def results(self, scored: Mapping[str, Scored], config: EvalConfig) -> dict[str, Any]:
+        """What results.json contains of the protocol."""
+        scores = {name: one.scores for name, one in scored.items()}
+        return protocol_results(self.protocol, self.data, scores, dict(zip(scored, self.differences)), config.video_key)
+
+
+def _score_runs(
+    config: EvalConfig, device: torch.device, scored: dict[str, Scored], protocol: _Protocol | None
+) -> None:
+    samples = Samples(_samples(config)) if protocol is None else protocol.data.samples
+    sources = [slice(0, len(samples))] if protocol is None else protocol.data.sources
+    paths = config.paths if protocol is None else protocol.data.paths
     contents: list[Content] = []
+    evaluation = uuid.uuid4().hex
     for folder in config.runs:
         if not config.as_is:
-            check_same_crops(read_recipe(folder), config.paths, Path(folder).name)
+            check_same_crops(read_recipe(folder), paths, Path(folder).name)
         run, detector = load_run(folder, device)
         if not contents:
             contents = read_contents(samples, config.runtime.progress)
-            check_contents(samples, contents)
+            for source in sources:
+                check_contents(samples[source], contents[source])
         logits = predict(
             detector,
             frame_dataset(samples, detector.backbone, run.data),
@@ -132,11 +171,23 @@ def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scor
             progress=Path(folder).name if config.runtime.progress else None,
         )
         rows = scored_samples(samples, logits.double().numpy())
+        opened = record_evaluation(
+            folder,
+            samples,
+            contents,
+            out=config.out,
+            evaluation=evaluation,
+            protocol=None if protocol is None else protocol.protocol.name,
+        )
         scored[_unique(Path(folder).resolve().name, scored)] = Scored(
             samples,
             np.array([row.p_fake for row in rows]),
             rows,
-            {"method": run.method.name, "seen_in_training": seen_in_training(Path(folder), samples, contents)},
+            {
+                "method": run.method.name,
+                "seen_in_training": seen_in_training(Path(folder), samples, contents),
+                "test_sets": opened,
+            },
             _calls_fake(Path(folder)),
         )
 
@@ -144,7 +195,9 @@ def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scor
 def _read_score_file(path: Path, scored: dict[str, Scored]) -> None:
     rows, name = read_scores(path), name_of(path)
     samples, scores = labelled(rows, str(path), dataset=name)
-    scored[_unique(name, scored)] = Scored(samples, scores, rows, {"method": None, "seen_in_training": None})
+    scored[_unique(name, scored)] = Scored(
+        samples, scores, rows, dict.fromkeys(("method", "seen_in_training", "test_sets"))
+    )
 
 
 def _calls_fake(folder: Path) -> CallsFake | None:

@@ -17,12 +17,14 @@ from ..data.sample import Sample
 from ..evaluation.metrics import CALIBRATION_BINS, METRICS, reliability
 from .page import figure_svg, image_uri, render
 from .plots import new_figure
+from .protocol import protocol_heads, protocol_rows, protocol_warnings
 from .tables import (
     calibrated_cell,
     format_cell,
     interval_of,
     leak_warnings,
     method_rows,
+    opening_lines,
     shows_calibrated,
     shows_video_keys,
     video_key_cell,
@@ -45,15 +47,30 @@ def evaluation_page(content: Mapping[str, Any], scored: Mapping[str, tuple[Seque
         for dataset, entry in result["datasets"].items():
             here = [i for i, sample in enumerate(samples) if sample.dataset == dataset]
             parts.append(_part(dataset, entry, [samples[i] for i in here], scores[here], by_key, calibrated))
-        runs.append({"name": name, "warnings": leak_warnings(name, result), "parts": parts})
+        notes = opening_lines(name, result)
+        runs.append({"name": name, "warnings": leak_warnings(name, result), "notes": notes, "parts": parts})
     return render(
         "evaluation.html",
         runs=runs,
+        protocol=_protocol(content.get("protocol")),
         columns=_columns(by_key, calibrated),
         video_key=content["config"]["video_key"],
         provenance=content["provenance"],
         bins=CALIBRATION_BINS,
     )
+
+
+def _protocol(protocol: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the template shows of a protocol."""
+    if protocol is None:
+        return None
+    return {
+        **{name: protocol[name] for name in ("name", "title", "source", "notes")},
+        "heads": protocol_heads(protocol),
+        "rows": protocol_rows(protocol),
+        "warnings": protocol_warnings(protocol),
+        "missing": list(protocol["missing"].values()),
+    }
 
 
 def _columns(by_key: bool, calibrated: bool) -> list[str]:

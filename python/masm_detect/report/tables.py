@@ -66,9 +66,10 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
     last = [*(["cal. acc"] if calibrated else []), *(["dfb-compat"] if by_key else [])]
     for name in ("real", "fake", "AUC", *metrics.values(), "video AUC", *last):
         table.add_column(name, justify="right")
-    warnings = []
+    warnings, openings = [], []
     for run, result in runs.items():
         warnings += leak_warnings(run, result)
+        openings += opening_lines(run, result)
         for dataset, entry in result["datasets"].items():
             for method, numbers in method_rows(entry).items():
                 table.add_row(
@@ -84,8 +85,9 @@ def results_table(runs: Mapping[str, Mapping[str, Any]]) -> Table:
                     *([video_key_cell(numbers)] if by_key else []),
                 )
         table.add_section()
-    if warnings:
-        table.caption, table.caption_justify, table.caption_style = "\n".join(warnings), "left", "bold red"
+    if warnings or openings:
+        table.caption, table.caption_justify = "\n".join((*warnings, *openings)), "left"
+        table.caption_style = "bold red" if warnings else "yellow"
     return table
 
 
@@ -194,6 +196,28 @@ def leak_warnings(run: str, result: Mapping[str, Any]) -> list[str]:
     by_name_only = seen.get("files") == 0 and not seen.get("near_copies")
     doubt = ", though no file is the same: if they are the same videos," if by_name_only else ":"
     return [f"WARNING: {', and '.join(found)}{doubt} its numbers are not those of unseen data"]
+
+
+def opening_lines(run: str, result: Mapping[str, Any]) -> list[str]:
+    """Test sets of a run's results that were opened before (`evaluation.test_sets`), one line each."""
+    lines = []
+    for entry in result.get("test_sets") or ():
+        own, siblings = entry["opened_before"], entry["opened_by_siblings"]
+        counts = [
+            *([f"opened {_times(own)} before by {run}"] if own else []),
+            *([f"{_times(siblings)} by other runs beside it, trained on the same data"] if siblings else []),
+        ]
+        if counts:
+            kind = "test set" if entry["split"] == "test" else "data set without splits"
+            lines.append(
+                f"{kind} {entry['dataset']}: {', and '.join(counts)}; settings that were changed since then may be "
+                "chosen on it"
+            )
+    return lines
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _about_intervals(runs: Mapping[str, Mapping[str, Any]]) -> str:
