@@ -56,6 +56,9 @@ def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
     assert wheel.name.startswith("masm_ext-") and "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "masm_ext/libmasm_cpu.so" in names and "masm_ext/libmasm_cuda.so" not in names
+    assert {f"masm_detect/protocols/{path.name}" for path in (repo / "python/masm_detect/protocols").iterdir()} < set(
+        names
+    )
     assert "masm_detect/__init__.py" in names and not any(n.endswith((".cpp", ".cu")) for n in names)
     code = (
         "import torch, masm_ext, masm_detect, os\n"

@@ -204,14 +204,14 @@ def opening_lines(run: str, result: Mapping[str, Any]) -> list[str]:
     for entry in result.get("test_sets") or ():
         own, siblings = entry["opened_before"], entry["opened_by_siblings"]
         counts = [
-            *([f"opened {_times(own)} before by {run}"] if own else []),
+            *([f"{_times(own)} before by {run}"] if own else []),
             *([f"{_times(siblings)} by other runs beside it, trained on the same data"] if siblings else []),
         ]
         if counts:
             kind = "test set" if entry["split"] == "test" else "data set without splits"
             lines.append(
-                f"{kind} {entry['dataset']}: {', and '.join(counts)}; settings that were changed since then may be "
-                "chosen on it"
+                f"{kind} {entry['dataset']}: opened {', and '.join(counts)}; settings that were changed since then may "
+                "be chosen on it"
             )
     return lines
 
