@@ -51,7 +51,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="with a protocol: the folder that holds its data sets, each as a JSON file or folder of its name",
     )
-    parser.add_class_arguments(EvalConfig, skip={"paths", "scores", "overwrite", "data_root"})
+    switches = {
+        "as_is": "do not compare how the images were cut with how the training images of the run were (crops.json)",
+        "other_training": "with a protocol: evaluate a run that was not trained as the protocol requires, too; its "
+        "results are marked",
+    }
+    for name, about in switches.items():
+        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=about)
+    parser.add_class_arguments(EvalConfig, skip={"paths", "scores", "overwrite", "data_root", *switches})
 
 
 def run(values: Any) -> int:

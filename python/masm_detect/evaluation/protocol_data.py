@@ -97,7 +97,7 @@ def missing_text(protocol: Protocol, name: str) -> str:
     data, (*others, last) = protocol.data_sets[test.data], protocol.places(test.data)
     return (
         f"{name}: looked for {', '.join(others)} and {last}; get {data.title} from {data.page} ({data.terms}), and "
-        f"list its faces with `masm prepare` or DeepfakeBench's scripts (JSON of this name: {data.json})"
+        f"list its faces with {data.json}"
     )
 
 

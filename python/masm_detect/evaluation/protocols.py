@@ -37,7 +37,7 @@ class DataSet:
         file: name of its JSON file, or folder, below the data root
         page: the official page
         terms: the terms under which it is given out
-        json: which program writes a JSON file of this name
+        json: the programs that write a JSON file of this name
         labels: {label name in the JSON: 0 real, 1 fake}
         parts: other data sets that hold the same real videos and one forgery each
     """
@@ -131,7 +131,11 @@ class Protocol:
     name: str = ""
 
     def places(self, data: str) -> list[str]:
-        """Files and folders below the data root in which a data set is looked for, the first that exists counts."""
+        """Files and folders below the data root in which a data set is looked for; the first that exists counts.
+
+        Args:
+            data: name of the data set.
+        """
         file = self.data_sets[data].file
         stem = file.removesuffix(".json")
         json, inner = f"{stem}.json", f"{stem}/{Path(stem).name}.json"
@@ -142,7 +146,11 @@ class Protocol:
         return [self.name_of(test) for test in self.test]
 
     def name_of(self, test: TestSet) -> str:
-        """The name of a test set."""
+        """The name of a test set in the results.
+
+        Args:
+            test: one of `test`.
+        """
         return test.name or self.data_sets[test.data].short
 
     def training_names(self) -> list[str]:

@@ -29,12 +29,12 @@ def protocol_heads(protocol: Mapping[str, Any]) -> list[str]:
 
 
 def protocol_rows(protocol: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of each run."""
+    """The cells of each run; an interval, or what limits a number, is on a second line, to save width."""
     rows = []
     for run, result in protocol["runs"].items():
-        mark = " (not this protocol)" if result["differences"] else ""
+        mark = "\n(not this protocol)" if result["differences"] else ""
         cells = [
-            _MISSING if numbers is None else format_cell(interval_of(numbers, protocol["metric"]))
+            _MISSING if numbers is None else format_cell(interval_of(numbers, protocol["metric"])).replace(" [", "\n[")
             for numbers in result["test_sets"].values()
         ]
         rows.append([f"{run}{mark}", *cells, mean_cell(result)])
@@ -46,7 +46,7 @@ def mean_cell(result: Mapping[str, Any]) -> str:
     mean = format_cell((result["mean"], None, None))
     if result["mean"] is None or result["n_test_sets"] == result["of_test_sets"]:
         return mean
-    return f"{mean} (incomplete: {result['n_test_sets']} of {result['of_test_sets']})"
+    return f"{mean}\n(incomplete: {result['n_test_sets']} of {result['of_test_sets']})"
 
 
 def protocol_warnings(protocol: Mapping[str, Any]) -> list[str]:

@@ -199,21 +199,20 @@ def leak_warnings(run: str, result: Mapping[str, Any]) -> list[str]:
 
 
 def opening_lines(run: str, result: Mapping[str, Any]) -> list[str]:
-    """Test sets of a run's results that were opened before (`evaluation.test_sets`), one line each."""
-    lines = []
+    """Which test sets of a run's results were opened before (`evaluation.test_sets`): one line, or none."""
+    found = []
     for entry in result.get("test_sets") or ():
         own, siblings = entry["opened_before"], entry["opened_by_siblings"]
         counts = [
-            *([f"{_times(own)} before by {run}"] if own else []),
+            *([f"opened {_times(own)} before"] if own else []),
             *([f"{_times(siblings)} by other runs beside it, trained on the same data"] if siblings else []),
         ]
         if counts:
-            kind = "test set" if entry["split"] == "test" else "data set without splits"
-            lines.append(
-                f"{kind} {entry['dataset']}: opened {', and '.join(counts)}; settings that were changed since then may "
-                "be chosen on it"
-            )
-    return lines
+            splits = "" if entry["split"] == "test" else " (data without splits)"
+            found.append(f"{entry['dataset']}{splits} {' and '.join(counts)}")
+    if not found:
+        return []
+    return [f"test sets of {run}: {'; '.join(found)}. Settings that were changed since then may be chosen on them"]
 
 
 def _times(count: int) -> str:

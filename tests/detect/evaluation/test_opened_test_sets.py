@@ -96,18 +96,18 @@ def test_masm_eval_shows_the_count(tmp_path, capsys):
     for number in range(3):
         assert main([*command, f"--out={tmp_path}/out{number}"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert out.count("data set without splits data: opened") == 2
-    assert "opened once before by run" in out and "opened 2 times before by run" in out
+    assert out.count("test sets of run: data (data without splits) opened") == 2
+    assert "opened once before." in out and "opened 2 times before." in out
     entry = read_json(tmp_path / "out2" / "results.json")["runs"]["run"]["test_sets"]
     assert [e["opened_before"] for e in entry] == [2] and len(read_json(run / FILE)["evaluations"]) == 3
-    assert "opened 2 times before by run" in (tmp_path / "out2" / "report.html").read_text()
+    assert "opened 2 times before." in (tmp_path / "out2" / "report.html").read_text()
     assert "opened" not in (tmp_path / "out0" / "report.html").read_text()
 
 
 def test_lines_of_the_report():
     entry = {"dataset": "D", "split": "test", "opened_before": 1, "opened_by_siblings": 4}
     (line,) = opening_lines("r", {"test_sets": [entry, entry | {"opened_before": None, "opened_by_siblings": None}]})
-    assert line.startswith("test set D: opened once before by r, and 4 times by other runs beside it")
-    (line,) = opening_lines("r", {"test_sets": [entry | {"opened_before": 0, "split": None}]})
-    assert line.startswith("data set without splits D: opened 4 times by other runs")
+    assert line.startswith("test sets of r: D opened once before and 4 times by other runs beside it, trained on")
+    (line,) = opening_lines("r", {"test_sets": [entry, entry | {"opened_by_siblings": 0, "split": None}]})
+    assert "on the same data; D (data without splits) opened once before. Settings" in line
     assert opening_lines("r", {"test_sets": None}) == []

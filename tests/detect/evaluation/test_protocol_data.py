@@ -125,9 +125,9 @@ def test_a_run_that_was_trained_on_something_else(tree, tmp_path, capsys):
     err = capsys.readouterr().err
     assert_one_line(err, "not trained on the methods FF-NT; trained on 1 frames per video instead of 8 or 32")
     assert "--data.compression=c23" in err and "--other_training" in err
-    assert main([*arguments, "--other_training=true"]) == 0
+    assert main([*arguments, "--other_training"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "three (not this protocol)" in out and "WARNING: three does not fit this protocol: not trained on" in out
+    assert "(not this protocol)" in out and "WARNING: three does not fit this protocol: not trained on" in out
     assert len(read_json(tmp_path / "out" / "results.json")["protocol"]["runs"]["three"]["differences"]) == 2
     assert "not this protocol" in (tmp_path / "out" / "report.html").read_text()
 
