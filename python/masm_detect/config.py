@@ -365,7 +365,7 @@ class EvalConfig:
             )
         given = [name for name in ("data_root", "parameters", "other_training") if getattr(self, name)]
         if given and self.protocol is None:
-            raise ConfigError(f"{' and '.join(given)} belong to a protocol: name one with --protocol")
+            raise ConfigError(f"{' and '.join(given)} can be given with a protocol only: name one with --protocol")
         if self.protocol is not None:
             stated = ("paths", "scores", "split", "compression", "label_map", "video_pattern", "frames_per_video")
             given = ["data" if name == "paths" else name for name in stated if getattr(self, name)]

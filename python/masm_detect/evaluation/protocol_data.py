@@ -114,8 +114,13 @@ def training_differences(protocol: Protocol, folder: Path | str, config: TrainCo
     names = "|".join(map(re.escape, sorted(protocol.training_names(), key=len, reverse=True)))
     # FF-DF.json and FF-F2F.json read together are the data set FF-DF+FF-F2F
     others = [name for name in trained.datasets if not re.fullmatch(rf"(?:{names})(?:\+(?:{names}))*", name)]
+    used = {part for name in trained.datasets if name not in others for part in re.findall(names, name)}
+    unused = [name for name in required.data if not used & {name, *protocol.data_sets[name].parts}]
     if others:
-        found.append(f"trained on the data set {_listed(others)} instead of {_listed(required.data)}")
+        place = f" instead of {_listed(unused)}" if unused else ", too"
+        found.append(f"trained on the data set {_listed(others)}{place}")
+    elif unused:
+        found.append(f"not trained on the data set {_listed(unused)}")
     if config.data.self_blended:
         found.append("trained on self-blended images instead of the forgeries of the data")
     elif trained.methods is None:

@@ -58,6 +58,6 @@ def test_runs_of_older_versions(tmp_path, tiny_data):
 def test_a_renamed_copy_of_the_training_data_is_noticed(tiny_data, tiny_backbone, tmp_path):
     train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
     copy = shutil.copytree(tiny_data, tmp_path / "renamed")
-    config = EvalConfig([str(tmp_path / "run")], [str(copy)], str(tmp_path / "eval"),
-                        runtime=RuntimeConfig(progress=False))  # fmt: skip
+    runtime = RuntimeConfig(progress=False)
+    config = EvalConfig(runs=[str(tmp_path / "run")], paths=[str(copy)], out=str(tmp_path / "eval"), runtime=runtime)
     assert evaluate(config)["runs"]["run"]["seen_in_training"]["files"] == 20

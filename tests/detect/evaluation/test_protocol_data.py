@@ -144,7 +144,11 @@ def test_what_counts_as_training_on_ffpp(tree, tmp_path, capsys):
     assert list(read_json(parts / "groups.json")["train_data"]) == ["+".join(names)]
     # the folder c23 in the paths tells the compression
     assert main(eval_arguments(root, parts, tmp_path / "a", "ffpp-to-celebdf")) == 0
-    # another data set, and a run of an earlier version
+    # another data set, beside it or in place of it, and a run of an earlier version
+    both = trained(root, tmp_path / "both", ["FaceForensics++.json", "Celeb-DF-v2.json"])
+    assert main(eval_arguments(root, both, tmp_path / "b", "ffpp-to-celebdf")) == USER_ERROR
+    expected = "trained on the data set Celeb-DF-v2, too; trained on the methods CelebDFv2_fake, too."
+    assert expected in capsys.readouterr().err
     other = trained(root, tmp_path / "other", ["Celeb-DF-v2.json"], compression=None)
     assert main(eval_arguments(root, other, tmp_path / "b", "ffpp-to-celebdf")) == USER_ERROR
     expected = (
@@ -246,7 +250,7 @@ def test_the_data_of_the_demo(tmp_path, capsys):
         ({"paths": ["a"], "scores": ["b"]}, "data and scores cannot be given with protocol"),
         ({"data_root": None}, "protocol needs data_root"),
         ({"protocol": "dfb-compat"}, "this setting is now video_key"),
-        ({"protocol": None}, "data_root belong to a protocol"),
+        ({"protocol": None}, "data_root can be given with a protocol only"),
         ({"protocol": "none"}, "there is no protocol 'none': give a YAML file, or one of demo, ffpp-cross-dataset"),
     ],
 )

@@ -146,7 +146,11 @@ def test_the_list_and_the_page_of_the_documentation(capsys, repo):
 
 
 def test_the_example_of_the_documentation(tmp_path, repo):
-    [example] = re.findall(r"```yaml\n(.*?)```", (repo / "docs" / "protocols.md").read_text(), flags=re.S)
+    text = (repo / "docs" / "protocols.md").read_text()
+    for command in re.findall(r"^masm (\w.*)$", text, flags=re.M):
+        parser, modules = build_parser()
+        parser.instantiate(parser.parse_args(completed(shlex.split(command), modules)))
+    [example] = re.findall(r"```yaml\n(.*?)```", text, flags=re.S)
     (tmp_path / "example.yaml").write_text(example)
     protocol = load_protocol(str(tmp_path / "example.yaml"))
     assert protocol.names() == ["mine"] and protocol.train.compression == "c40"
