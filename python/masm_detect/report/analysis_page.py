@@ -24,6 +24,13 @@ _WORDS = {
     None: "not scored",
 }
 _CLASSES = {"likely fake": "fake", "likely real": "real"}
+#: States of Content Credentials, as c2pa-python names them.
+_C2PA = {
+    "Trusted": "valid, by a trusted signer: the file is as it was signed",
+    "Valid": "valid: the file is as it was signed; who signed it was not compared with a list of trusted signers",
+    "Invalid": "invalid: the file was changed after it was signed, or the signature is broken",
+    "damaged": "damaged: they cannot be read",
+}
 
 
 def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
@@ -33,6 +40,7 @@ def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
         "analysis.html",
         content=content,
         calibration=calibration,
+        c2pa_words=_C2PA,
         files=[_file(analysis, calibration) for analysis in analyses],
     )
 
