@@ -49,7 +49,11 @@ class CropRecipe:
             raise RecipeError(f"scale and detector belong to the region face, got {self}")
 
     def differences(self, other: CropRecipe) -> list[str]:
-        """What differs from another recipe, one phrase each."""
+        """What differs from the recipe `other`, one phrase each.
+
+        Args:
+            other: another recipe.
+        """
         mine, theirs = asdict(self), asdict(other)
         return [f"{name} {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
