@@ -109,5 +109,5 @@ def check_same_crops(recipe: CropRecipe | None, paths: Iterable[str], run: str) 
         if recipe is not None and other is not None and (different := recipe.differences(other)):
             raise RecipeError(
                 f"{path} was not cut as the training images of {run} ({'; '.join(different)}): prepare it with the "
-                "same settings, or give --as_is to use the images as they are"
+                "same settings, or give --as-is to use the images as they are"
             )

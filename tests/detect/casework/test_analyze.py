@@ -54,7 +54,7 @@ def test_verdicts_and_what_they_promise(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert verdicts <= {"likely fake", "likely real", "unsure"} and "uncalibrated" not in verdicts
     assert ("as far as this detector can tell" in page) == ("likely real" in verdicts)
-    assert "--as_is=true" in content["command"] and content["run"]["calibration"]["n_real"] == 12
+    assert "--as-is" in content["command"] and content["run"]["calibration"]["n_real"] == 12
     assert not any(file["maps"] for file in content["files"])
 
 
@@ -82,7 +82,7 @@ def _near_only(run):
 def test_command(tmp_path, capsys):
     run = tiny_run(tmp_path)
     picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])
-    arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--maps=false"]
+    arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--no_maps"]
     assert code_of(arguments) == 0
     assert "uncalibrated" in capsys.readouterr().out
     assert code_of(arguments) == 2
