@@ -55,8 +55,8 @@ BACKBONE = "bundled:dinov2-small"
 ANALYZED = "masm"
 #: The test photograph that is analyzed, as it is and forged by a family of the training.
 PHOTOGRAPH, FORGERY = "china.jpg", "upsample"
-#: Largest share of real photographs called fake, and of fakes called real: the validation split has 9 photographs, and a
-#: rate r needs 1 / r - 1.
+#: Largest share of real photographs called fake, and of fakes called real: the validation split has 9 photographs, and
+#: a rate r needs 1 / r - 1.
 ERROR_RATE = 0.1
 #: What a demo writes into its folder, and replaces when it runs again.
 PARTS = ("data", "runs", "eval", "photographs", "analysis", "results.json", "auc.png")
