@@ -193,5 +193,5 @@ def _command(detector: TrainedDetector, files: Sequence[Path], out: Path, option
     words = ["masm", "analyze", str(detector.run), *map(str, files), "--out", str(out)]
     for name, value in asdict(options).items():
         if value != getattr(default, name):
-            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-    return shlex.join([*words, *([] if maps else ["--maps=false"])])
+            words += ["--as-is"] if name == "as_is" else [f"--{name}", str(value)]
+    return shlex.join([*words, *([] if maps else ["--no_maps"])])

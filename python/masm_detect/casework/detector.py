@@ -78,7 +78,8 @@ class FileScore:
     """The result of one file.
 
     Attributes:
-        file, kind: the path; image or video
+        file: the path
+        kind: image or video
         rows: of its scored images
         p_fake: of the file: the mean over the frames of the person with the largest mean; None: no image was scored
         track: the person who decided; None: whole pictures or tiles
@@ -86,7 +87,8 @@ class FileScore:
         verdict: likely fake, likely real or unsure; uncalibrated if the run is not; None: no image was scored
         distance: mean distance of the features of its images to those of validation images; None: not calibrated
         outside: whether that is farther than validation videos are: then the verdict is unsure, whatever the score
-        wanted, scored: frames that were to be read, and those that gave an image
+        wanted: frames that were to be read
+        scored: frames that gave an image
         lost: (frame, reason) of the others
         reason: why nothing was scored, or None
         notes: what is unusual about the file
@@ -170,7 +172,14 @@ class TrainedDetector:
     ) -> Iterator[FileScore]:
         """The result of each file, in order, as soon as it is known; batches run across files.
 
-        keep_crops: put the crops into the results.
+        Args:
+            files: pictures and videos (`find_files`).
+            options: how they are cut and scored.
+            progress: show a progress bar.
+            keep_crops: put the crops into the results.
+
+        Raises:
+            PredictError: as of `predict`.
         """
         recipe = None if options.as_is else self.needed_recipe()
         faces = MtcnnDetector() if recipe is not None and recipe.region == "face" else None
@@ -192,7 +201,16 @@ class TrainedDetector:
     def score_images(
         self, images: Sequence[np.ndarray], batch_size: int = 32, precision: str = "auto"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [n] and features [n, d], float32, of crops RGB uint8 [H, W, 3]."""
+        """Scores of crops.
+
+        Args:
+            images: n crops, RGB uint8 [H, W, 3].
+            batch_size: images in a batch.
+            precision: bf16, fp32 or auto.
+
+        Returns:
+            Logits [n] and features [n, feature_dim], float32.
+        """
         precision = resolve_precision(precision, self.device)
         logits, features = [], []
         with torch.inference_mode():

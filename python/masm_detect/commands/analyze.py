@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from .arguments import options_of
+from .arguments import add_flag, options_of
 from .predict import add_files
 
 HELP = "report on pictures and videos: verdict, timeline, maps, provenance, in one HTML file"
@@ -16,14 +16,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The arguments of `masm predict`, and whether maps are made."""
     add_files(parser)
     parser.add_argument("--out", type=str, default="analysis", help="folder for report.html and report.json")
-    parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the report in --out")
-    parser.add_argument(
-        "--maps",
-        action=ActionYesNo,
-        nargs="?",
+    add_flag(parser, "overwrite", "replace the report in --out")
+    add_flag(
+        parser,
+        "maps",
+        "show where in an image the score comes from (about 150 passes of the network for each of at most two images "
+        "of a file)",
         default=True,
-        help="show where in an image the score comes from (about 150 passes of the network for each of at most two "
-        "images of a file)",
     )
 
 

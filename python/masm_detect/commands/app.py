@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from .arguments import options_of
+from .arguments import add_flag, options_of
+from .predict import add_scoring
 
 HELP = "analyze pictures and videos in a page of the local browser"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The run, how files are cut and scored, and where the page is served."""
-    from masm_detect.casework.detector import ScoreOptions
-
     parser.add_argument("run", type=str, help="run folder written by `masm train`")
-    parser.add_class_arguments(ScoreOptions)
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto")
+    add_scoring(parser)
     parser.add_argument("--port", type=int, default=None, help="port; default: the first free one from 7860 on")
-    parser.add_argument("--browser", action=ActionYesNo, nargs="?", default=True, help="open the page in the browser")
+    add_flag(parser, "browser", "open the page in the browser", default=True)
 
 
 def run(values: Any) -> None:

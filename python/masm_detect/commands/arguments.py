@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser
 
 from masm_detect.errors import UserError
 
@@ -20,6 +20,12 @@ MOVED = {"data.workers": "runtime.workers"}
 def add_config_file(parser: ArgumentParser) -> None:
     """The option `--config`: a YAML file with settings of the command."""
     parser.add_argument("--config", action=_ConfigFile, help="YAML file with any of the settings below")
+
+
+def add_flag(parser: ArgumentParser, name: str, text: str, default: bool = False) -> None:
+    """The options `--name` and `--no_name`, which take no value; words may also be joined by dashes."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    parser.add_argument(*spellings, action=ActionYesNo, default=default, help=text)
 
 
 def options_of(values: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from .arguments import options_of
+from .arguments import add_flag, options_of
 
 HELP = "learn probabilities and thresholds for a run on validation data"
 
@@ -23,7 +23,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         help="data sets that were not trained on; default: the validation split of the run",
     )
-    parser.add_function_arguments(calibrate, skip={"run", "paths", "progress"})
+    add_flag(parser, "as_is", "do not compare how the images were cut with how the training images were (crops.json)")
+    parser.add_function_arguments(calibrate, skip={"run", "paths", "as_is", "progress"})
 
 
 def run(values: Any) -> None:

@@ -55,7 +55,7 @@ BACKBONE = "bundled:dinov2-small"
 ANALYZED = "masm"
 #: The test photograph that is analyzed, as it is and forged by a family of the training.
 PHOTOGRAPH, FORGERY = "china.jpg", "upsample"
-#: Largest share of real photographs called fake, and of fakes called real: the validation split has 10 photographs, and
+#: Largest share of real photographs called fake, and of fakes called real: the validation split has 9 photographs, and
 #: a rate r needs 1 / r - 1.
 ERROR_RATE = 0.1
 #: What a demo writes into its folder, and replaces when it runs again.
@@ -125,7 +125,8 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
     results = _results(scored, size, out)
     run = out / "runs" / ANALYZED
     try:
-        calibrate(run, false_alarm_rate=ERROR_RATE, miss_rate=ERROR_RATE, progress=progress)
+        rates = dict.fromkeys(("false_alarm_rate", "miss_rate", "outside_rate"), ERROR_RATE)
+        calibrate(run, **rates, progress=progress)
     except CalibrationError as error:  # the tiny version may be no better than chance
         print(f"not calibrated: {error}")
     photographs = write_photographs(out / "photographs", seed)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from .arguments import options_of
+from .arguments import add_flag, options_of
 
 HELP = "score pictures and videos with a trained run"
 
@@ -17,16 +17,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=str, default="predictions", help="folder for scores.csv, videos.csv, coverage.json"
     )
-    parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the results in --out")
+    add_flag(parser, "overwrite", "replace the results in --out")
 
 
 def add_files(parser: ArgumentParser) -> None:
     """The run and the files, and how they are cut and scored: for every command that scores files."""
-    from masm_detect.casework.detector import ScoreOptions
-
     parser.add_argument("run", type=str, help="run folder written by `masm train`")
     parser.add_argument("files", nargs="+", type=str, help="pictures, videos, or folders of them")
-    parser.add_class_arguments(ScoreOptions)
+    add_scoring(parser)
+
+
+def add_scoring(parser: ArgumentParser) -> None:
+    """How files are cut and scored."""
+    from masm_detect.casework.detector import ScoreOptions
+
+    add_flag(parser, "as_is", "score every picture and frame as it is: it is a crop already")
+    parser.add_class_arguments(ScoreOptions, skip={"as_is"})
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, or auto")
 
 

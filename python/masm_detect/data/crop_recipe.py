@@ -49,7 +49,11 @@ class CropRecipe:
             raise RecipeError(f"scale and detector belong to the region face, got {self}")
 
     def differences(self, other: CropRecipe) -> list[str]:
-        """What differs from another recipe, one phrase each."""
+        """What differs from the recipe `other`, one phrase each.
+
+        Args:
+            other: another recipe.
+        """
         mine, theirs = asdict(self), asdict(other)
         return [f"{name} {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
@@ -105,5 +109,5 @@ def check_same_crops(recipe: CropRecipe | None, paths: Iterable[str], run: str) 
         if recipe is not None and other is not None and (different := recipe.differences(other)):
             raise RecipeError(
                 f"{path} was not cut as the training images of {run} ({'; '.join(different)}): prepare it with the "
-                "same settings, or give --as_is to use the images as they are"
+                "same settings, or give --as-is to use the images as they are"
             )

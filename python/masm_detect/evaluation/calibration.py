@@ -52,18 +52,25 @@ class Calibration:
     """What was learned on validation data.
 
     Attributes:
-        scale, offset: of the map
+        scale: of the map
+        offset: of the map
         thresholds: calibrated P(fake): at or above "fake" a video is likely fake, at or below "real" likely real; None:
             too few groups for the requested rate
-        false_alarm_rate, miss_rate: largest share of real videos called fake, and of fake videos called real
-        n_real, n_fake: videos; n_real_groups, n_fake_groups: their independent groups, on which the guarantee rests
+        false_alarm_rate: largest share of real videos called fake
+        miss_rate: largest share of fake videos called real
+        n_real: real videos
+        n_fake: fake videos
+        n_real_groups: independent groups of real videos, on which the guarantee rests
+        n_fake_groups: independent groups of fake videos
         share_of_fakes: among the videos; the calibrated P(fake) holds for such a mixture
-        ece_before, ece_after: expected calibration error on these videos, 15 bins
+        ece_before: expected calibration error on these videos, 15 bins, of the scores
+        ece_after: the same of the calibrated P(fake)
         auc: on these videos
         farthest: largest mean distance to the nearest validation images of an image that is like them; None: too few
             groups
         outside_rate: share of videos like the validation videos that are farther away
         data: names of the data sets
+        features: of validation images, unit length, [n, feature_dim]; None: not kept
     """
 
     scale: float
@@ -85,11 +92,19 @@ class Calibration:
     features: np.ndarray | None = None
 
     def probability(self, p_fake: float) -> float:
-        """Calibrated P(fake) of a video whose images have the mean P(fake) `p_fake`."""
+        """Calibrated P(fake) of a video.
+
+        Args:
+            p_fake: mean P(fake) of its images.
+        """
         return sigmoid(self.scale * log_odds(p_fake) + self.offset)
 
     def verdict(self, p_fake: float) -> Verdict:
-        """The decision on a video whose images have the mean P(fake) `p_fake`."""
+        """The decision on a video.
+
+        Args:
+            p_fake: mean P(fake) of its images.
+        """
         value, fake, real = self.probability(p_fake), self.thresholds["fake"], self.thresholds["real"]
         # Where a detector is so good that the thresholds cross, what lies between them is unlike both.
         if fake is not None and value >= max(fake, -math.inf if real is None else real):
@@ -99,12 +114,20 @@ class Calibration:
         return "unsure"
 
     def calls_fake(self, p_fake: np.ndarray) -> np.ndarray:
-        """Whether videos with these mean P(fake) [V] are at or above the upper threshold, bool [V]."""
+        """Whether videos are at or above the upper threshold, bool [V].
+
+        Args:
+            p_fake: mean P(fake) of the images of each, [V].
+        """
         fake = self.thresholds["fake"]
         return np.array([fake is not None and self.probability(p) >= fake for p in p_fake], dtype=bool)
 
     def distance(self, features: np.ndarray) -> np.ndarray | None:
-        """Mean distance [n] of features [n, d] to the nearest validation images; None without their features."""
+        """Mean distance [n] to the nearest validation images; None without their features.
+
+        Args:
+            features: unit length, [n, feature_dim].
+        """
         return None if self.features is None else neighbour_distance(features, self.features)
 
 
@@ -177,7 +200,9 @@ def conformal_bound(scores: np.ndarray, groups: np.ndarray, rate: float) -> floa
     conformal prediction (Lee, Barber and Willett, arXiv 2306.06342, section 3.1).
 
     Args:
-        scores: [n]. groups: name of the group of each, [n]. rate: in (0, 1).
+        scores: [n].
+        groups: name of the group of each, [n].
+        rate: in (0, 1).
 
     Returns:
         A float just above one of the scores; None if there are fewer than 1 / rate - 1 groups.
@@ -191,9 +216,12 @@ def conformal_bound(scores: np.ndarray, groups: np.ndarray, rate: float) -> floa
 
 
 def neighbour_distance(features: np.ndarray, known: np.ndarray, skip: np.ndarray | None = None) -> np.ndarray:
-    """Mean distance of features [n, d] to their nearest known features [m, d], all of unit length -> [n].
+    """Mean distance of features to their nearest known features, [n].
 
-    skip: [n, m], True where a known feature does not count (of the same group).
+    Args:
+        features: unit length, [n, d].
+        known: unit length, [m, d].
+        skip: [n, m], True where a known feature does not count (of the same group); None: all count.
     """
     similarity = features @ known.T
     if skip is not None:
@@ -204,7 +232,11 @@ def neighbour_distance(features: np.ndarray, known: np.ndarray, skip: np.ndarray
 
 
 def unit_length(features: np.ndarray) -> np.ndarray:
-    """Features [n, d] scaled to unit length, float32."""
+    """Features scaled to unit length, float32 [n, d].
+
+    Args:
+        features: [n, d].
+    """
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
@@ -214,7 +246,8 @@ def farthest_of(features: np.ndarray, videos: Sequence[str], groups: Sequence[st
 
     Args:
         features: of n images, unit length, [n, d].
-        videos, groups: of each image, [n].
+        videos: of each image, [n].
+        groups: of each image, [n].
         rate: share of such videos that are farther away.
     """
     names = np.asarray(groups, dtype=str)
@@ -229,7 +262,13 @@ def farthest_of(features: np.ndarray, videos: Sequence[str], groups: Sequence[st
 
 
 def save_calibration(folder: Path | str, calibration: Calibration, provenance: dict[str, Any]) -> None:
-    """Write `calibration.json`, and the features beside it, to a run folder; the JSON last."""
+    """Write `calibration.json`, and the features beside it, to a run folder; the JSON last.
+
+    Args:
+        folder: the run folder.
+        calibration: what was learned.
+        provenance: where it comes from, for the file.
+    """
     folder = Path(folder)
     if calibration.features is None:
         (folder / FEATURES).unlink(missing_ok=True)
@@ -240,7 +279,14 @@ def save_calibration(folder: Path | str, calibration: Calibration, provenance: d
 
 
 def load_calibration(folder: Path | str) -> Calibration | None:
-    """The calibration of a run folder; None if it has none. Raises CalibrationError for one that cannot be read."""
+    """The calibration of a run folder; None if it has none.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        CalibrationError: it cannot be read.
+    """
     folder = Path(folder)
     if not (folder / FILE).is_file():
         return None

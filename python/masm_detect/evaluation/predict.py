@@ -59,7 +59,19 @@ def predict_features(
     workers: int | None = None,
     progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [n] and features [n, feature_dim], float32 on the CPU; arguments and errors as of `predict`."""
+    """Logits [n] and features [n, feature_dim], float32 on the CPU.
+
+    Args:
+        detector: as of `predict`.
+        dataset: as of `predict`.
+        batch_size: as of `predict`.
+        precision: as of `predict`.
+        workers: as of `predict`.
+        progress: as of `predict`.
+
+    Raises:
+        DatasetError: the data set is empty.
+    """
     if not len(dataset):
         raise DatasetError("there are no images to score")
     outputs = list(_outputs(detector, dataset, batch_size, precision, workers, progress))

@@ -24,6 +24,13 @@ _WORDS = {
     None: "not scored",
 }
 _CLASSES = {"likely fake": "fake", "likely real": "real"}
+#: States of Content Credentials, as c2pa-python names them.
+_C2PA = {
+    "Trusted": "valid, by a trusted signer: the file is as it was signed",
+    "Valid": "valid: the file is as it was signed; who signed it was not compared with a list of trusted signers",
+    "Invalid": "invalid: the file was changed after it was signed, or the signature is broken",
+    "damaged": "damaged: they cannot be read",
+}
 
 
 def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
@@ -33,6 +40,7 @@ def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
         "analysis.html",
         content=content,
         calibration=calibration,
+        c2pa_words=_C2PA,
         files=[_file(analysis, calibration) for analysis in analyses],
     )
 
@@ -130,9 +138,15 @@ def _picture(analysis: Any) -> str:
             part[:] = (part * (1 - weight) + np.array(color) * weight).round().astype(np.uint8)
         cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), color, 1 if row.track is None else 2)
         text = f"{row.p_fake:.2f}" if row.track is None else f"face {row.track}: {row.p_fake:.2f}"
-        cv2.putText(canvas, text, (max(x0, 0) + 3, max(y0, 0) + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 3)
-        cv2.putText(canvas, text, (max(x0, 0) + 3, max(y0, 0) + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1)
+        _label(canvas, text, max(x0, 0) + 2, max(y0, 0) + 2)
     return image_uri(canvas)
+
+
+def _label(canvas: np.ndarray, text: str, x: int, y: int) -> None:
+    """Write `text` in black on white, with its upper left corner at (x, y)."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    cv2.rectangle(canvas, (x, y), (x + width + 3, y + height + 4), (255, 255, 255), -1)
+    cv2.putText(canvas, text, (x + 2, y + height + 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def _shown(shown: Any) -> dict[str, Any]:

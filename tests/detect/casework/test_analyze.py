@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 
-import cv2
 import numpy as np
 import pytest
 import tiny
@@ -14,9 +13,7 @@ from command_line import assert_one_line, code_of
 from masm_detect.casework.analyze import analyze
 from masm_detect.casework.calibrate import calibrate
 from masm_detect.casework.detector import ScoreOptions
-from masm_detect.casework.media import c2pa_claims, media_facts
 from masm_detect.config import ConfigError
-from PIL import Image
 from trained_runs import face_photograph, face_recipe, tiny_run, write_rgb
 from video_files import encode_video
 
@@ -57,7 +54,7 @@ def test_verdicts_and_what_they_promise(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert verdicts <= {"likely fake", "likely real", "unsure"} and "uncalibrated" not in verdicts
     assert ("as far as this detector can tell" in page) == ("likely real" in verdicts)
-    assert "--as_is=true" in content["command"] and content["run"]["calibration"]["n_real"] == 12
+    assert "--as-is" in content["command"] and content["run"]["calibration"]["n_real"] == 12
     assert not any(file["maps"] for file in content["files"])
 
 
@@ -82,30 +79,10 @@ def _near_only(run):
     return replace(load_calibration(run), farthest=1.0)
 
 
-def test_metadata_of_pictures(tmp_path):
-    image = Image.fromarray(np.full((40, 60, 3), 127, np.uint8))
-    exif = Image.Exif()
-    exif[0x0131] = "Some editor 3"
-    image.save(tmp_path / "a.jpg", exif=exif, quality=40)
-    facts = media_facts(tmp_path / "a.jpg", "image")
-    assert facts["metadata"] == {"EXIF Software": "Some editor 3"} and facts["jpeg_quality"] == 40
-    assert (facts["width"], facts["height"], facts["format"]) == (60, 40, "JPEG")
-    damaged = tmp_path / "damaged.jpg"
-    damaged.write_bytes(b"\xff\xd8\xff\xe0")
-    assert media_facts(damaged, "image")["width"] is None
-
-
-def test_content_credentials(tmp_path):
-    assert cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
-    pytest.importorskip("c2pa")
-    assert c2pa_claims(tmp_path / "a.jpg")["state"] == "none"
-    assert c2pa_claims(encode_video(tmp_path / "v.mp4", 3))["state"] == "none"
-
-
 def test_command(tmp_path, capsys):
     run = tiny_run(tmp_path)
     picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])
-    arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--maps=false"]
+    arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--no_maps"]
     assert code_of(arguments) == 0
     assert "uncalibrated" in capsys.readouterr().out
     assert code_of(arguments) == 2

@@ -67,5 +67,5 @@ def test_only_this_machine_can_connect(tmp_path):
 
 
 def test_a_run_that_cannot_score_is_refused_at_once(tmp_path, capsys):
-    assert code_of(["app", str(tiny_run(tmp_path, None)), "--device", "cpu", "--browser=false"]) == 2
+    assert code_of(["app", str(tiny_run(tmp_path, None)), "--device", "cpu", "--no_browser"]) == 2
     assert_one_line(capsys.readouterr().err, "crops.json")

@@ -51,7 +51,7 @@ def test_different_data_sets_are_refused(tmp_path):
         recipe_of([a, b])
     check_same_crops(FACE, [a, c, "hf:some/set"], "run")
     check_same_crops(None, [a], "run")
-    with pytest.raises(RecipeError, match=r"b was not cut as .* of my-run \(scale 1\.3 against 1\.5\).*as_is"):
+    with pytest.raises(RecipeError, match=r"b was not cut as .* of my-run \(scale 1\.3 against 1\.5\).*--as-is"):
         check_same_crops(FACE, [a, b], "my-run")
 
 
