@@ -19,6 +19,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def folder_sha256(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file directly in a folder, by name; empty if there is no such folder."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {file.name: file_sha256(file) for file in files if file.is_file()}
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in order of their names; as hex."""
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from masm_detect.evaluation.calibration import (
     MOST_FEATURES,
     Calibration,
     CalibrationError,
+    check_rate,
     farthest_of,
     fit_calibration,
     save_calibration,
@@ -76,7 +78,8 @@ def calibrate(
             better than chance.
         RecipeError: the data was cut differently from the training images, and `as_is` is not set.
     """
-    trained = TrainedDetector(run, device)
+    check_rate("outside_rate", outside_rate)
+    trained = TrainedDetector(run, device, calibrated=False)
     samples = _samples(trained, paths, split, as_is, progress)
     logits, features = predict_features(
         trained.detector,
@@ -91,13 +94,17 @@ def calibrate(
         scores, labels, groups, false_alarm_rate=false_alarm_rate, miss_rate=miss_rate, method=method
     )
     kept = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MOST_FEATURES)).round().astype(int))
-    bank = unit_length(features.numpy()[kept])
+    units = unit_length(features.numpy())
+    videos, group_names = [sample.video for sample in samples], [sample.group for sample in samples]
+    images = np.unique(videos, return_counts=True)[1]
     learned = replace(
         learned,
-        farthest=farthest_of(bank, [samples[i].video for i in kept], [samples[i].group for i in kept], outside_rate),
+        selected_on=not paths and trained.config.optim.select == "best",
+        images_per_video=(int(images.min()), float(np.median(images))),
+        farthest=farthest_of(units, videos, group_names, outside_rate, kept),
         outside_rate=outside_rate,
         data=tuple(sorted({sample.dataset for sample in samples})),
-        features=bank,
+        features=units[kept],
     )
     save_calibration(run, learned, provenance(str(trained.device)) | {"split": split, "images": len(samples)})
     plot_reliability(labels, scores, learned, Path(run) / "plots" / "reliability.png")
@@ -110,10 +117,17 @@ def _samples(trained: TrainedDetector, paths: Sequence[str], split: str | None, 
     if not as_is:
         check_same_crops(trained.recipe, paths, trained.run.name)
     samples = Samples(load_samples(list(paths), splits=None if split is None else [split]))
-    seen = seen_in_training(trained.run, samples, read_contents(samples, progress)) or {}
-    if seen.get("groups") or seen.get("files"):
+    seen = seen_in_training(trained.run, samples, read_contents(samples, progress))
+    if seen is None or seen["files"] is None or seen["near_copies"] is None:
+        warnings.warn(
+            f"{trained.run} does not record all that it was trained on (an older version wrote it), so that training "
+            "images among these data cannot be found",
+            stacklevel=2,
+        )
+    if seen is not None and (seen["groups"] or seen["files"] or seen["near_copies"]):
         raise CalibrationError(
             f"{trained.run} was trained on {seen['groups']} of these {seen['of_groups']} groups and "
-            f"{seen['files'] or 0} of these files: calibrate on data that it has not seen, e.g. with --split val"
+            f"{seen['files'] or 0} of these files, and {seen['near_copies'] or 0} others look like training images: "
+            "calibrate on data that it has not seen, e.g. with --split val"
         )
     return samples

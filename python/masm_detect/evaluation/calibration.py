@@ -4,16 +4,18 @@ The unit is a video, or a picture: its score is the mean P(fake) of its images. 
 
 - a map to a calibrated P(fake): sigmoid(scale * logit(score) + offset) (Platt, 1999; temperature scaling with offset 0,
   Guo et al., ICML 2017, arXiv 1706.04599);
-- two thresholds with a guarantee for new material from the same source (conformal prediction, here for data in groups:
-  Lee, Barber and Willett, arXiv 2306.06342): a real video scores above the upper one with probability
-  `false_alarm_rate` at most, a fake one below the lower one with probability `miss_rate` at most. Between them the
-  verdict is "unsure";
+- two thresholds (conformal prediction, here for data in groups: Lee, Barber and Willett, arXiv 2306.06342). For a new
+  video from the same source, and on average over calibration sets of this size, a real one scores at or above the upper
+  threshold with probability `false_alarm_rate` at most, a fake one at or below the lower one with probability
+  `miss_rate` at most. What one calibration gives varies around that: `rate_limit` bounds it. Between the thresholds the
+  verdict is "unsure". The statement does not hold for data that the epoch was chosen on (`selected_on`);
 - how far the features of new images may lie from those of validation images (mean distance to the nearest ones, Sun et
-  al., ICML 2022, arXiv 2204.06507), with the same kind of guarantee.
+  al., ICML 2022, arXiv 2204.06507), at a rate that holds approximately: each video is compared with the others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,19 +24,21 @@ from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 from scipy.optimize import minimize
+from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
 from masm_detect.errors import UserError
+from masm_detect.hashes import folder_sha256
 from masm_detect.results import read_json, write_json
 from masm_ext.files import write_atomically
 
 from .metrics import calibration_error
 from .score_file import log_odds, sigmoid
 
-FILE, FEATURES = "calibration.json", "calibration.safetensors"
+FILE = "calibration.json"
 FORMAT, VERSION = "masm-detect-calibration", 1
 #: Neighbours whose mean distance tells how far an image is from the validation images.
 NEIGHBOURS = 10
@@ -66,6 +70,9 @@ class Calibration:
         ece_before: expected calibration error on these videos, 15 bins, of the scores
         ece_after: the same of the calibrated P(fake)
         auc: on these videos
+        selected_on: whether the epoch of the run was chosen on these videos: then the rates are no guarantees
+        images_per_video: lowest and median number of images of a video: a file with fewer images has a less certain
+            score than the thresholds were made for
         farthest: largest mean distance to the nearest validation images of an image that is like them; None: too few
             groups
         outside_rate: share of videos like the validation videos that are farther away
@@ -86,6 +93,8 @@ class Calibration:
     ece_before: float
     ece_after: float
     auc: float
+    selected_on: bool = False
+    images_per_video: tuple[int, float] = (1, 1.0)
     farthest: float | None = None
     outside_rate: float = 0.05
     data: tuple[str, ...] = ()
@@ -112,6 +121,21 @@ class Calibration:
         if real is not None and value <= min(real, math.inf if fake is None else fake):
             return "likely real"
         return "unsure"
+
+    def rate_limit(self, kind: Literal["fake", "real"]) -> float:
+        """What the error rate of this one calibration stays below in 95% of calibrations.
+
+        With G groups of one video each, the rate of a conformal threshold has a beta distribution (Vovk, ACML 2012,
+        arXiv 1209.2673); with several videos a group this holds approximately.
+
+        Args:
+            kind: fake: real videos called fake; real: fake videos called real.
+        """
+        rate, groups = (
+            (self.false_alarm_rate, self.n_real_groups) if kind == "fake" else (self.miss_rate, self.n_fake_groups)
+        )
+        above = math.floor(rate * (groups + 1) + 1e-9)
+        return float(beta.ppf(0.95, above, groups + 1 - above)) if above else 1.0
 
     def calls_fake(self, p_fake: np.ndarray) -> np.ndarray:
         """Whether videos are at or above the upper threshold, bool [V].
@@ -156,9 +180,8 @@ def fit_calibration(
     Raises:
         CalibrationError: one class only, a rate outside (0, 1), or scores that do not order the videos.
     """
-    for name, rate in (("false_alarm_rate", false_alarm_rate), ("miss_rate", miss_rate)):
-        if not 0 < rate < 1:
-            raise CalibrationError(f"{name} is {rate}; it must be between 0 and 1, e.g. 0.05")
+    check_rate("false_alarm_rate", false_alarm_rate)
+    check_rate("miss_rate", miss_rate)
     labels, p_fake = np.asarray(labels), np.asarray(p_fake, float)
     if len(set(labels.tolist())) < 2:
         raise CalibrationError(f"all {len(labels)} validation videos have one label: a calibration needs both classes")
@@ -191,6 +214,17 @@ def fit_calibration(
         ece_after=calibration_error(labels, after),
         auc=auc,
     )
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise CalibrationError unless the rate called `name` is between 0 and 1.
+
+    Args:
+        name: of the setting.
+        rate: its value.
+    """
+    if not 0 < rate < 1:
+        raise CalibrationError(f"{name} is {rate}; it must be between 0 and 1, e.g. 0.05")
 
 
 def conformal_bound(scores: np.ndarray, groups: np.ndarray, rate: float) -> float | None:
@@ -241,7 +275,9 @@ def unit_length(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def farthest_of(features: np.ndarray, videos: Sequence[str], groups: Sequence[str], rate: float) -> float | None:
+def farthest_of(
+    features: np.ndarray, videos: Sequence[str], groups: Sequence[str], rate: float, kept: np.ndarray | None = None
+) -> float | None:
     """The bound on the distance of a video that is like the validation videos (`conformal_bound`).
 
     Args:
@@ -249,10 +285,12 @@ def farthest_of(features: np.ndarray, videos: Sequence[str], groups: Sequence[st
         videos: of each image, [n].
         groups: of each image, [n].
         rate: share of such videos that are farther away.
+        kept: places of the images that distances are measured to, those of the same group left out; None: all.
     """
     names = np.asarray(groups, dtype=str)
+    kept = np.arange(len(features)) if kept is None else kept
     distance = np.concatenate([
-        neighbour_distance(features[i : i + 256], features, names[i : i + 256, None] == names[None, :])
+        neighbour_distance(features[i : i + 256], features[kept], names[i : i + 256, None] == names[None, kept])
         for i in range(0, len(features), 256)
     ])  # fmt: skip
     _, place = np.unique(np.asarray(videos, dtype=str), return_inverse=True)
@@ -270,12 +308,18 @@ def save_calibration(folder: Path | str, calibration: Calibration, provenance: d
         provenance: where it comes from, for the file.
     """
     folder = Path(folder)
-    if calibration.features is None:
-        (folder / FEATURES).unlink(missing_ok=True)
-    else:
-        write_atomically(folder / FEATURES, to_bytes({"features": calibration.features.astype(np.float16)}))
     content = {name: value for name, value in asdict(calibration).items() if name != "features"}
+    content |= {"adapter_sha256": folder_sha256(folder / "adapter"), "features_file": None, "features_sha256": None}
+    if calibration.features is not None:
+        data = to_bytes({"features": calibration.features.astype(np.float16)})
+        digest = hashlib.sha256(data).hexdigest()
+        # a name of its own: the old features stay beside the old JSON until that is replaced
+        content |= {"features_file": f"calibration-{digest[:12]}.safetensors", "features_sha256": digest}
+        write_atomically(folder / content["features_file"], data)
     write_json(folder / FILE, {"format": FORMAT, "version": VERSION, **content, "provenance": provenance})
+    for other in folder.glob("calibration-*.safetensors"):
+        if other.name != content["features_file"]:
+            other.unlink(missing_ok=True)
 
 
 def load_calibration(folder: Path | str) -> Calibration | None:
@@ -285,7 +329,7 @@ def load_calibration(folder: Path | str) -> Calibration | None:
         folder: the run folder.
 
     Raises:
-        CalibrationError: it cannot be read.
+        CalibrationError: it cannot be read, or was made for other weights.
     """
     folder = Path(folder)
     if not (folder / FILE).is_file():
@@ -298,11 +342,24 @@ def load_calibration(folder: Path | str) -> Calibration | None:
         )
     try:
         fields = {name: value for name, value in content.items() if name not in ("format", "version", "provenance")}
-        features = load_file(folder / FEATURES)["features"] if (folder / FEATURES).is_file() else None
-        fields["data"] = tuple(fields["data"])
-        features = None if features is None else unit_length(features)
+        adapter, file, digest = (
+            fields.pop(f"{name}") for name in ("adapter_sha256", "features_file", "features_sha256")
+        )
+        if adapter != folder_sha256(folder / "adapter"):
+            raise CalibrationError(
+                f"{folder / FILE} was made for other weights than those in {folder / 'adapter'}: run `masm calibrate` again"
+            )
+        features = None
+        if file is not None:
+            data = (folder / Path(file).name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError(f"{file} is not the file that was written with it")
+            features = unit_length(from_bytes(data)["features"])
+        fields |= {"data": tuple(fields["data"]), "images_per_video": tuple(fields["images_per_video"])}
         return Calibration(**fields, features=features)
-    except (TypeError, KeyError, OSError, SafetensorError) as error:
+    except CalibrationError:
+        raise
+    except (TypeError, KeyError, ValueError, OSError, SafetensorError) as error:
         raise CalibrationError(f"{folder / FILE} is damaged ({error}): run `masm calibrate` again") from error
 
 
