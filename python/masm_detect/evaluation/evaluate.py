@@ -114,7 +114,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _score_runs(config: EvalConfig, device: torch.device, scored: dict[str, Scored]) -> None:
-    samples = Samples(_samples(config))
+    samples = Samples(samples_of(config))
     contents: list[Content] = []
     for folder in config.runs:
         if not config.as_is:
@@ -155,7 +155,8 @@ def _calls_fake(folder: Path) -> CallsFake | None:
     return calibration.calls_fake
 
 
-def _samples(config: EvalConfig) -> list[Sample]:
+def samples_of(config: EvalConfig) -> list[Sample]:
+    """The samples of the data sets of `config`, each with both classes; errors as of `evaluate`."""
     samples = load_samples(
         config.paths,
         splits=None if config.split is None else [config.split],
