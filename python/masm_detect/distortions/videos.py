@@ -10,6 +10,10 @@ import numpy as np
 
 from masm_detect.errors import UserError
 
+#: Smallest side that libx265 gets. Below 64 pixels it takes smaller blocks; its tables, which all clips of a process
+#: share, are then overwritten out of bounds, and the process died after some clips of different sizes. With sides of 64
+#: pixels it gave other pixels each time, from 96 on the same ones (x265 in PyAV 18.1, 12 frames encoded eight times).
+_HEVC_SIDE = 128
 #: Frames a second of an encoded clip. With a constant rate factor it decides little.
 _RATE = 25
 
@@ -27,7 +31,7 @@ def hevc(frames: Sequence[np.ndarray], value: float) -> list[np.ndarray]:
     """HEVC by libx265, preset medium, constant rate factor `value`: T frames RGB uint8 [H, W, 3] -> the same."""
     # one thread: otherwise the result depends on the number of cores
     settings = "log-level=none:pools=none:frame-threads=1"
-    return _encoded(frames, "libx265", {"preset": "medium", "crf": f"{value:g}", "x265-params": settings})
+    return _encoded(frames, "libx265", {"preset": "medium", "crf": f"{value:g}", "x265-params": settings}, _HEVC_SIDE)
 
 
 #: Distortion -> encoder of FFmpeg.
@@ -45,16 +49,19 @@ def check_encoder(name: str) -> None:
         ) from error
 
 
-def _encoded(frames: Sequence[np.ndarray], encoder: str, options: dict[str, str]) -> list[np.ndarray]:
+def _encoded(
+    frames: Sequence[np.ndarray], encoder: str, options: dict[str, str], smallest: int = 2
+) -> list[np.ndarray]:
     check_encoder(encoder)
     height, width = frames[0].shape[:2]
-    # 4:2:0 needs even sides: a border pixel is repeated and cut off again
-    padding = ((0, height % 2), (0, width % 2), (0, 0))
+    # 4:2:0 needs even sides: border pixels are repeated and cut off again
+    rows, columns = (max(smallest, side + side % 2) for side in (height, width))
+    padding = ((0, rows - height), (0, columns - width), (0, 0))
     file = io.BytesIO()
     try:
         with av.open(file, "w", format="matroska") as container:
             stream = container.add_stream(encoder, rate=_RATE, options=options)
-            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
             stream.codec_context.thread_count = 1  # as for libx265
             for number, rgb in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.pad(rgb, padding, "edge"), format="rgb24")
