@@ -19,12 +19,10 @@ def robustness_table(dataset: str, entry: Mapping[str, Any]) -> Table:
     table = Table(title=f"{dataset}: {mean_line(entry)}", title_justify="left")
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place < 2 else "right")
-    last = None
-    for cell in entry["cells"]:
-        if last not in (None, cell["distortion"]):
-            table.add_section()
-        last = cell["distortion"]
-        table.add_row(*_row(cell, entry, videos))
+    rows = _once([_row(cell, entry, videos) for cell in entry["cells"]])
+    following = [cell["suite"] for cell in entry["cells"][1:]]
+    for cell, row, after in zip(entry["cells"], rows, [*following, None]):
+        table.add_row(*row, end_section=cell["suite"] != after)
     if lines := notes(entry):
         table.caption, table.caption_justify = "\n".join(lines), "left"
     return table
@@ -39,7 +37,7 @@ def robustness_page(content: Mapping[str, Any]) -> str:
             "grid": figure_svg(grid_figure(dataset, entry)),
             "curves": figure_svg(curves_figure(dataset, entry)),
             "heads": _heads(entry),
-            "rows": [_row(cell, entry, is_video_level(entry)) for cell in entry["cells"]],
+            "rows": _once([_row(cell, entry, is_video_level(entry)) for cell in entry["cells"]]),
             "notes": notes(entry),
             "flips": _flip_rows(entry),
             "methods": _method_table(entry),
@@ -59,6 +57,12 @@ def robustness_page(content: Mapping[str, Any]) -> str:
             if one.name in used
         ],
     )
+
+
+def _once(rows: list[list[str]]) -> list[list[str]]:
+    """Rows in which a name that stands in the row above is left out."""
+    above = [None, *(row[0] for row in rows)]
+    return [["" if row[0] == before else row[0], *row[1:]] for row, before in zip(rows, above)]
 
 
 def mean_line(entry: Mapping[str, Any]) -> str:
