@@ -18,11 +18,14 @@ _IMAGE, _VIDEO = "#0072b2", "#d55e00"
 
 
 def by_distortion(entry: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """The cells of each distortion that was examined, mild to strong, from what robustness.json holds of a data set."""
+    """The cells of each distortion, mild to strong, from what robustness.json holds of a data set.
+
+    A distortion without an AUC at any level is left out.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for cell in entry["cells"][1:]:
         found.setdefault(cell["distortion"], []).append(cell)
-    return found
+    return {name: cells for name, cells in found.items() if any(cell["auc"] is not None for cell in cells)}
 
 
 def is_video_level(entry: Mapping[str, Any]) -> bool:

@@ -12,17 +12,20 @@ from .page import figure_svg, render
 from .robustness_figures import curves_figure, grid_figure, is_video_level
 from .tables import format_cell, interval_of
 
+_VIDEO_DIFFERENCE = "video - clean"
+
 
 def robustness_table(dataset: str, entry: Mapping[str, Any]) -> Table:
-    """One row for each cell of a data set."""
-    heads, videos = _heads(entry), is_video_level(entry)
+    """One row for each cell of a data set; the differences by video are on the page only."""
+    heads = _heads(entry)
+    shown = [place for place, head in enumerate(heads) if head != _VIDEO_DIFFERENCE]
     table = Table(title=f"{dataset}: {mean_line(entry)}", title_justify="left")
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right")
-    rows = _once([_row(cell, entry, videos) for cell in entry["cells"]])
+    for place in shown:
+        table.add_column(heads[place], justify="left" if place < 2 else "right")
+    rows = _once([_row(cell, entry, is_video_level(entry)) for cell in entry["cells"]])
     following = [cell["suite"] for cell in entry["cells"][1:]]
     for cell, row, after in zip(entry["cells"], rows, [*following, None]):
-        table.add_row(*row, end_section=cell["suite"] != after)
+        table.add_row(*(row[place] for place in shown), end_section=cell["suite"] != after)
     if lines := notes(entry):
         table.caption, table.caption_justify = "\n".join(lines), "left"
     return table
@@ -100,6 +103,8 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
             lines.append(f"{verb} {where} ({reason})")
     for reason, count in entry["cells"][0]["files_lost"].items():
         lines.append(f"{count:,} files cannot be read: {reason}")
+    if none := [cell["cell"] for cell in cells if cell["scored"] and cell["auc"] is None]:
+        lines.append(f"no AUC, because only one class is left: {', '.join(none)}")
     overall = entry["overall"]["deeperforensics"]
     if overall is not None and overall["cells"] < overall["of"]:
         lines.append(f"the DeeperForensics mean is over {overall['cells']} of its {overall['of']} cells")
@@ -121,7 +126,7 @@ def _by_reason(cells: Sequence[Mapping[str, Any]], name: str) -> dict[str, str]:
 
 
 def _heads(entry: Mapping[str, Any]) -> list[str]:
-    by_video = ["video AUC", "video - clean"] if is_video_level(entry) else []
+    by_video = ["video AUC", _VIDEO_DIFFERENCE] if is_video_level(entry) else []
     calibrated = ["cal. acc"] if _has(entry, "video_accuracy_calibrated") else []
     return ["distortion", "level", "n", "scored", "AUC", "AUC - clean", *by_video, "TPR@1%", *calibrated, "flips"]
 

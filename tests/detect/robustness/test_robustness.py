@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from command_line import assert_one_line, code_of
 from masm_detect.config import ConfigError, EvalConfig, RuntimeConfig
 from masm_detect.data.sample import DatasetError
 from masm_detect.data.sources import load_samples
+from masm_detect.evaluation.calibration import Calibration, save_calibration
 from masm_detect.evaluation.compare import compare_scores
 from masm_detect.evaluation.evaluate import evaluate
 from masm_detect.robustness import crops, parts
@@ -248,3 +250,32 @@ def test_two_data_sets_have_their_own_figures(run, data, tmp_path):
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {
         *("grid-second.png", "grid-set.png", "curves-second.png", "curves-set.png")
     }
+
+
+def test_a_calibrated_run_is_judged_by_its_thresholds(run, data, tmp_path):
+    calibrated = Path(shutil.copytree(run, tmp_path / "calibrated"))
+    clean = examine(run, data, tmp_path / "a", "contrast:5")["datasets"]["set"]
+    assert all(cell["video_accuracy_calibrated"] is None for cell in clean["cells"])
+    scores = {name: [float(row["p_fake"]) for row in rows] for name, rows in lines(tmp_path / "a").items()}
+    limits = np.quantile([*scores["clean"], *scores["contrast:5"]], [0.4, 0.6]).tolist()
+    calibration = Calibration(
+        scale=1.0, offset=0.0, thresholds={"real": limits[0], "fake": limits[1]}, false_alarm_rate=0.05, miss_rate=0.05,
+        n_real=9, n_fake=9, n_real_groups=9, n_fake_groups=9, share_of_fakes=0.5, ece_before=0.0, ece_after=0.0,
+        auc=0.5,
+    )  # fmt: skip
+    save_calibration(calibrated, calibration, {})
+    content = examine(calibrated, data, tmp_path / "b", "contrast:5")
+    cell = content["datasets"]["set"]["cells"][1]
+
+    def verdict(p):
+        return "likely fake" if p >= limits[1] else "likely real" if p <= limits[0] else "unsure"
+
+    pairs = [(verdict(a), verdict(b)) for a, b in zip(scores["clean"], scores["contrast:5"])]
+    flips = [f"{a} -> {b}" for a, b in pairs if a != b]
+    assert cell["flips"] == {
+        "videos": 24, "flipped": len(flips), "share": len(flips) / 24, "kinds": dict(Counter(flips).most_common()),
+    }  # fmt: skip
+    labels = [int(row["label"]) for row in lines(tmp_path / "b")["clean"]]
+    right = np.mean([(b == "likely fake") == label for (_, b), label in zip(pairs, labels)])
+    assert cell["video_accuracy_calibrated"] == pytest.approx(right)
+    assert content["run"]["calibrated"] and "cal. acc" in (tmp_path / "b" / "robustness.html").read_text()
