@@ -23,14 +23,20 @@ class CodecError(UserError, RuntimeError):
 
 
 def h264(frames: Sequence[np.ndarray], value: float) -> list[np.ndarray]:
-    """H.264 by libx264, preset medium, constant rate factor `value`: T frames RGB uint8 [H, W, 3] -> the same."""
+    """H.264 by libx264, preset medium, constant rate factor `value`.
+
+    frames: T of RGB uint8 [H, W, 3]; as many come back.
+    """
     # Without it, other pixels came out in up to half of 25 encodings of one clip (AVX-512 code of the lookahead).
     settings = "cpu-independent=1"
     return _encoded(frames, "libx264", {"preset": "medium", "crf": f"{value:g}", "x264-params": settings})
 
 
 def hevc(frames: Sequence[np.ndarray], value: float) -> list[np.ndarray]:
-    """HEVC by libx265, preset medium, constant rate factor `value`: T frames RGB uint8 [H, W, 3] -> the same."""
+    """HEVC by libx265, preset medium, constant rate factor `value`.
+
+    frames: T of RGB uint8 [H, W, 3]; as many come back.
+    """
     # one thread: otherwise the result depends on the number of cores
     settings = "log-level=none:pools=none:frame-threads=1"
     return _encoded(frames, "libx265", {"preset": "medium", "crf": f"{value:g}", "x265-params": settings}, _HEVC_SIDE)
