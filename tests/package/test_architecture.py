@@ -38,12 +38,14 @@ ORDER = {
             *("evaluation.differences", "evaluation.delong"),
             "evaluation.calibration",
         ],
+        ["distortions"],
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],
         ["export", "run_report"],
         ["training"],
         ["casework"],
+        ["robustness"],
         ["commands"],
     ],
 }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import numpy as np
 import torch
 
-from masm_detect.config import TrainConfig
+from masm_detect.config import Precision, TrainConfig
 from masm_detect.data.crop_recipe import TILES, CropRecipe, read_recipe
 from masm_detect.data.cutting import CutFile, cut_file, cut_in_worker
 from masm_detect.data.faces import FaceDetector
@@ -22,8 +24,8 @@ from masm_detect.data.loading import worker_count
 from masm_detect.data.mtcnn import MtcnnDetector
 from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DatasetError
 from masm_detect.data.tracking import Faces
-from masm_detect.data.transforms import transform_image
-from masm_detect.data.walk import files_below
+from masm_detect.data.transforms import TransformError, transform_image
+from masm_detect.data.walk import files_below, left_out
 from masm_detect.errors import UserError
 from masm_detect.evaluation.calibration import Calibration, Verdict, load_calibration, unit_length
 from masm_detect.evaluation.runs import load_run
@@ -32,11 +34,11 @@ from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast, resolve_device, resolve_precision
 from masm_ext.progress import Progress
 
-#: A person who was seen in a smaller share of the frames of the person seen most often does not decide about a file:
-#: false faces appear in single frames.
+#: A person who was seen in a smaller share of the scored frames does not decide about a file: false faces appear in single
+#: frames, and a person who is lost and found again is counted as two.
 _SEEN = 0.25
-#: Files that each process cuts ahead of the network.
-_AHEAD = 4
+#: Files that each process cuts ahead of the network: crops, or whole frames.
+_AHEAD, _AHEAD_WHOLE = 4, 1
 
 
 class PredictError(UserError, ValueError):
@@ -49,7 +51,8 @@ class ScoreOptions:
 
     Attributes:
         as_is: score every picture and frame as it is: it is a crop already
-        faces: all: every face of a frame; largest: one face of a frame
+        faces: all: every face of a frame, each person with a score; largest: one face of a frame, one score for the file;
+            null: as the training images were cut (all if masks chose them)
         frames_per_video: most frames of a video, evenly spread
         tiles: most tiles of a picture, if the run was trained on tiles
         batch_size: images in a batch
@@ -58,16 +61,20 @@ class ScoreOptions:
     """
 
     as_is: bool = False
-    faces: Faces = "all"
+    faces: Literal["all", "largest"] | None = None
     frames_per_video: int = 32
     tiles: int = TILES
     batch_size: int = 32
-    precision: str = "auto"
+    precision: Precision = "auto"
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.faces not in ("all", "largest"):
+        if self.faces not in ("all", "largest", None):
             raise PredictError(f"faces is {self.faces!r}; it must be all or largest")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise PredictError(f"precision is {self.precision!r}; it must be auto, bf16 or fp32")
+        if self.workers is not None and self.workers < 0:
+            raise PredictError(f"workers is {self.workers}; it must be 0 or more")
         for name in ("frames_per_video", "tiles", "batch_size"):
             if getattr(self, name) < 1:
                 raise PredictError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -82,7 +89,8 @@ class FileScore:
         kind: image or video
         rows: of its scored images
         p_fake: of the file: the mean over the frames of the person with the largest mean; None: no image was scored
-        track: the person who decided; None: whole pictures or tiles
+        track: the person who decided; None: whole pictures or tiles, or nobody was seen in enough frames, and all decide
+        deciding: persons who were seen in enough frames to decide
         calibrated: calibrated P(fake); None: the run is not calibrated
         verdict: likely fake, likely real or unsure; uncalibrated if the run is not; None: no image was scored
         distance: mean distance of the features of its images to those of validation images; None: not calibrated
@@ -100,6 +108,7 @@ class FileScore:
     rows: list[ScoreRow] = field(default_factory=list)
     p_fake: float | None = None
     track: int | None = None
+    deciding: int = 1
     calibrated: float | None = None
     verdict: Verdict | None = None
     distance: float | None = None
@@ -133,14 +142,14 @@ class TrainedDetector:
         transform: from a crop to the input of the network
     """
 
-    def __init__(self, run: Path | str, device: str = "auto") -> None:
+    def __init__(self, run: Path | str, device: str = "auto", *, calibrated: bool = True) -> None:
         self.run, self.device = Path(run), resolve_device(device)
         self.config: TrainConfig
         self.detector: Detector
         self.config, self.detector = load_run(self.run, self.device)
         self.detector.eval()
         self.recipe: CropRecipe | None = read_recipe(self.run)
-        self.calibration: Calibration | None = load_calibration(self.run)
+        self.calibration: Calibration | None = load_calibration(self.run) if calibrated else None
         self.transform = image_transform(self.detector.backbone, self.config.data)
 
     def predict(
@@ -236,7 +245,9 @@ class TrainedDetector:
     def _cut(
         self, files: Sequence[Path], recipe: CropRecipe | None, faces: FaceDetector | None, options: ScoreOptions
     ) -> Iterator[CutFile]:
-        kinds = {"faces": options.faces, "frames_per_video": options.frames_per_video, "tiles": options.tiles}
+        kinds = {"faces": faces_of(recipe, options), "frames_per_video": options.frames_per_video}
+        kinds["tiles"] = options.tiles
+        ahead = _AHEAD_WHOLE if recipe is None else _AHEAD
         workers = min(worker_count(options.workers, self.device), len(files))
         if workers < 2:
             yield from (cut_file(file, recipe, faces, **kinds) for file in files)
@@ -244,8 +255,14 @@ class TrainedDetector:
         # In portions: a process goes on cutting though the network is behind, and crops would fill the memory.
         remaining = iter(files)
         with joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, max_nbytes=None) as parallel:
-            while portion := list(islice(remaining, workers * _AHEAD)):
-                yield from parallel(joblib.delayed(cut_in_worker)(file, recipe, faces, **kinds) for file in portion)
+            while portion := list(islice(remaining, workers * ahead)):
+                try:
+                    yield from parallel(joblib.delayed(cut_in_worker)(file, recipe, faces, **kinds) for file in portion)
+                except BrokenProcessPool as error:
+                    raise PredictError(
+                        f"a process was killed, perhaps because the {workers} of them had too little memory: give fewer "
+                        "workers, and repeat the command"
+                    ) from error
 
     def _scored(
         self,
@@ -253,12 +270,19 @@ class TrainedDetector:
         options: ScoreOptions,
         keep_crops: bool,
     ) -> Iterator[FileScore]:
+        for _, cut in waiting:
+            self._drop_unfit(cut)
         images = [crop.rgb for _, cut in waiting for crop in cut.crops]
         logits, found = self.score_images(images, options.batch_size, options.precision)
         place = 0
         for result, cut in waiting:
             own = slice(place, place + len(cut.crops))
             place = own.stop
+            if not np.isfinite(logits[own]).all():
+                result.reason = "the network gave a score that is not a number"
+                yield result
+                continue
+            result.reason = cut.reason
             for crop, logit in zip(cut.crops, logits[own].tolist()):
                 result.rows.append(
                     ScoreRow(cut.file, logit, sigmoid(logit), frame=crop.frame, seconds=crop.seconds, track=crop.track,
@@ -269,16 +293,30 @@ class TrainedDetector:
             self._judge(result, found[own])
             yield result
 
+    def _drop_unfit(self, cut: CutFile) -> None:
+        """Move crops that the transform refuses (smaller than a centre crop) to the lost frames."""
+        fit = []
+        for crop in cut.crops:
+            try:
+                transform_image(crop.rgb, self.transform, name="the image")
+            except TransformError as error:
+                cut.lost.append((crop.frame or 0, str(error)))
+            else:
+                fit.append(crop)
+        if cut.crops and not fit:
+            cut.reason = cut.lost[-1][1]
+        cut.crops = fit
+
     def _judge(self, result: FileScore, features: np.ndarray) -> None:
         if not result.rows:
             return
-        result.track, result.p_fake = deciding_track(result.rows)
+        result.track, result.p_fake, result.deciding = deciding_track(result.rows)
         if self.calibration is None:
             result.verdict = "uncalibrated"
             return
         result.calibrated = self.calibration.probability(result.p_fake)
         result.verdict = self.calibration.verdict(result.p_fake)
-        deciding = [row.track == result.track for row in result.rows]
+        deciding = [result.track is None or row.track == result.track for row in result.rows]
         distance = self.calibration.distance(unit_length(features[deciding]))
         if distance is not None:
             result.distance = float(distance.mean())
@@ -287,32 +325,45 @@ class TrainedDetector:
             result.verdict = "unsure"
 
 
-def deciding_track(rows: Iterable[ScoreRow]) -> tuple[int | None, float]:
-    """The person with the largest mean P(fake), and that mean. One who is in few frames does not decide."""
+def deciding_track(rows: Sequence[ScoreRow]) -> tuple[int | None, float, int]:
+    """The person with the largest mean P(fake), that mean, and how many persons were seen in enough frames to decide.
+
+    If nobody was, the mean of all images decides, and the person is None.
+    """
     scores: dict[int | None, list[float]] = defaultdict(list)
     for row in rows:
         scores[row.track].append(row.p_fake)
-    longest = max(map(len, scores.values()))
-    means = {track: float(np.mean(s)) for track, s in scores.items() if len(s) >= _SEEN * longest}
+    frames = len({row.frame for row in rows})
+    means = {track: float(np.mean(s)) for track, s in scores.items() if len(s) >= _SEEN * frames}
+    if not means:
+        return None, float(np.mean([row.p_fake for row in rows])), 1
     track = max(means, key=means.__getitem__)
-    return track, means[track]
+    return track, means[track], len(means)
+
+
+def faces_of(recipe: CropRecipe | None, options: ScoreOptions) -> Faces:
+    """Which faces are cut: what `options` names, else as the training images were."""
+    if options.faces is not None:
+        return options.faces
+    return "largest" if recipe is not None and recipe.faces == "largest" else "all"
 
 
 def find_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
     """The files that are named, and the pictures and videos below the folders that are named, without repetition.
 
+    Warns of other files in the folders (`left_out_files`).
+
     Raises:
         PredictError: a path does not exist, or a folder holds no picture and no video.
     """
     found: dict[Path, None] = {}
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in _paths(paths):
         if path.is_dir():
-            try:
-                inside = [f for f in files_below(path) if f.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
-            except DatasetError as error:
-                raise PredictError(str(error)) from error
+            inside, others = _files_below(path)
             if not inside:
-                raise PredictError(f"{path} holds no picture and no video")
+                raise PredictError(f"{path} holds no picture and no video ({len(others)} other files)")
+            if others:
+                warnings.warn(left_out(path, list(map(str, others))), stacklevel=2)
             found |= dict.fromkeys(inside)
         elif path.is_file():
             found[path] = None
@@ -321,6 +372,25 @@ def find_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
     if not found:
         raise PredictError("nothing to score: name pictures, videos or folders")
     return list(found)
+
+
+def left_out_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
+    """The files below the folders among `paths` that are, by their suffix, no picture and no video."""
+    return [file for path in _paths(paths) if path.is_dir() for file in _files_below(path)[1]]
+
+
+def _paths(paths: Sequence[str | Path] | str | Path) -> list[Path]:
+    return list(map(Path, [paths] if isinstance(paths, (str, Path)) else paths))
+
+
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and videos below a folder, and the other files."""
+    try:
+        files = files_below(folder)
+    except DatasetError as error:
+        raise PredictError(str(error)) from error
+    inside = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
+    return inside, [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
 
 
 def check_detector(recipe: CropRecipe, faces: FaceDetector, run: str) -> None:

@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "analyze": "masm_detect.commands.analyze",
     "app": "masm_detect.commands.app",
     "compare": "masm_detect.commands.compare",
+    "robustness": "masm_detect.commands.robustness",
     "report": "masm_detect.commands.report",
     "export": "masm_detect.commands.export",
     "demo": "masm_detect.commands.demo",
@@ -162,7 +163,7 @@ def build_parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
 
 def _after_interrupt(command: str | None, values: Any) -> str:
     """What to do after Ctrl-C in a command with these values."""
-    if command in ("prepare", "predict"):
+    if command in ("prepare", "predict", "robustness"):
         return "; repeat the command to continue"
     if command != "train":
         return ""

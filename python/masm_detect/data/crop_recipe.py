@@ -34,19 +34,22 @@ class CropRecipe:
         size: side of a crop in pixels
         scale: for faces: size of a crop relative to the face
         detector: for faces: name of the face detector
+        faces: for faces: which faces of a frame were cut (`prepare.prepare`). It decides what `masm predict` cuts by
+            default, and is no difference between data sets: one of them may need masks.
     """
 
     region: Literal["face", "tile"]
     size: int
     scale: float | None = None
     detector: str | None = None
+    faces: Literal["largest", "all", "mask"] | None = None
 
     def __post_init__(self) -> None:
         face = self.region == "face"
         if self.region not in ("face", "tile") or not isinstance(self.size, int) or self.size < 16:
             raise RecipeError(f"a crop recipe needs the region face or tile and a size of at least 16, got {self}")
-        if face != (self.scale is not None) or face != (self.detector is not None):
-            raise RecipeError(f"scale and detector belong to the region face, got {self}")
+        if any(face != (value is not None) for value in (self.scale, self.detector, self.faces)):
+            raise RecipeError(f"scale, detector and faces belong to the region face, got {self}")
 
     def differences(self, other: CropRecipe) -> list[str]:
         """What differs from the recipe `other`, one phrase each.
@@ -55,7 +58,11 @@ class CropRecipe:
             other: another recipe.
         """
         mine, theirs = asdict(self), asdict(other)
-        return [f"{name} {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name} {mine[name]} against {theirs[name]}"
+            for name in mine
+            if mine[name] != theirs[name] and name != "faces"
+        ]
 
 
 def write_recipe(folder: Path | str, recipe: CropRecipe) -> None:

@@ -150,24 +150,40 @@ def cut_in_worker(*arguments: object, **options: object) -> CutFile:
     return cut_file(*arguments, **options)
 
 
-Region = tuple[int | None, tuple[float, float, float, float] | None, np.ndarray]  # track, box, rgb
+#: Track, box and pixels, as in `Crop`.
+Region = tuple[int | None, tuple[float, float, float, float] | None, np.ndarray]
 
 
 def _cut_frames(
     frames: Iterable[Frame], recipe: CropRecipe | None, detector: FaceDetector | None, faces: Faces, tiles: int
 ) -> Iterator[tuple[Frame, str | list[Region]]]:
-    if recipe is not None and recipe.region == "face":
-        chooser = FaceChooser(detector, faces, _SMALLEST_SHARE)
-        for frame, people in cut_faces(frames, chooser, _no_masks(), recipe.size, recipe.scale):
-            yield frame, people if isinstance(people, str) else [(p.number, p.face.box, rgb) for p, rgb in people]
-        return
+    cutter = FrameCutter(recipe, detector, faces, tiles)
     for frame in frames:
+        yield frame, cutter.cut(frame)
+
+
+class FrameCutter:
+    """Cuts the frames of one picture or video, in order; arguments as of `cut_file`."""
+
+    def __init__(
+        self, recipe: CropRecipe | None, detector: FaceDetector | None = None, faces: Faces = "all", tiles: int = TILES
+    ) -> None:
+        self._recipe, self._tiles, self._faces = recipe, tiles, faces
+        face = recipe is not None and recipe.region == "face"
+        self._chooser = FaceChooser(detector, faces, _SMALLEST_SHARE) if face else None
+
+    def cut(self, frame: Frame) -> str | list[Region]:
+        """The regions of the next frame, or why it has none."""
+        if self._chooser is not None:
+            size, scale = self._recipe.size, self._recipe.scale
+            [(_, people)] = cut_faces([frame], self._chooser, _no_masks(), size, scale)
+            if isinstance(people, str):
+                return people
+            # `largest` is one face a frame, whoever it is, as in `masm prepare`: one score for the whole video
+            return [(p.number if self._faces == "all" else 1, p.face.box, rgb) for p, rgb in people]
         if frame.problem:
-            yield frame, frame.problem
-        elif recipe is None:
-            yield frame, [(None, None, frame.rgb)]
-        else:
-            yield frame, _tiles(frame.rgb, recipe.size, tiles)
+            return frame.problem
+        return [(None, None, frame.rgb)] if self._recipe is None else _tiles(frame.rgb, self._recipe.size, self._tiles)
 
 
 def _no_masks() -> Iterator[Callable[[], None]]:
@@ -181,12 +197,17 @@ def _tiles(rgb: np.ndarray, size: int, most: int) -> str | list[Region]:
     if min(height, width) < size:
         return f"{width}x{height} pixels, smaller than a tile of {size}x{size}"
     # rows and columns in the shape of the picture, as many as fit side by side
-    rows = min(height // size, max(1, round((most * height / width) ** 0.5)))
+    rows = min(most, height // size, max(1, round((most * height / width) ** 0.5)))
     columns = min(width // size, max(1, most // rows))
     tops, lefts = (np.linspace(0, side - size, n).round().astype(int) if n > 1 else [(side - size) // 2]
                    for side, n in ((height, rows), (width, columns)))  # fmt: skip
     return [
-        (None, tuple(map(float, (left, top, left + size, top + size))), rgb[top : top + size, left : left + size])
+        # a copy: a view would keep the whole frame in memory
+        (
+            None,
+            tuple(map(float, (left, top, left + size, top + size))),
+            rgb[top : top + size, left : left + size].copy(),
+        )
         for top in tops
         for left in lefts
     ]

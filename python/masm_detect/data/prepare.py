@@ -158,7 +158,7 @@ def prepare(
                 bar.set_postfix(lost_videos=lost)
     finally:
         remove_unfinished(out / "frames", run)
-    write_recipe(out, CropRecipe("face", size, scale, detector.name))
+    write_recipe(out, CropRecipe("face", size, scale, detector.name, faces))
     return _write_results(out, dataset, detector.name, videos, records, split_of, resumed)
 
 

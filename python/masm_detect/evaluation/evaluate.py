@@ -149,7 +149,7 @@ class _Protocol:
 def _score_runs(
     config: EvalConfig, device: torch.device, scored: dict[str, Scored], protocol: _Protocol | None
 ) -> None:
-    samples = Samples(_samples(config)) if protocol is None else protocol.data.samples
+    samples = Samples(samples_of(config)) if protocol is None else protocol.data.samples
     sources = [slice(0, len(samples))] if protocol is None else protocol.data.sources
     paths = config.paths if protocol is None else protocol.data.paths
     contents: list[Content] = []
@@ -208,7 +208,8 @@ def _calls_fake(folder: Path) -> CallsFake | None:
     return calibration.calls_fake
 
 
-def _samples(config: EvalConfig) -> list[Sample]:
+def samples_of(config: EvalConfig) -> list[Sample]:
+    """The samples of the data sets of `config`, each with both classes; errors as of `evaluate`."""
     samples = load_samples(
         config.paths,
         splits=None if config.split is None else [config.split],

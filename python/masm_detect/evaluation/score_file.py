@@ -140,13 +140,15 @@ def name_of(path: Path | str) -> str:
 
 def write_scores(path: Path | str, rows: Iterable[ScoreRow]) -> None:
     """Write scores.csv, atomically."""
-    lines: list[list[object]] = []
-    for row in rows:
-        box = [""] * 4 if row.box is None else [f"{value:.1f}" for value in row.box]
-        time = "" if row.seconds is None else f"{row.seconds:.3f}"
-        fields = [row.file, row.dataset, row.method, row.label, row.video, row.group, row.frame, time, row.track]
-        lines.append([*("" if v is None else v for v in fields), *box, f"{row.logit:.9g}", repr(float(row.p_fake))])
-    write_table(path, COLUMNS, lines)
+    write_table(path, COLUMNS, map(score_fields, rows))
+
+
+def score_fields(row: ScoreRow) -> list[object]:
+    """A row as the fields of a score file, in the order of `COLUMNS`."""
+    box = [""] * 4 if row.box is None else [f"{value:.1f}" for value in row.box]
+    time = "" if row.seconds is None else f"{row.seconds:.3f}"
+    fields = [row.file, row.dataset, row.method, row.label, row.video, row.group, row.frame, time, row.track]
+    return [*("" if v is None else v for v in fields), *box, f"{row.logit:.9g}", repr(float(row.p_fake))]
 
 
 def write_table(path: Path | str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

@@ -1,0 +1,1 @@
+"""Distortions of images and videos, each with levels from mild to strong: `registry.DISTORTIONS`."""
