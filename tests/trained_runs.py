@@ -26,7 +26,7 @@ def tiny_run(folder: Path, recipe: CropRecipe | None = TILE, method: str = "prob
 
 def face_recipe(size: int = 64) -> CropRecipe:
     """Faces found by the default detector."""
-    return CropRecipe("face", size, 1.3, MtcnnDetector().name)
+    return CropRecipe("face", size, 1.3, MtcnnDetector().name, "largest")
 
 
 def face_photograph() -> np.ndarray:

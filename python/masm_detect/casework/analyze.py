@@ -4,53 +4,58 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from masm_detect.config import ConfigError
 from masm_detect.config_files import to_dict
 from masm_detect.data.cutting import Crop
 from masm_detect.data.decode import read_image
-from masm_detect.data.transforms import transform_image
-from masm_detect.hashes import file_sha256
-from masm_detect.methods.adapters import base_sha256
-from masm_detect.models.detector import new_detector
+from masm_detect.data.transforms import transform_image, visible_pixels
+from masm_detect.hashes import file_sha256, folder_sha256
 from masm_detect.provenance import provenance
-from masm_detect.report.analysis_page import analysis_page
+from masm_detect.report.analysis_page import PICTURE, analysis_page
 from masm_detect.results import check_output_folder, finite, write_json, write_text
+from masm_detect.runtime import resolve_precision
 
 from .attribution import OcclusionMap, occlusion_map
-from .detector import FileScore, ScoreOptions, TrainedDetector, find_files
+from .detector import FileScore, ScoreOptions, TrainedDetector
+from .files import find_files, left_out_files
 from .media import media_facts
-from .predict import adapter_sha256
 from .quality import quality_warnings
 
-#: Images of a file that are shown: those with the highest P(fake), at most one in so many seconds of a video. The first
-#: ones get a map.
+#: Images of a file that are shown: those with the highest P(fake), at most one in so many seconds of a video. The
+#: first ones get a map.
 _SHOWN, _APART, _MAPPED = 4, 0.5, 2
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image in the report: the crop, its P(fake), and the map of it (None: no map was requested)."""
+    """An image in the report: the crop, what the network saw of it (RGB uint8 [size, size, 3]), its P(fake), and the
+    map of it (None: no map was requested).
+    """
 
     crop: Crop
+    image: np.ndarray
     p_fake: float
     occlusion: OcclusionMap | None
 
 
 @dataclass(frozen=True)
 class FileAnalysis:
-    """All about one file, for the page: the scores, facts about the file, warnings, and the images that are shown."""
+    """All about one file, for the page: the scores, facts about the file, warnings, the images that are shown, and a
+    picture reduced to `PICTURE` pixels with its scale (None: a video).
+    """
 
     score: FileScore
     media: dict[str, Any]
     warnings: list[dict[str, str]]
     shown: list[Shown]
-    picture: np.ndarray | None
+    picture: tuple[np.ndarray, float] | None
 
 
 def analyze(
@@ -90,7 +95,7 @@ def analyze(
         raise ConfigError(f"{out} already holds a report: give another --out, or --overwrite to replace it")
     files = find_files(paths)
     detector = TrainedDetector(run, device)
-    return write_analysis(detector, files, out, options, maps=maps, progress=progress)
+    return write_analysis(detector, files, out, options, named=paths, maps=maps, progress=progress)
 
 
 def write_analysis(
@@ -99,10 +104,11 @@ def write_analysis(
     out: Path,
     options: ScoreOptions,
     *,
+    named: Sequence[str | Path],
     maps: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """As `analyze`, with a detector that is loaded already, and files from `detector.find_files`."""
+    """As `analyze`, with a detector that is loaded already; `files`: those that `files.find_files` finds in `named`."""
     analyses = [
         _analyze_file(detector, result, options, maps)
         for result in detector.score_files(files, options, progress=progress, keep_crops=True)
@@ -111,9 +117,12 @@ def write_analysis(
         {
             "format": "masm-detect-analysis",
             "version": 1,
-            "command": _command(detector, files, out, options, maps),
+            "command": _command(detector, named, out, options, maps),
             "provenance": provenance(str(detector.device)),
-            "run": _run_facts(detector),
+            "precision": resolve_precision(options.precision, detector.device),
+            "options": asdict(options),
+            "left_out": [str(file) for file in left_out_files(named)],
+            "run": _run_facts(detector, options),
             "files": [_for_json(analysis) for analysis in analyses],
         }
     )
@@ -125,23 +134,30 @@ def write_analysis(
 def _analyze_file(detector: TrainedDetector, result: FileScore, options: ScoreOptions, maps: bool) -> FileAnalysis:
     crops = [] if result.cut is None else result.cut.crops
     media = media_facts(Path(result.file), result.kind)
-    recipe = None if options.as_is else detector.recipe
-    warnings = [] if not crops else [asdict(w) for w in quality_warnings(result, crops, media, recipe)]
+    recipe, calibration = None if options.as_is else detector.recipe, detector.calibration
+    warnings = [] if not crops else [asdict(w) for w in quality_warnings(result, crops, media, recipe, calibration)]
     shown = []
     for place in _peaks(result):
-        occlusion = None
+        occlusion, pixels = None, transform_image(crops[place].rgb, detector.transform)
         if maps and len(shown) < _MAPPED:
-            pixels = transform_image(crops[place].rgb, detector.transform).to(detector.device)
-            occlusion = occlusion_map(detector.detector, pixels, options.batch_size)
-        shown.append(Shown(crops[place], result.rows[place].p_fake, occlusion))
-    picture = read_image(result.file) if result.kind == "image" and crops else None
+            occlusion = occlusion_map(detector.detector, pixels.to(detector.device), options.batch_size)
+        image = visible_pixels(pixels.numpy(), detector.transform)
+        shown.append(Shown(replace(crops[place], rgb=image), image, result.rows[place].p_fake, occlusion))
+    picture = _reduced(read_image(result.file)) if result.kind == "image" and crops else None
     result.cut = None  # the crops of all files would fill the memory
     return FileAnalysis(result, media, warnings, shown, picture)
 
 
+def _reduced(rgb: np.ndarray) -> tuple[np.ndarray, float]:
+    """A picture of at most `PICTURE` pixels a side, and its scale: whole photographs would fill the memory."""
+    scale = min(1.0, PICTURE / max(rgb.shape[:2]))
+    size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), scale
+
+
 def _peaks(result: FileScore) -> list[int]:
     """Places of the rows that are shown: of the person who decided, the highest P(fake) first."""
-    own = [i for i, row in enumerate(result.rows) if row.track == result.track]
+    own = [i for i, row in enumerate(result.rows) if result.track is None or row.track == result.track]
     chosen: list[int] = []
     for i in sorted(own, key=lambda i: -result.rows[i].p_fake):
         time = result.rows[i].seconds
@@ -169,28 +185,41 @@ def _map_for_json(shown: Shown) -> dict[str, Any]:
     return {"frame": shown.crop.frame, "box": shown.crop.box, **values, "values": values["values"].tolist()}
 
 
-def _run_facts(detector: TrainedDetector) -> dict[str, Any]:
+def _run_facts(detector: TrainedDetector, options: ScoreOptions) -> dict[str, Any]:
     """Which detector this was: its settings, the hashes of what decides a score, and what it was calibrated on."""
     run, calibration = detector.run, detector.calibration
     return {
         "name": run.resolve().name,
         "method": detector.config.method.name,
         "backbone": detector.config.model.backbone,
-        "base_sha256": base_sha256(new_detector(detector.config.model)),
-        "adapter_sha256": adapter_sha256(run),
+        "base_sha256": detector.base_sha256,
+        "adapter_sha256": folder_sha256(run / "adapter"),
         "config_sha256": file_sha256(run / "config.yaml"),
         "config": to_dict(detector.config),
-        "recipe": None if detector.recipe is None else asdict(detector.recipe),
+        "recipe": None if detector.recipe is None or options.as_is else asdict(detector.recipe),
         "calibration": None
         if calibration is None
-        else {name: value for name, value in vars(calibration).items() if name != "features"},
+        else {name: value for name, value in vars(calibration).items() if name != "features"}
+        | {"rate_limits": {kind: calibration.rate_limit(kind) for kind in ("fake", "real")}},
     }
 
 
-def _command(detector: TrainedDetector, files: Sequence[Path], out: Path, options: ScoreOptions, maps: bool) -> str:
+def _command(
+    detector: TrainedDetector, named: Sequence[str | Path], out: Path, options: ScoreOptions, maps: bool
+) -> str:
     """The command that repeats this report, with every option that is not the default."""
     default = ScoreOptions()
-    words = ["masm", "analyze", str(detector.run), *map(str, files), "--out", str(out)]
+    words = [
+        "masm",
+        "analyze",
+        str(detector.run),
+        *map(str, named),
+        "--out",
+        str(out),
+        "--device",
+        str(detector.device),
+    ]
+    options = replace(options, precision=resolve_precision(options.precision, detector.device))
     for name, value in asdict(options).items():
         if value != getattr(default, name):
             words += ["--as-is"] if name == "as_is" else [f"--{name}", str(value)]

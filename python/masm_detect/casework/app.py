@@ -13,7 +13,8 @@ from masm_detect.errors import UserError
 from masm_detect.results import ResultError
 
 from .analyze import write_analysis
-from .detector import ScoreOptions, TrainedDetector, find_files
+from .detector import ScoreOptions, TrainedDetector
+from .files import find_files
 
 #: Seconds after which uploaded files are deleted; at the end of the program they are, too.
 _KEPT = 3600
@@ -49,7 +50,7 @@ def build_app(detector: TrainedDetector, options: ScoreOptions) -> Any:
             raise gradio.Error("Choose at least one picture or video.", print_exception=False)
         folder = Path(tempfile.mkdtemp(dir=reports.name))
         try:
-            write_analysis(detector, find_files(files), folder, options, maps=maps)
+            write_analysis(detector, find_files(files), folder, options, named=files, maps=maps)
         except UserError as error:
             raise gradio.Error(html.escape(str(error)), print_exception=False) from error
         page = (folder / "report.html").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def build_app(detector: TrainedDetector, options: ScoreOptions) -> Any:
     with gradio.Blocks(title="masm", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as app:
         gradio.Markdown(
             f"# Analyze pictures and videos\nThe detector is the run **{detector.run.resolve().name}**."
-            f"{calibrated} Files stay on this computer, and are deleted when the program ends."
+            f"{calibrated} Files stay on this computer; they are deleted when the program is ended by Ctrl-C."
         )
         files = gradio.File(
             label="pictures and videos",
@@ -102,8 +103,9 @@ def serve(app: Any, port: int | None, *, browser: bool = True, block: bool = Tru
             ssr_mode=False,
             footer_links=[],
         )
-    except OSError as error:
-        raise AppError(f"port {port} is in use ({error}): give another --port") from error
+    except (OSError, OverflowError, ValueError) as error:
+        which = "no port from 7860 to 7959 can be used" if port is None else f"port {port} cannot be used"
+        raise AppError(f"{which} ({error}): give another --port") from error
     if block:
         print(f"{address} (Ctrl-C ends it)")
         app.block_thread()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,27 +22,23 @@ from masm_detect.data.faces import FaceDetector
 from masm_detect.data.frames import image_transform
 from masm_detect.data.loading import worker_count
 from masm_detect.data.mtcnn import MtcnnDetector
-from masm_detect.data.sample import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DatasetError
 from masm_detect.data.tracking import Faces
 from masm_detect.data.transforms import TransformError, transform_image
-from masm_detect.data.walk import files_below, left_out
-from masm_detect.errors import UserError
 from masm_detect.evaluation.calibration import Calibration, Verdict, load_calibration, unit_length
 from masm_detect.evaluation.runs import load_run
 from masm_detect.evaluation.score_file import ScoreRow, sigmoid
-from masm_detect.models.detector import Detector
+from masm_detect.methods.adapters import base_sha256
+from masm_detect.models.detector import Detector, new_detector
 from masm_detect.runtime import autocast, resolve_device, resolve_precision
 from masm_ext.progress import Progress
 
-#: A person who was seen in a smaller share of the scored frames does not decide about a file: false faces appear in single
-#: frames, and a person who is lost and found again is counted as two.
+from .files import PredictError, find_files
+
+#: A person who was seen in a smaller share of the scored frames does not decide about a file: false faces appear in
+#: single frames, and a person who is lost and found again is counted as two.
 _SEEN = 0.25
 #: Files that each process cuts ahead of the network: crops, or whole frames.
 _AHEAD, _AHEAD_WHOLE = 4, 1
-
-
-class PredictError(UserError, ValueError):
-    """A run that cannot score new files, or a path that is none."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,8 @@ class ScoreOptions:
 
     Attributes:
         as_is: score every picture and frame as it is: it is a crop already
-        faces: all: every face of a frame, each person with a score; largest: one face of a frame, one score for the file;
-            null: as the training images were cut (all if masks chose them)
+        faces: all: every face of a frame, each person with a score; largest: one face of a frame, one score for the
+            file; null: as the training images were cut (all if masks chose them)
         frames_per_video: most frames of a video, evenly spread
         tiles: most tiles of a picture, if the run was trained on tiles
         batch_size: images in a batch
@@ -89,7 +85,8 @@ class FileScore:
         kind: image or video
         rows: of its scored images
         p_fake: of the file: the mean over the frames of the person with the largest mean; None: no image was scored
-        track: the person who decided; None: whole pictures or tiles, or nobody was seen in enough frames, and all decide
+        track: the person who decided; None: whole pictures or tiles, or nobody was seen in enough frames, so that all
+            images decide
         deciding: persons who were seen in enough frames to decide
         calibrated: calibrated P(fake); None: the run is not calibrated
         verdict: likely fake, likely real or unsure; uncalibrated if the run is not; None: no image was scored
@@ -119,6 +116,11 @@ class FileScore:
     reason: str | None = None
     notes: list[str] = field(default_factory=list)
     cut: CutFile | None = None
+
+    @property
+    def deciding_rows(self) -> list[ScoreRow]:
+        """The rows whose mean is `p_fake`."""
+        return [row for row in self.rows if self.track is None or row.track == self.track]
 
     @property
     def tracks(self) -> dict[int | None, float]:
@@ -151,6 +153,11 @@ class TrainedDetector:
         self.recipe: CropRecipe | None = read_recipe(self.run)
         self.calibration: Calibration | None = load_calibration(self.run) if calibrated else None
         self.transform = image_transform(self.detector.backbone, self.config.data)
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """SHA-256 of the pretrained backbone that the run names, which the adapter is bound to."""
+        return base_sha256(new_detector(self.config.model))
 
     def predict(
         self, paths: Sequence[str | Path] | str | Path, *, progress: bool = False, **options: Any
@@ -260,8 +267,8 @@ class TrainedDetector:
                     yield from parallel(joblib.delayed(cut_in_worker)(file, recipe, faces, **kinds) for file in portion)
                 except BrokenProcessPool as error:
                     raise PredictError(
-                        f"a process was killed, perhaps because the {workers} of them had too little memory: give fewer "
-                        "workers, and repeat the command"
+                        f"a process was killed, perhaps because the {workers} of them had too little memory: give "
+                        "fewer workers, and repeat the command"
                     ) from error
 
     def _scored(
@@ -346,51 +353,6 @@ def faces_of(recipe: CropRecipe | None, options: ScoreOptions) -> Faces:
     if options.faces is not None:
         return options.faces
     return "largest" if recipe is not None and recipe.faces == "largest" else "all"
-
-
-def find_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
-    """The files that are named, and the pictures and videos below the folders that are named, without repetition.
-
-    Warns of other files in the folders (`left_out_files`).
-
-    Raises:
-        PredictError: a path does not exist, or a folder holds no picture and no video.
-    """
-    found: dict[Path, None] = {}
-    for path in _paths(paths):
-        if path.is_dir():
-            inside, others = _files_below(path)
-            if not inside:
-                raise PredictError(f"{path} holds no picture and no video ({len(others)} other files)")
-            if others:
-                warnings.warn(left_out(path, list(map(str, others))), stacklevel=2)
-            found |= dict.fromkeys(inside)
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise PredictError(f"{path} does not exist: name pictures, videos or folders")
-    if not found:
-        raise PredictError("nothing to score: name pictures, videos or folders")
-    return list(found)
-
-
-def left_out_files(paths: Sequence[str | Path] | str | Path) -> list[Path]:
-    """The files below the folders among `paths` that are, by their suffix, no picture and no video."""
-    return [file for path in _paths(paths) if path.is_dir() for file in _files_below(path)[1]]
-
-
-def _paths(paths: Sequence[str | Path] | str | Path) -> list[Path]:
-    return list(map(Path, [paths] if isinstance(paths, (str, Path)) else paths))
-
-
-def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos below a folder, and the other files."""
-    try:
-        files = files_below(folder)
-    except DatasetError as error:
-        raise PredictError(str(error)) from error
-    inside = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
-    return inside, [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
 
 
 def check_detector(recipe: CropRecipe, faces: FaceDetector, run: str) -> None:

@@ -50,7 +50,8 @@ def _image(path: Path) -> dict[str, Any]:
     if isinstance(content, UnreadableImage):
         return {}
     metadata: dict[str, str] = {}
-    with suppress(OSError, ValueError, SyntaxError), Image.open(path) as image:
+    # Pillow raises many kinds of errors on damaged metadata, and one on pictures that it calls too large
+    with suppress(Exception), Image.open(path) as image:
         exif = image.getexif()
         names = {ExifTags.TAGS.get(number, ""): value for number, value in exif.items()}
         metadata |= {f"EXIF {name}": _short(names[name]) for name in _EXIF if names.get(name)}
@@ -112,6 +113,14 @@ def c2pa_claims(path: Path) -> dict[str, Any]:
     except C2paError as error:
         absent = "ManifestNotFound" in str(error) or "no JUMBF" in str(error) or "NotSupported" in str(error)
         return {"state": "none" if absent else "damaged", **empty, **({} if absent else {"error": _short(error)})}
+    try:
+        return {"state": str(state), **_claims(content)}
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:  # anybody can write a manifest
+        return {"state": "damaged", **empty, "error": _short(error)}
+
+
+def _claims(content: dict[str, Any]) -> dict[str, Any]:
+    """Generator, actions and issuer of the active manifest."""
     manifest = content.get("manifests", {}).get(content.get("active_manifest"), {})
     actions = [
         {"action": action.get("action"), "source": (action.get("digitalSourceType") or "").rpartition("/")[2] or None}
@@ -121,7 +130,6 @@ def c2pa_claims(path: Path) -> dict[str, Any]:
     ]
     generators = manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator")}]
     return {
-        "state": str(state),
         "generator": generators[0].get("name"),
         "actions": actions,
         "issuer": (manifest.get("signature_info") or {}).get("issuer"),

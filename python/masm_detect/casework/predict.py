@@ -15,12 +15,14 @@ from typing import Any
 
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.score_file import ScoreRow, write_scores, write_table
-from masm_detect.hashes import file_sha256
+from masm_detect.hashes import file_sha256, folder_sha256
 from masm_detect.provenance import provenance
-from masm_detect.results import check_output_folder, finite, write_json
+from masm_detect.results import check_output_folder, finite, write_json, write_text
+from masm_detect.runtime import resolve_precision
 from masm_ext.progress import Progress
 
-from .detector import FileScore, ScoreOptions, TrainedDetector, find_files
+from .detector import FileScore, ScoreOptions, TrainedDetector, faces_of
+from .files import find_files, left_out_files
 
 _JOURNAL = "unfinished.jsonl"
 VIDEO_COLUMNS = (
@@ -85,7 +87,11 @@ def predict(
     detector = TrainedDetector(run, device)
     settings = _settings(detector, options)
     if overwrite:
-        (out / _JOURNAL).unlink(missing_ok=True)
+        # An interrupted command that replaces results is continued by the same command. The old results go first: new
+        # scores must not stand beside an old coverage.json.
+        if not _is_of(out / _JOURNAL, settings):
+            (out / _JOURNAL).unlink(missing_ok=True)
+        (out / "coverage.json").unlink(missing_ok=True)
     elif (out / "coverage.json").exists():
         raise ConfigError(f"{out} already holds results: give another --out, or --overwrite to replace them")
     done = _read_journal(out / _JOURNAL, settings)
@@ -96,7 +102,7 @@ def predict(
         open(out / _JOURNAL, "a", encoding="utf-8") as journal,
         Progress(total=len(files), initial=len(results), unit="file", desc="predict", disable=not progress) as bar,
     ):
-        if not done:
+        if not journal.tell():
             journal.write(json.dumps(settings) + "\n")
         for result in detector.score_files(todo, options):
             results[result.file] = result
@@ -104,12 +110,14 @@ def predict(
             journal.flush()
             bar.update()
     ordered = [results[str(file)] for file in files]
-    _write(out, ordered, settings, detector)
+    _write(out, ordered, settings, detector, [str(file) for file in left_out_files(paths)])
     (out / _JOURNAL).unlink()
     return Prediction(ordered, out, detector.calibration is not None)
 
 
-def _write(out: Path, results: list[FileScore], settings: dict[str, Any], detector: TrainedDetector) -> None:
+def _write(
+    out: Path, results: list[FileScore], settings: dict[str, Any], detector: TrainedDetector, left_out: list[str]
+) -> None:
     write_scores(out / "scores.csv", (row for result in results for row in result.rows))
     write_table(out / "videos.csv", VIDEO_COLUMNS, map(_line, results))
     write_json(
@@ -121,6 +129,7 @@ def _write(out: Path, results: list[FileScore], settings: dict[str, Any], detect
             "files_scored": sum(result.p_fake is not None for result in results),
             "frames_wanted": sum(result.wanted for result in results),
             "frames_scored": sum(result.scored for result in results),
+            "left_out": left_out,
             "lost_files": [{"file": r.file, "reason": r.reason} for r in results if r.p_fake is None],
             "lost_frames": [
                 {"file": r.file, "frame": frame, "reason": reason}
@@ -150,16 +159,14 @@ def _settings(detector: TrainedDetector, options: ScoreOptions) -> dict[str, Any
     """What decides the scores: the run's weights and the options, without paths."""
     return {
         "run": detector.run.resolve().name,
-        "adapter": adapter_sha256(detector.run),
+        "adapter": folder_sha256(detector.run / "adapter"),
         "recipe": None if detector.recipe is None or options.as_is else asdict(detector.recipe),
         "calibration": _calibration_hash(detector.run),
+        "device": str(detector.device),
         **{name: value for name, value in asdict(options).items() if name not in _SPEED},
+        "faces": faces_of(None if options.as_is else detector.recipe, options),
+        "precision": resolve_precision(options.precision, detector.device),
     }
-
-
-def adapter_sha256(run: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a run's adapter."""
-    return {file.name: file_sha256(file) for file in sorted((run / "adapter").iterdir()) if file.is_file()}
 
 
 def _calibration_hash(run: Path) -> str | None:
@@ -175,20 +182,25 @@ def _key(file: Path) -> str:
 
 def _read_journal(path: Path, settings: dict[str, Any]) -> dict[str, FileScore]:
     """The results of an interrupted run with the same settings; ConfigError if it had other ones."""
-    if not path.is_file() or not path.stat().st_size:
+    if not path.is_file():
         return {}
     entries = list(_whole_lines(path))
     if not entries:
         path.unlink()
         return {}
-    if entries[0] != json.loads(json.dumps(settings)):
+    if not _is_of(path, settings):
         raise ConfigError(
             f"{path.parent} holds an unfinished prediction with other settings or another run: give another --out, or "
             "--overwrite to start again"
         )
-    if not path.read_bytes().endswith(b"\n"):  # the last line was cut off
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    if path.read_text(encoding="utf-8") != (whole := "".join(json.dumps(entry) + "\n" for entry in entries)):
+        write_text(path, whole)  # a line was cut off: what comes next must not be appended to it
     return {entry["key"]: _result(entry["result"]) for entry in entries[1:]}
+
+
+def _is_of(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a journal begins with these settings."""
+    return path.is_file() and next(_whole_lines(path), None) == json.loads(json.dumps(settings))
 
 
 def _whole_lines(path: Path) -> Iterator[Any]:

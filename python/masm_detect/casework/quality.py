@@ -11,6 +11,7 @@ import numpy as np
 
 from masm_detect.data.crop_recipe import CropRecipe
 from masm_detect.data.cutting import Crop
+from masm_detect.evaluation.calibration import Calibration
 
 #: A face is enlarged to the crop by more than this factor: most of what the network sees is interpolated.
 _ENLARGED = 2.0
@@ -25,14 +26,18 @@ _FRAMES = 8
 
 @dataclass(frozen=True)
 class Warned:
-    """A reason to trust a score less; kind: small, blurred, compressed, few, lost, outside, uncalibrated."""
+    """A reason to trust a score less; kind: small, blurred, compressed, few, lost, outside, uncalibrated, as_is."""
 
     kind: str
     text: str
 
 
 def quality_warnings(
-    result: Any, crops: Sequence[Crop], media: dict[str, Any], recipe: CropRecipe | None
+    result: Any,
+    crops: Sequence[Crop],
+    media: dict[str, Any],
+    recipe: CropRecipe | None,
+    calibration: Calibration | None = None,
 ) -> list[Warned]:
     """The warnings for one file.
 
@@ -41,6 +46,7 @@ def quality_warnings(
         crops: its scored images.
         media: as of `media.media_facts`.
         recipe: how they were cut; None: as they were.
+        calibration: of the run; None: it has none.
     """
     found = []
     if result.outside:
@@ -50,6 +56,15 @@ def quality_warnings(
         ))  # fmt: skip
     if result.verdict == "uncalibrated":
         found.append(Warned("uncalibrated", "the run is not calibrated: P(fake) orders files, it is no probability"))
+    if recipe is None:
+        found.append(Warned("as_is", "the file was taken as a crop like the training images; nothing was cut"))
+    scored = len(result.deciding_rows)
+    if calibration is not None and scored < calibration.images_per_video[0]:
+        lowest, median = calibration.images_per_video
+        found.append(Warned(
+            "few", f"the score rests on {scored} images; the videos of the validation data have {lowest} or more "
+            f"(median {median:g}), so the error rates of the thresholds do not hold for it",
+        ))  # fmt: skip
     if recipe is not None and recipe.region == "face":
         sides = [max(c.box[2] - c.box[0], c.box[3] - c.box[1]) * recipe.scale for c in crops if c.box]
         small = sum(recipe.size / side > _ENLARGED for side in sides)

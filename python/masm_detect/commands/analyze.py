@@ -31,13 +31,15 @@ def run(values: Any) -> int:
     from masm_detect.casework.analyze import analyze
     from masm_detect.casework.detector import ScoreOptions
     from masm_detect.commands.main import FILES_SKIPPED
+    from masm_detect.report.casework import VERDICTS
 
     given = options_of(values)
     names = ("run", "files", "out", "overwrite", "device", "maps")
     folder, files, out, overwrite, device, maps = (given.pop(name) for name in names)
     content = analyze(folder, files, out, ScoreOptions(**given), maps=maps, device=device, overwrite=overwrite)
     for file in content["files"]:
-        score = "" if file["p_fake"] is None else f" (P(fake) {file['calibrated'] or file['p_fake']:.3f})"
-        print(f"{file['file']}: {file['verdict'] or 'not scored: ' + file['reason']}{score}")
+        value = file["p_fake"] if file["calibrated"] is None else file["calibrated"]
+        score = "" if value is None else f" (P(fake) {value:.3f})"
+        print(f"{file['file']}: {VERDICTS[file['verdict']]}{score or ': ' + file['reason']}")
     print(f"written: {out}/report.html, {out}/report.json")
     return FILES_SKIPPED if any(file["p_fake"] is None for file in content["files"]) else 0

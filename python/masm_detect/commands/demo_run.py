@@ -42,6 +42,7 @@ from masm_detect.data.demo_set import PHOTOGRAPHS, DemoSet, build_demo_set, load
 from masm_detect.data.forgeries import forge
 from masm_detect.evaluation.calibration import CalibrationError
 from masm_detect.evaluation.evaluate import evaluate
+from masm_detect.report.casework import VERDICTS
 from masm_detect.report.plots import plot_auc_dots
 from masm_detect.report.tables import auc_cells, auc_counts, format_cell, show
 from masm_detect.results import check_output_folder, read_json, write_json
@@ -142,7 +143,7 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
     plot_auc_dots(cells, out / "auc.png", title="AUC on unseen photographs", counts=counts, unseen=UNSEEN)
     show(demo_table(results))
     for name, result in results["analyzed"].items():
-        print(f"{name} photograph: {result['verdict']} (mean P(fake) {result['p_fake']:.3f})")
+        print(f"{name} photograph: {VERDICTS[result['verdict']]} (mean P(fake) {result['p_fake']:.3f})")
     print(
         f"{results['seconds']:.0f} s in all. In {out}: analysis/report.html (start there), eval/, runs/, results.json"
     )

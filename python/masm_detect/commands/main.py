@@ -192,7 +192,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _if_full(error: BaseException) -> str:
-    return "; make room and repeat the command: what was finished is kept" if _is_full(error) else ""
+    return "; make room and repeat the command" if _is_full(error) else ""
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:

@@ -70,6 +70,12 @@ def transform_image(
     return torch.from_numpy(pixels)
 
 
+def visible_pixels(pixels: np.ndarray, transform: ImageTransform) -> np.ndarray:
+    """The input of a network, float32 [3, size, size], as the image that it shows: RGB uint8 [size, size, 3]."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (transform.mean, transform.std))
+    return _to_uint8(((pixels * std + mean) * 255).transpose(1, 2, 0))
+
+
 @functools.lru_cache
 def _pixel_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """The normalised value of each level of each channel, float32 [3, 256].

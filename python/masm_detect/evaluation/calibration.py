@@ -347,7 +347,8 @@ def load_calibration(folder: Path | str) -> Calibration | None:
         )
         if adapter != folder_sha256(folder / "adapter"):
             raise CalibrationError(
-                f"{folder / FILE} was made for other weights than those in {folder / 'adapter'}: run `masm calibrate` again"
+                f"{folder / FILE} was made for other weights than those in {folder / 'adapter'}: run `masm calibrate` "
+                "again"
             )
         features = None
         if file is not None:

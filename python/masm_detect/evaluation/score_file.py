@@ -1,7 +1,7 @@
 """Score files: one row of scores.csv for each scored image, with or without a label.
 
-`masm predict` and `masm eval` write them; `masm eval --scores`, `masm compare` and `masm calibrate` read them, also
-those of other programs. Columns of a file that is written:
+`masm predict` and `masm eval` write them; `masm eval --scores` and `masm compare` read them, also those of other
+programs. Columns of a file that is written:
 
     file, dataset, method, label, video, group, frame, time_s, track, box_x0, box_y0, box_x1, box_y1, logit, p_fake
 """

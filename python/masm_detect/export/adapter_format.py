@@ -14,14 +14,16 @@ from torch import Tensor
 from masm_detect.config_files import save_config
 from masm_detect.data.frames import frame_dataset
 from masm_detect.data.sample import Sample
+from masm_detect.evaluation.calibration import load_calibration, save_calibration
 from masm_detect.evaluation.runs import load_run
+from masm_detect.results import read_json
 
 from .format import ExportFormat, Loaded, Run
 from .preprocessing import CALIBRATION, CROPS, copy_json
 
 
 class AdapterFormat(ExportFormat):
-    """adapter/, config.yaml and, if the run has them, crops.json and calibration.json."""
+    """adapter/, config.yaml and, if the run has them, crops.json and the calibration."""
 
     library = "masm_ext"
     compared = "masm_detect (load_run: load_adapter on the base model)"
@@ -29,8 +31,10 @@ class AdapterFormat(ExportFormat):
     def write(self, run: Run, folder: Path) -> None:
         shutil.copytree(run.folder / "adapter", folder / "adapter")
         save_config(run.config_without_paths(), folder / "config.yaml")
-        for name in (CROPS, CALIBRATION):
-            copy_json(name, run.folder, folder)
+        copy_json(CROPS, run.folder, folder)
+        calibration = load_calibration(run.folder)
+        if calibration is not None:
+            save_calibration(folder, calibration, read_json(run.folder / CALIBRATION)["provenance"])
 
     def load(self, run: Run, folder: Path) -> Loaded:
         config, detector = load_run(folder)

@@ -10,19 +10,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import colormaps
 
+from .casework import VERDICTS
 from .page import figure_svg, image_uri, render
 from .plots import new_figure
 
 #: Longest side of a picture and of a crop in the page, in pixels.
-_PICTURE, _CROP = 560, 180
+PICTURE, _CROP = 560, 180
 _FAKE, _REAL = (213, 94, 0), (0, 114, 178)
-_WORDS = {
-    "likely fake": "likely fake",
-    "likely real": "likely real, as far as this detector can tell",
-    "unsure": "unsure",
-    "uncalibrated": "no verdict: the run is not calibrated",
-    None: "not scored",
-}
 _CLASSES = {"likely fake": "fake", "likely real": "real"}
 #: States of Content Credentials, as c2pa-python names them.
 _C2PA = {
@@ -50,7 +44,7 @@ def _file(analysis: Any, calibration: Mapping[str, Any] | None) -> dict[str, Any
     return {
         "score": score,
         "name": score.file.replace("\\", "/").rsplit("/", 1)[-1],
-        "words": _WORDS[score.verdict],
+        "words": VERDICTS[score.verdict],
         "color": _CLASSES.get(score.verdict, "unsure"),
         "why": verdict_reason(score, calibration),
         "media": analysis.media,
@@ -58,6 +52,7 @@ def _file(analysis: Any, calibration: Mapping[str, Any] | None) -> dict[str, Any
         "timeline": _timeline(score, calibration) if score.kind == "video" and score.rows else None,
         "picture": _picture(analysis) if analysis.picture is not None else None,
         "tiles": any(row.box and row.track is None for row in score.rows),
+        "boxes": any(row.box for row in score.rows),
         "tracks": sorted(((t, m, sum(r.track == t for r in score.rows)) for t, m in score.tracks.items() if t),
                          key=lambda item: -item[1]),
         "shown": [_shown(shown) for shown in analysis.shown],
@@ -75,34 +70,57 @@ def verdict_reason(score: Any, calibration: Mapping[str, Any] | None) -> str:
         )
     fake, real = calibration["thresholds"]["fake"], calibration["thresholds"]["real"]
     value = score.calibrated
-    data = f"{calibration['n_real_groups']} independent real and {calibration['n_fake_groups']} fake groups"
     if score.outside:
         return (
-            f"The images are unlike those that the detector was calibrated on (distance {score.distance:.3f}; "
-            f"{1 - calibration['outside_rate']:.0%} of such data lie below {calibration['farthest']:.3f}). The score "
-            f"{value:.3f} carries no meaning for them."
+            f"The images are unlike those that the detector was calibrated on (distance {score.distance:.3f}; about "
+            f"{100 - 100 * calibration['outside_rate']:.3g}% of it lie below {calibration['farthest']:.3f}). The "
+            f"score {value:.3f} carries no meaning for them."
         )
-    if score.verdict == "likely fake":
-        return (
-            f"The calibrated score {value:.3f} is at or above {fake:.3f}. Of real files like those of the validation "
-            f"data ({data}), at most {calibration['false_alarm_rate']:.0%} score as high."
-        )
-    if score.verdict == "likely real":
-        return (
-            f"The calibrated score {value:.3f} is at or below {real:.3f}. Of fakes like those of the validation data "
-            f"({data}), at most {calibration['miss_rate']:.0%} score as low. Other kinds of forgery may score low, too."
-        )
+    if score.verdict in ("likely fake", "likely real"):
+        return f"The calibrated score {value:.3f} {_promise(score, calibration)}"
     if fake is None or real is None:
         few = " and ".join(n for n, t in (("real", fake), ("fake", real)) if t is None)
         return (
             f"The calibrated score is {value:.3f}. The validation data hold too few independent {few} groups for the "
-            f"requested error rates ({data})."
+            f"requested error rates ({_groups(calibration)})."
         )
     low, high = sorted((real, fake))
     return (
-        f"The calibrated score {value:.3f} lies between {low:.3f} and {high:.3f}, where the error rates of "
-        f"{calibration['false_alarm_rate']:.0%} and {calibration['miss_rate']:.0%} allow no decision ({data})."
+        f"The calibrated score {value:.3f} lies between {low:.3f} and {high:.3f}, where error rates of "
+        f"{100 * calibration['false_alarm_rate']:.3g}% and {100 * calibration['miss_rate']:.3g}% allow no decision "
+        f"({_groups(calibration)})."
     )
+
+
+def _promise(score: Any, calibration: Mapping[str, Any]) -> str:
+    """Where a score lies, and what that threshold promises: nothing more than it can."""
+    fake = score.verdict == "likely fake"
+    kind, rate = ("fake", calibration["false_alarm_rate"]) if fake else ("real", calibration["miss_rate"])
+    what = "real files" if fake else "fakes"
+    where = "at or above" if fake else "at or below"
+    text = f"is {where} {calibration['thresholds'][kind]:.3f}. "
+    if len(score.deciding_rows) < calibration["images_per_video"][0]:
+        return text + (
+            "The threshold was made for more images a file, so that nothing is known of the share of errors for files "
+            "with as few as this one."
+        )
+    times = score.deciding if fake else 1
+    limit = min(1.0, times * calibration["rate_limits"][kind])
+    text += (
+        f"Of {what} like those of the validation data ({_groups(calibration)}), at most "
+        f"{100 * min(1.0, times * rate):.3g}% score so on average, and with this calibration less than about "
+        f"{100 * limit:.0f}% (with 95% confidence)"
+    )
+    text += f": {times} faces, each with a chance of {100 * rate:.3g}%." if times > 1 else "."
+    if calibration["selected_on"]:
+        text += (
+            " The epoch of the run was chosen on the same data, so that these rates are estimates and no guarantees."
+        )
+    return text + ("" if fake else " Forgeries of other kinds may score as low.")
+
+
+def _groups(calibration: Mapping[str, Any]) -> str:
+    return f"{calibration['n_real_groups']} independent groups of real and {calibration['n_fake_groups']} of fake files"
 
 
 def _timeline(score: Any, calibration: Mapping[str, Any] | None) -> Markup:
@@ -116,17 +134,15 @@ def _timeline(score: Any, calibration: Mapping[str, Any] | None) -> Markup:
         axes.plot(x, [row.p_fake for row in rows], "o-", markersize=3, color=colors((track or 1) % 10 - 1), label=name)
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel="time in seconds" if timed else "frame", ylabel="P(fake), uncalibrated", ylim=(-0.02, 1.02))
-    axes.set_title(f"{score.scored} frames; the mean of a face is its score", fontsize="medium")
+    axes.set_title(f"{score.scored} frames", fontsize="medium")
     axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure_svg(figure)
 
 
 def _picture(analysis: Any) -> str:
     """The picture with its scored regions: boxes of faces, or tiles coloured by P(fake)."""
-    rgb = analysis.picture
-    zoom = min(1.0, _PICTURE / max(rgb.shape[:2]))
-    size = (max(1, round(rgb.shape[1] * zoom)), max(1, round(rgb.shape[0] * zoom)))
-    canvas = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    rgb, zoom = analysis.picture
+    canvas = rgb.copy()
     for row in analysis.score.rows:
         if row.box is None:
             continue
@@ -150,7 +166,7 @@ def _label(canvas: np.ndarray, text: str, x: int, y: int) -> None:
 
 
 def _shown(shown: Any) -> dict[str, Any]:
-    crop = cv2.resize(shown.crop.rgb, (_CROP, _CROP), interpolation=cv2.INTER_AREA)
+    crop = cv2.resize(shown.image, (_CROP, _CROP), interpolation=cv2.INTER_AREA)
     one = {
         "crop": shown.crop,
         "p_fake": shown.p_fake,

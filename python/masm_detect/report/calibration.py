@@ -13,6 +13,22 @@ from .plots import new_figure, save_figure
 _BINS = 10
 
 
+#: Verdicts of the thresholds.
+NAMES = {"fake": "likely fake", "real": "likely real, as far as this detector can tell"}
+
+
+def promise(rate: float, limit: float, wrong: str) -> str:
+    """What a threshold promises for videos like those it was learned on."""
+    return (
+        f"on average over such calibrations at most {100 * rate:.3g}% of {wrong} like these are called so by mistake, "
+        f"and with this one less than about {100 * limit:.0f}% (with 95% confidence)"
+    )
+
+
+def _too_few(groups: int, what: str, rate: float) -> str:
+    return f"{groups} groups of {what} are too few for a rate of {rate:g} (it needs {math.ceil(1 / rate) - 1})"
+
+
 def calibration_lines(calibration: Any) -> list[str]:
     """What was learned, one sentence each; `calibration`: `evaluation.calibration.Calibration`."""
     c = calibration
@@ -28,15 +44,25 @@ def calibration_lines(calibration: Any) -> list[str]:
     ):
         threshold = c.thresholds[name]
         if threshold is None:
-            lines.append(
-                f"likely {name}: never, because {groups} groups of {wrong} are too few for a rate of {rate:g} (it "
-                f"needs {math.ceil(1 / rate) - 1})"
-            )
+            lines.append(f"{NAMES[name]}: never, because {_too_few(groups, wrong, rate)}")
         else:
             lines.append(
-                f"likely {name}: calibrated P(fake) of {threshold:.3f} {side}; at most {rate:.0%} of {wrong} like "
-                "these are called so by mistake"
+                f"{NAMES[name]}: calibrated P(fake) of {threshold:.3f} {side}; "
+                f"{promise(rate, c.rate_limit(name), wrong)}"
             )
+    if c.farthest is None:
+        few = _too_few(min(c.n_real_groups, c.n_fake_groups), "videos", c.outside_rate)
+        lines.append(f"unlike this data: never noticed, because {few}")
+    else:
+        lines.append(
+            f"unlike this data: a mean distance of {c.farthest:.3f} or more to the nearest images; about "
+            f"{100 * c.outside_rate:.3g}% of videos like these are as far"
+        )
+    if c.selected_on:
+        lines.append(
+            "the epoch of the run was chosen on this data, so that these rates are estimates and no guarantees: "
+            "calibrate on data that was not used at all (--data)"
+        )
     return lines
 
 

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+#: Verdicts as people read them.
+VERDICTS = {
+    "likely fake": "likely fake",
+    "likely real": "likely real, as far as this detector can tell",
+    "unsure": "unsure",
+    "uncalibrated": "no verdict: the run is not calibrated",
+    None: "not scored",
+}
 #: Most files in the terminal; the files that are written hold all.
 _SHOWN = 40
 
@@ -19,16 +28,16 @@ def prediction_table(files: Sequence[Any]) -> Table:
     table.add_column("file", overflow="fold")
     for name in ("frames", "faces", "P(fake)", "calibrated"):
         table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table.add_column("verdict", overflow="fold")
     for one in scored[:_SHOWN]:
         faces = len([track for track in one.tracks if track is not None])
         table.add_row(
-            one.file,
+            Text(one.file),  # a name may hold what rich takes for markup
             f"{one.scored}/{one.wanted}",
             str(faces or "-"),
             f"{one.p_fake:.3f}",
             "-" if one.calibrated is None else f"{one.calibrated:.3f}",
-            one.verdict or "-",
+            VERDICTS[one.verdict],
         )
     return table
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from masm_detect.casework.detector import TrainedDetector, check_detector
-from masm_detect.casework.predict import adapter_sha256
 from masm_detect.config import ConfigError, EvalConfig
 from masm_detect.config_files import to_dict
 from masm_detect.data.crop_recipe import TILES, CropRecipe, check_same_crops
@@ -26,6 +25,7 @@ from masm_detect.distortions.videos import ENCODERS, check_encoder
 from masm_detect.errors import require_setting
 from masm_detect.evaluation.evaluate import samples_of
 from masm_detect.evaluation.score_file import COLUMNS, ScoreRow, score_fields, sigmoid, write_table
+from masm_detect.hashes import folder_sha256
 from masm_detect.provenance import provenance
 from masm_detect.report.plots import save_figure
 from masm_detect.report.robustness_figures import curves_figure, grid_figure
@@ -145,7 +145,7 @@ def robustness(config: EvalConfig, options: RobustnessConfig | None = None) -> d
         content = {
             "provenance": provenance(str(device)),
             "run": {"name": trained.run.resolve().name, "method": trained.config.method.name,
-                    "adapter": adapter_sha256(trained.run), "calibrated": trained.calibration is not None},
+                    "adapter": folder_sha256(trained.run / "adapter"), "calibrated": trained.calibration is not None},
             "config": to_dict(replace(config, runs=[trained.run.name])),
             "options": asdict(options),
             "settings": {key: value for key, value in settings.items() if key not in ("run", "adapter")},
@@ -185,7 +185,7 @@ def _settings(
     raw = material.files is not None
     return {
         "run": network.trained.run.resolve().name,
-        "adapter": adapter_sha256(network.trained.run),
+        "adapter": folder_sha256(network.trained.run / "adapter"),
         "data": _state(material),
         "cells": [cell.name for cell in cells],
         "seed": options.seed,

@@ -84,7 +84,7 @@ def test_command(tmp_path, capsys):
     picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])
     arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--no_maps"]
     assert code_of(arguments) == 0
-    assert "uncalibrated" in capsys.readouterr().out
+    assert "no verdict: the run is not calibrated" in capsys.readouterr().out
     assert code_of(arguments) == 2
     assert_one_line(capsys.readouterr().err, "--overwrite")
     (tmp_path / "b.png").write_bytes(b"x")

@@ -48,7 +48,8 @@ def test_files_of_every_kind(run, tmp_path, seed):
     write_rgb(tmp_path / "in" / "small.png", noise(seed, 20, 20))
     (tmp_path / "in" / "broken.jpg").write_bytes(b"x")
     (tmp_path / "in" / "notes.txt").write_text("left out: a folder holds other files, too")
-    done = predict(run, [tmp_path / "in"], tmp_path / "out", ScoreOptions(frames_per_video=3), progress=False)
+    with pytest.warns(UserWarning, match=r"1 files are not images or videos.*notes\.txt"):
+        done = predict(run, [tmp_path / "in"], tmp_path / "out", ScoreOptions(frames_per_video=3), progress=False)
     assert [f.file.split("/")[-1] for f in done.files] == ["broken.jpg", "clip.mp4", "large.png", "small.png"]
     assert [f.file.split("/")[-1] for f in done.skipped] == ["broken.jpg", "small.png"]
     rows = read_scores(tmp_path / "out" / "scores.csv")
@@ -62,6 +63,7 @@ def test_files_of_every_kind(run, tmp_path, seed):
     assert lines["large.png"]["verdict"] == "uncalibrated"
     coverage = json.loads((tmp_path / "out" / "coverage.json").read_text())
     assert (coverage["files"], coverage["files_scored"], coverage["frames_wanted"]) == (4, 2, 6)
+    assert [name.split("/")[-1] for name in coverage["left_out"]] == ["notes.txt"]
     assert not list((tmp_path / "out").glob("*unfinished*"))
 
 
@@ -121,12 +123,78 @@ def test_faces_of_a_photograph(tmp_path):
     assert result.track == row.track == 1 and 150 < x0 < x1 < 320 and 30 < y0 < y1 < 260
 
 
-def test_the_person_with_the_highest_mean_decides():
-    rows = [
-        ScoreRow("v", 0.0, p, track=track) for track, ps in {1: [0.2] * 8, 2: [0.6, 0.8], 3: [0.99]}.items() for p in ps
+def rows_of(**tracks):
+    """Rows of persons, each in the first frames; `tracks`: P(fake) in them."""
+    return [
+        ScoreRow("v", 0.0, p, frame=frame, track=int(name[1:]))
+        for name, scores in tracks.items()
+        for frame, p in enumerate(scores)
     ]
-    assert deciding_track(rows) == (2, pytest.approx(0.7))  # 3 is in 1 of 8 frames
-    assert deciding_track([ScoreRow("v", 0.0, p) for p in (0.1, 0.3)]) == (None, pytest.approx(0.2))
+
+
+def test_the_person_with_the_highest_mean_decides():
+    rows = rows_of(p1=[0.2] * 8, p2=[0.6, 0.8], p3=[0.99])
+    assert deciding_track(rows) == (2, pytest.approx(0.7), 2)  # 3 is in 1 of 8 frames
+    assert deciding_track([ScoreRow("v", 0.0, p) for p in (0.1, 0.3)]) == (None, pytest.approx(0.2), 1)
+
+
+def test_a_person_who_is_lost_again_and_again_is_no_crowd():
+    rows = [ScoreRow("v", 0.0, 0.1 * (i % 7), frame=i, track=i // 2) for i in range(20)]  # 2 of 20 frames each
+    assert deciding_track(rows) == (None, pytest.approx(np.mean([row.p_fake for row in rows])), 1)
+
+
+def test_interrupted_before_the_first_result_and_again(run, tmp_path, seed, monkeypatch):
+    files = [write_rgb(tmp_path / "in" / f"{i}.png", noise(seed + i)) for i in range(3)]
+    real = predict_module.TrainedDetector.score_files
+
+    def dying_after(count):
+        def dying(self, todo, options, **more):
+            for number, result in enumerate(real(self, todo, ScoreOptions(batch_size=1), **more)):
+                if number == count:
+                    raise KeyboardInterrupt
+                yield result
+
+        return dying
+
+    for count in (0, 1):
+        monkeypatch.setattr(predict_module.TrainedDetector, "score_files", dying_after(count))
+        with pytest.raises(KeyboardInterrupt):
+            predict(run, files, tmp_path / "out", progress=False)
+    monkeypatch.setattr(predict_module.TrainedDetector, "score_files", real)
+    assert len(predict(run, files, tmp_path / "out", progress=False).files) == 3
+    # results are replaced, and a command that does so can be continued
+    monkeypatch.setattr(predict_module.TrainedDetector, "score_files", dying_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, files, tmp_path / "out", overwrite=True, progress=False)
+    assert not (tmp_path / "out" / "coverage.json").exists()
+    seen = []
+
+    def counting(self, todo, options, **more):
+        seen.extend(todo)
+        return real(self, todo, options, **more)
+
+    monkeypatch.setattr(predict_module.TrainedDetector, "score_files", counting)
+    predict(run, files, tmp_path / "out", overwrite=True, progress=False)
+    assert seen == files[1:]
+
+
+def test_an_image_that_does_not_fit_is_skipped_with_a_reason(tmp_path, seed):
+    from dataclasses import replace
+
+    import tiny
+    from masm_detect.training.run import train
+
+    data = tiny.write_data(tmp_path / "data")
+    tiny.detector().backbone.model.save_pretrained(tmp_path / "backbone")
+    config = tiny.run_config(data, tmp_path / "backbone", tmp_path / "run", "probe")
+    train(replace(config, data=replace(config.data, crop="center")))
+    small, whole = (
+        write_rgb(tmp_path / "s.png", noise(seed, 20, 20)),
+        write_rgb(tmp_path / "w.png", noise(seed, 30, 30)),
+    )
+    bad, good = masm_detect.load_detector(tmp_path / "run", "cpu").predict([small, whole], as_is=True)
+    assert bad.p_fake is None and "20x20" in bad.reason
+    assert good.p_fake is not None
 
 
 def test_what_a_run_must_have(tmp_path):
@@ -140,7 +208,7 @@ def test_what_a_run_must_have(tmp_path):
 def test_another_face_detector_is_refused(tmp_path):
     from masm_detect.data.crop_recipe import CropRecipe
 
-    run = tiny_run(tmp_path, CropRecipe("face", 64, 1.3, "retinaface"))
+    run = tiny_run(tmp_path, CropRecipe("face", 64, 1.3, "retinaface", "largest"))
     with pytest.raises(PredictError, match="found by retinaface"):
         masm_detect.load_detector(run, "cpu").predict(write_image(tmp_path / "a.png"))
 
@@ -148,6 +216,7 @@ def test_another_face_detector_is_refused(tmp_path):
 def test_command(run, tmp_path, capsys, seed):
     write_rgb(tmp_path / "a.png", noise(seed))
     (tmp_path / "b.png").write_bytes(b"")
+    write_rgb(tmp_path / "clip [dqw4w9] [/b].png", noise(seed))
     out = ["--out", str(tmp_path / "p"), "--device", "cpu"]
     assert code_of(["predict", str(run), str(tmp_path / "a.png"), *out]) == 0
     printed = capsys.readouterr().out

@@ -19,14 +19,14 @@ from prepare_runs import run as prepare
 from trained_runs import TILE, tiny_run
 from video_files import write_image
 
-FACE = CropRecipe("face", 256, 1.3, "mtcnn")
+FACE = CropRecipe("face", 256, 1.3, "mtcnn", "largest")
 
 
 def test_prepare_writes_what_it_did(tmp_path):
     for kind in ("real", "fake-x"):
         write_image(tmp_path / "source" / kind / "a.png")
     prepare(tmp_path / "source", tmp_path / "out", scale=1.5)
-    assert read_recipe(tmp_path / "out") == CropRecipe("face", 32, 1.5, "bright-1")
+    assert read_recipe(tmp_path / "out") == CropRecipe("face", 32, 1.5, "bright-1", "largest")
     # beside the JSON file that masm train reads, and in the folder of the crops
     assert (
         recipe_of([str(tmp_path / "out" / "set.json")])
@@ -46,6 +46,7 @@ def test_different_data_sets_are_refused(tmp_path):
             write_recipe(tmp_path / name, recipe)
     a, b, c, d = (str(tmp_path / name) for name in "abcd")
     assert recipe_of([a, d]) == FACE
+    assert FACE.differences(replace(FACE, faces="mask")) == []  # one set may need masks, the other not
     assert recipe_of([a, c]) is None  # nothing is known of c
     with pytest.raises(ConfigError, match=r"scale 1\.3 against 1\.5"):
         recipe_of([a, b])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from masm_detect.data.crop_recipe import CropRecipe
+from masm_detect.data.crop_recipe import CropRecipe, read_recipe
 from masm_detect.data.cutting import cut_file
 from masm_detect.data.decode import read_image
-from masm_detect.data.faces import align_crop
 from masm_detect.data.mtcnn import MtcnnDetector
+from masm_detect.data.prepare import prepare
 from prepare_runs import BrightFaces
-from trained_runs import face_photograph, face_recipe, write_rgb
+from trained_runs import face_photograph, write_rgb
 from video_files import encode_video, write_image, write_video
 
-FACES = CropRecipe("face", 32, 1.3, "bright-1")
+FACES = CropRecipe("face", 32, 1.3, "bright-1", "largest")
 
 
 def test_every_face_of_a_video_is_a_track(tmp_path):
@@ -26,19 +26,32 @@ def test_every_face_of_a_video_is_a_track(tmp_path):
     assert [c.seconds for c in cut.crops[::2]] == pytest.approx([n / 25 for n in (5, 10, 14, 19)])
     largest = cut_file(video, FACES, BrightFaces(), faces="largest", frames_per_video=5)
     assert len(largest.crops) == 4 and {c.box for c in largest.crops} == {(16.0, 12.0, 48.0, 36.0)}
+    assert {c.track for c in largest.crops} == {1}  # one score for the file, whoever is largest
 
 
-def test_a_face_is_cut_as_in_prepare(tmp_path):
-    picture = write_rgb(tmp_path / "a.png", face_photograph())
-    recipe, detector = face_recipe(), MtcnnDetector()
-    (crop,) = cut_file(picture, recipe, detector).crops
-    (face,) = detector.detect(face_photograph())
+def test_faces_are_cut_as_by_prepare(tmp_path):
+    for kind in ("real", "fake-x"):
+        write_rgb(tmp_path / "source" / kind / "a.png", face_photograph())
+    prepare(tmp_path / "source", tmp_path / "out", dataset="d", size=64, workers=1, progress=False)
+    written = read_image(tmp_path / "out" / "frames" / "real" / "a" / "000000.png")
+    recipe = read_recipe(tmp_path / "out")
+    (crop,) = cut_file(tmp_path / "source" / "real" / "a.png", recipe, MtcnnDetector(), faces=recipe.faces).crops
     assert crop.frame is None and crop.seconds is None and crop.track == 1
-    assert np.array_equal(crop.rgb, align_crop(face_photograph(), face, 64, 1.3))
+    assert np.array_equal(crop.rgb, written)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "most"), [(64, 64, 36), (100, 300, 36), (300, 100, 5), (31, 33, 9), (400, 500, 1)]
+    ("height", "width", "most"),
+    [
+        (64, 64, 36),
+        (100, 300, 36),
+        (300, 100, 5),
+        (31, 33, 9),
+        (400, 500, 1),
+        (600, 200, 1),
+        (1200, 300, 2),
+        (300, 60, 5),
+    ],
 )
 def test_tiles_lie_inside_and_are_not_resampled(tmp_path, seed, height, width, most):
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

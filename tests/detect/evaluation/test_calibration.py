@@ -137,6 +137,40 @@ def test_file_is_read_as_written(tmp_path, seed):
     assert np.abs(read.features - c.features).max() < 2e-3
     assert read.verdict(0.3) == c.verdict(0.3) and read.probability(0.3) == c.probability(0.3)
     assert load_calibration(tmp_path / "none") is None
+    (file,) = tmp_path.glob("calibration-*.safetensors")
+    save_calibration(tmp_path, replace(c, features=c.features[:5]), {})
+    assert not file.exists() and load_calibration(tmp_path).features.shape == (5, 4)
+    next(tmp_path.glob("calibration-*.safetensors")).unlink()  # the distance would go unchecked
+    with pytest.raises(CalibrationError, match="damaged"):
+        load_calibration(tmp_path)
+
+
+def test_other_weights_have_no_calibration(tmp_path, seed):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights").write_bytes(b"old")
+    p, labels, names = both(np.random.default_rng(seed))
+    save_calibration(tmp_path, fit_calibration(p, labels, names), {})
+    load_calibration(tmp_path)
+    (tmp_path / "adapter" / "weights").write_bytes(b"new")
+    with pytest.raises(CalibrationError, match="other weights"):
+        load_calibration(tmp_path)
+
+
+@pytest.mark.parametrize("groups", [19, 60])
+def test_the_rate_of_one_calibration_is_bounded(seed, groups):
+    """Of 400 calibrations on one video a group, 95% have a rate below the limit."""
+    random = np.random.default_rng(seed)
+    exceeded, limit = 0, None
+    for _ in range(400):
+        p = random.random(groups * 2)
+        labels = np.repeat([0, 1], groups)
+        p[labels == 1] += 0.5
+        c = fit_calibration(p / 1.6, labels, [str(i) for i in range(2 * groups)])
+        limit = c.rate_limit("fake")
+        inside = min(p[labels == 0], key=lambda x: abs(c.probability(x / 1.6) - c.thresholds["fake"]))
+        exceeded += 1 - inside > limit  # of uniform scores, the share above a score x is 1 - x
+    assert 0.05 < limit < 0.2
+    assert exceeded / 400 < 0.05 + 4 * (0.05 * 0.95 / 400) ** 0.5
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import torch
 import yaml
 from command_line import assert_one_line, code_of
 from huggingface_hub import ModelCard
+from masm_detect.data.crop_recipe import CropRecipe, read_recipe, write_recipe
 from masm_detect.data.sources import read_dataset
+from masm_detect.evaluation.calibration import fit_calibration, load_calibration, save_calibration
 from masm_detect.evaluation.runs import load_run
 from masm_detect.export import export as export_module
 from masm_detect.export import hf_format
@@ -69,16 +71,20 @@ def test_onnx_alone_gives_the_logits_for_any_batch(tiny_run, exported, seed):
 
 
 def test_adapter_is_a_run_for_the_other_commands(tiny_run, tmp_path):
-    recipe, calibration, run = {"scale": 1.3}, {"temperature": 2.0}, tmp_path / "run"
+    run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    for name, content in (("crops.json", recipe), ("calibration.json", calibration)):
-        (run / name).write_text(json.dumps(content))
+    write_recipe(run, CropRecipe("tile", 28))
+    groups = [str(number) for number in range(40)]
+    learned = fit_calibration(np.linspace(0.2, 0.9, 40), np.repeat([0, 1], 20), groups)
+    save_calibration(run, replace(learned, features=np.eye(16, dtype=np.float32)), {"images": 40})
     data = str(tiny_run.parent / "data")
     export(run, tmp_path / "small", "adapter", data=[data])
     export(run, tmp_path / "hf", "hf", data=[data])
-    assert json.loads((tmp_path / "small" / "crops.json").read_text()) == recipe
-    assert json.loads((tmp_path / "small" / "calibration.json").read_text()) == calibration
-    assert json.loads((tmp_path / "hf" / "preprocessing.json").read_text())["crops"] == recipe
+    assert read_recipe(tmp_path / "small") == CropRecipe("tile", 28)
+    kept = load_calibration(tmp_path / "small")
+    assert kept.thresholds == learned.thresholds and np.array_equal(kept.features, np.eye(16))
+    assert json.loads((tmp_path / "small" / "calibration.json").read_text())["provenance"] == {"images": 40}
+    assert json.loads((tmp_path / "hf" / "preprocessing.json").read_text())["crops"]["size"] == 28
     config = yaml.safe_load((tmp_path / "small" / "config.yaml").read_text())
     assert config["data"]["paths"] == ["data"] and config["out"] == "run"
     assert code_of(["eval", str(tmp_path / "small"), "--data", data, "--out", str(tmp_path / "eval")]) == 0
