@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,29 @@ def check_output_folder(path: Path | str) -> None:
     for part in (Path(path), *Path(path).parents):
         if part.is_file():
             raise ResultError(f"cannot write to the folder {path}: {part} is a file; give another output folder")
+
+
+def prepare_outputs(paths: Iterable[Path], inputs: Iterable[Path | str] = (), *, overwrite: bool = False) -> None:
+    """Check, before long work, that files may be written; the last of `paths` marks the folder as complete.
+
+    With `overwrite` that mark is removed: new files must not stand beside an old one if the work is interrupted.
+
+    Args:
+        paths: the files that will be written.
+        inputs: files that are read; none of them may be replaced.
+        overwrite: existing files may be replaced.
+
+    Raises:
+        ResultError: a file exists and `overwrite` is not set, or is an input.
+    """
+    paths, read = list(paths), {Path(path).resolve() for path in inputs}
+    for path in paths:
+        if path.resolve() in read:
+            raise ResultError(f"{path} is read by this command, and would be replaced by it: give another --out")
+        if path.exists() and not overwrite:
+            raise ResultError(f"{path} exists already: give another --out, or --overwrite to replace it")
+    if paths:
+        paths[-1].unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from masm_detect.results import ResultError, check_output_folder, read_json, write_json, write_text
+from masm_detect.results import ResultError, check_output_folder, prepare_outputs, read_json, write_json, write_text
 
 
 def test_json_has_no_nan_and_takes_numpy(tmp_path):
@@ -45,3 +45,17 @@ def test_output_folder_that_is_a_file(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ResultError, match="file is a file"):
             check_output_folder(path)
+
+
+def test_files_that_exist_or_are_read_are_not_replaced(tmp_path):
+    old, mark = tmp_path / "scores.csv", tmp_path / "results.json"
+    prepare_outputs([old, mark])
+    old.write_text("mine")
+    mark.write_text("{}")
+    with pytest.raises(ResultError, match=r"scores\.csv exists already.*--overwrite"):
+        prepare_outputs([old, mark])
+    with pytest.raises(ResultError, match="read by this command"):
+        prepare_outputs([old, mark], [tmp_path / "x" / ".." / "scores.csv"], overwrite=True)
+    assert mark.exists()
+    prepare_outputs([old, mark], overwrite=True)
+    assert old.read_text() == "mine" and not mark.exists()  # an interrupted command leaves no mark

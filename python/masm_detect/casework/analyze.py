@@ -19,7 +19,7 @@ from masm_detect.data.transforms import transform_image, visible_pixels
 from masm_detect.hashes import file_sha256, folder_sha256
 from masm_detect.provenance import provenance
 from masm_detect.report.analysis_page import PICTURE, analysis_page
-from masm_detect.results import check_output_folder, finite, write_json, write_text
+from masm_detect.results import check_output_folder, finite, read_json, write_json, write_text
 from masm_detect.runtime import resolve_precision
 
 from .attribution import OcclusionMap, occlusion_map
@@ -190,6 +190,7 @@ def _run_facts(detector: TrainedDetector, options: ScoreOptions) -> dict[str, An
     run, calibration = detector.run, detector.calibration
     return {
         "name": run.resolve().name,
+        "trained_on": _trained_on(run),
         "method": detector.config.method.name,
         "backbone": detector.config.model.backbone,
         "base_sha256": detector.base_sha256,
@@ -202,6 +203,13 @@ def _run_facts(detector: TrainedDetector, options: ScoreOptions) -> dict[str, An
         else {name: value for name, value in vars(calibration).items() if name != "features"}
         | {"rate_limits": {kind: calibration.rate_limit(kind) for kind in ("fake", "real")}},
     }
+
+
+def _trained_on(run: Path) -> dict[str, list[str]] | None:
+    """Data set -> the forgery methods of the training; None if the run does not record it."""
+    groups = run / "groups.json"
+    data = read_json(groups).get("train_data") if groups.is_file() else None
+    return None if data is None else {name: sorted(entry["methods"]) for name, entry in data.items()}
 
 
 def _command(

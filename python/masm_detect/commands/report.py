@@ -53,6 +53,16 @@ def run(values: Any) -> None:
         raise ConfigError(f"out is {out!r}; it must be the name of a page, which ends in .html")
     numbers = page.with_suffix(".json")
     check_output_folder(page.parent)
+    for file in (page, numbers):
+        if file.name in (
+            "metrics.json",
+            "results.json",
+            "groups.json",
+            "environment.json",
+            "calibration.json",
+            "crops.json",
+        ):
+            raise ConfigError(f"out is {page}, whose numbers would replace {file.name} of a run: give another name")
     if (page.exists() or numbers.exists()) and not overwrite:
         raise ConfigError(
             f"{page} or {numbers.name} is there already: give another --out, or --overwrite to replace it"

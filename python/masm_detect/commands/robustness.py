@@ -11,7 +11,18 @@ from .arguments import add_config_file, options_of
 HELP = "measure how distortions of the images change the scores of a trained run"
 
 #: Settings of `EvalConfig` that are given by other names, or mean nothing here.
-_SKIP = {"runs", "paths", "scores", "out", "overwrite", "protocol"}
+_SKIP = {
+    "runs",
+    "paths",
+    "scores",
+    "out",
+    "overwrite",
+    "protocol",
+    "video_key",
+    "data_root",
+    "parameters",
+    "other_training",
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,7 +44,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace the results that out already holds"
     )
     for name, what in _FLAGS.items():
-        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=False, help=what)
+        default = None if name == "raw" else False  # not given: a folder with videos is raw
+        parser.add_argument(f"--{name}", action=ActionYesNo, nargs="?", default=default, help=what)
     parser.add_class_arguments(RobustnessConfig, skip=set(_FLAGS))
     parser.add_class_arguments(EvalConfig, skip=_SKIP)
 
@@ -56,7 +68,6 @@ def run(values: Any) -> None:
 
     given = options_of(values)
     options = {field.name: given.pop(field.name) for field in fields(RobustnessConfig)}
-    options["raw"] = options["raw"] or None
     folder, data = given.pop("run"), given.pop("data")
     content = robustness(EvalConfig(runs=[folder], paths=data, **given), RobustnessConfig(**options))
     for dataset, entry in content["datasets"].items():

@@ -2,8 +2,10 @@
 
 The unit is a video, or a picture: its score is the mean P(fake) of its images. Three things are learned:
 
-- a map to a calibrated P(fake): sigmoid(scale * logit(score) + offset) (Platt, 1999; temperature scaling with offset 0,
-  Guo et al., ICML 2017, arXiv 1706.04599);
+- a map to a calibrated P(fake): sigmoid(scale * logit(score) + offset) (Platt, 1999; temperature scaling: only the
+  scale is learned, Guo et al., ICML 2017, arXiv 1706.04599). It is then moved to a mixture of as many real as fake
+  videos, so that 0.5 says nothing, whatever the share of fakes among the validation videos (Saerens et al., Neural
+  Computation, 2002);
 - two thresholds (conformal prediction, here for data in groups: Lee, Barber and Willett, arXiv 2306.06342). For a new
   video from the same source, and on average over calibration sets of this size, a real one scores at or above the upper
   threshold with probability `false_alarm_rate` at most, a fake one at or below the lower one with probability
@@ -57,7 +59,7 @@ class Calibration:
 
     Attributes:
         scale: of the map
-        offset: of the map
+        offset: of the map, for a mixture of as many real as fake videos
         thresholds: calibrated P(fake): at or above "fake" a video is likely fake, at or below "real" likely real; None:
             too few groups for the requested rate
         false_alarm_rate: largest share of real videos called fake
@@ -66,9 +68,9 @@ class Calibration:
         n_fake: fake videos
         n_real_groups: independent groups of real videos, on which the guarantee rests
         n_fake_groups: independent groups of fake videos
-        share_of_fakes: among the videos; the calibrated P(fake) holds for such a mixture
+        share_of_fakes: among the videos
         ece_before: expected calibration error on these videos, 15 bins, of the scores
-        ece_after: the same of the calibrated P(fake)
+        ece_after: the same of the calibrated P(fake) for the mixture of these videos
         auc: on these videos
         selected_on: whether the epoch of the run was chosen on these videos: then the rates are no guarantees
         images_per_video: lowest and median number of images of a video: a file with fewer images has a less certain
@@ -193,6 +195,8 @@ def fit_calibration(
             f"the scores do not order the validation videos (AUC {auc:.3f}): a detector that is no better than chance "
             "there cannot be calibrated"
         )
+    for_mixture = np.array([sigmoid(scale * x + offset) for x in logits])
+    offset -= log_odds(float((labels == 1).mean()))
     after = np.array([sigmoid(scale * x + offset) for x in logits])
     names = np.asarray(groups, dtype=str)
     real, fake = labels == 0, labels == 1
@@ -211,7 +215,7 @@ def fit_calibration(
         n_fake_groups=len(set(names[fake])),
         share_of_fakes=float(fake.mean()),
         ece_before=calibration_error(labels, p_fake),
-        ece_after=calibration_error(labels, after),
+        ece_after=calibration_error(labels, for_mixture),
         auc=auc,
     )
 

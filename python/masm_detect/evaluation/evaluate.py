@@ -26,7 +26,7 @@ from masm_detect.data.sources import load_samples
 from masm_detect.provenance import provenance
 from masm_detect.report.evaluation_page import evaluation_page
 from masm_detect.report.plots import plot_auc
-from masm_detect.results import check_output_folder, write_json, write_text
+from masm_detect.results import check_output_folder, prepare_outputs, write_json, write_text
 from masm_detect.runtime import process_settings, resolve_precision
 
 from .calibration import load_calibration
@@ -58,6 +58,10 @@ class Scored:
     calls_fake: CallsFake | None = None
 
 
+#: Settings that have a meaning for runs only.
+_OF_DATA = ("paths", "split", "frames_per_video")
+
+
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Score every run of `config` on its data sets, read its score files, and write the results to `config.out`.
 
@@ -85,6 +89,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         ScoreFileError: a score file that cannot be read, or has no labels.
         UnreadableImage: a file is absent or damaged.
     """
+    if config.scores and not config.runs and (ignored := [n for n in _OF_DATA if getattr(config, n)]):
+        raise ConfigError(
+            f"{', '.join(ignored)} select images for a run, and cannot select lines of the score files: name a run, or "
+            "leave them out"
+        )
     if not config.runs and not config.scores:
         raise ConfigError(
             "runs is empty: name at least one run folder written by `masm train`, or score files with --scores"
@@ -93,6 +102,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     out = Path(config.out)
     if (out / "results.json").exists() and not config.overwrite:
         raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")
+    folders: dict[str, Any] = {}
+    for name in (*(Path(run).resolve().name for run in config.runs), *(name_of(Path(p)) for p in config.scores)):
+        folders[_unique(name, folders)] = None
+    files = [out / name / file for name in folders for file in ("scores.csv", "videos.csv")]
+    files += [out / name for name in ("auc.png", "report.html", "results.json")]
+    prepare_outputs(files, config.scores, overwrite=config.overwrite)
     scored: dict[str, Scored] = {}
     protocol = None if config.protocol is None else _Protocol.of(config)
     with process_settings(config.runtime) as device:

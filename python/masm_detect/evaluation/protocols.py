@@ -188,7 +188,10 @@ def load_protocol(name: str, parameters: Mapping[str, str] | None = None) -> Pro
         path, shown = Path(name), Path(name).stem
         if not path.is_file():
             raise ProtocolError(f"{path} does not exist: give a YAML file, or one of {', '.join(protocol_names())}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"{path} cannot be read as UTF-8 ({error})") from error
     elif name in protocol_names():
         text, shown = (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
@@ -201,6 +204,8 @@ def load_protocol(name: str, parameters: Mapping[str, str] | None = None) -> Pro
         raise ProtocolError(f"{name} holds no protocol: it must have the keys title, source, train and test")
     if "name" in content:
         raise ProtocolError(f"{name} has the key name: a protocol has the name of its file")
+    if not isinstance(content.get("parameters") or {}, dict):
+        raise ProtocolError(f"{name}: parameters must be a mapping from a name to what it means")
     if parameters is not None:
         content = _filled(content, _checked(name, content.get("parameters") or {}, parameters))
     protocol = replace(_parsed(Protocol, content, name), name=shown)
@@ -265,7 +270,8 @@ def _filled(content: Any, values: Mapping[str, list[str]]) -> Any:
     if isinstance(content, dict):
         # what describes a parameter has its name as key
         return {
-            _text(key, values): item if key == "parameters" else _filled(item, values) for key, item in content.items()
+            _text(str(key), values): item if key == "parameters" else _filled(item, values)
+            for key, item in content.items()
         }
     if isinstance(content, list):
         filled: list[Any] = []

@@ -197,7 +197,14 @@ def match(detectors: Sequence[Detector], intersect: bool = False) -> Matched:
         rows.append(replace(found[0], label=next(iter(labels), None), **known))
     samples, _ = labelled(rows, "a score file" if len(runs) > 1 else runs[0].name, dataset=UNNAMED)
     scores = {run.path: np.array([table[key].p_fake for key in keys]) for run, table in zip(runs, tables)}
-    return Matched(samples, scores, {run.name: len(table) - len(keys) for run, table in zip(runs, tables)})
+    return Matched(samples, scores, _left_out(runs, [len(table) - len(keys) for table in tables]))
+
+
+def _left_out(runs: Sequence[Run], counts: Sequence[int]) -> dict[str, int]:
+    """Name of each run -> its samples that are not compared; runs of one name have their folder before it."""
+    names = [run.name for run in runs]
+    shown = [name if names.count(name) == 1 else str(run.path.parent) for run, name in zip(runs, names)]
+    return dict(zip(shown, counts))
 
 
 #: What a row takes from the first file that has it.

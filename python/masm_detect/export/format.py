@@ -34,9 +34,17 @@ class Run:
 
     def config_without_paths(self) -> TrainConfig:
         """The settings with the names of the data sets in place of their paths on this machine."""
-        names = [path if path.startswith("hf:") else Path(path).name for path in self.config.data.paths]
+        names = [_without_folder(path) for path in self.config.data.paths]
         data = replace(self.config.data, paths=names, root=None, prefix_map=None)
         return replace(self.config, data=data, out=Path(self.config.out).name, resume=False)
+
+
+def _without_folder(path: str) -> str:
+    """The name of a data set; a Hugging Face data set of the hub keeps its owner, a folder loses what it is in."""
+    kind, name = ("hf:", path[3:]) if path.startswith("hf:") else ("", path)
+    if kind and not Path(name).exists() and not Path(name).is_absolute():
+        return path
+    return kind + Path(name).name
 
 
 @dataclass(frozen=True)

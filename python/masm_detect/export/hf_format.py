@@ -183,9 +183,10 @@ def _model_config(backbone: Backbone, classifier: Classifier) -> Any:
     config = copy.deepcopy(backbone.model.config)
     if classifier.positions:
         config.image_size = backbone.image_size
+    config.name_or_path = ""  # a folder of this machine
     if backbone.model_type == "siglip_vision_model":
         config = transformers.SiglipConfig(vision_config=config.to_dict())
-    config.name_or_path = ""  # a folder of this machine
+    config.name_or_path = ""
     config.architectures = [classifier.name]
     config.num_labels = 2
     config.id2label, config.label2id = {0: "real", 1: "fake"}, {"real": 0, "fake": 1}

@@ -34,6 +34,7 @@ def analysis_page(content: Mapping[str, Any], analyses: Sequence[Any]) -> str:
         "analysis.html",
         content=content,
         calibration=calibration,
+        part="tile" if (content["run"]["recipe"] or {}).get("region") == "tile" else "image",
         c2pa_words=_C2PA,
         files=[_file(analysis, calibration) for analysis in analyses],
     )
@@ -65,8 +66,8 @@ def verdict_reason(score: Any, calibration: Mapping[str, Any] | None) -> str:
         return f"Nothing was scored: {score.reason}."
     if calibration is None:
         return (
-            f"The mean score is {score.p_fake:.3f}. Without a calibration this number orders files; it is no "
-            "probability and has no threshold. Run masm calibrate first."
+            f"The raw score is {score.p_fake:.3f}. Without a calibration this number only orders files: it is no "
+            "probability, and has no limits. Run masm calibrate first."
         )
     fake, real = calibration["thresholds"]["fake"], calibration["thresholds"]["real"]
     value = score.calibrated
@@ -86,9 +87,12 @@ def verdict_reason(score: Any, calibration: Mapping[str, Any] | None) -> str:
         )
     low, high = sorted((real, fake))
     return (
-        f"The calibrated score {value:.3f} lies between {low:.3f} and {high:.3f}, where error rates of "
-        f"{100 * calibration['false_alarm_rate']:.3g}% and {100 * calibration['miss_rate']:.3g}% allow no decision "
-        f"({_groups(calibration)})."
+        f"The calibrated score {value:.3f} lies between two limits. Below {low:.3f} the verdict would be likely real, "
+        f"above {high:.3f} likely fake. They are set so that on average at most "
+        f"{100 * calibration['false_alarm_rate']:.3g}% of real files are called fake, and at most "
+        f"{100 * calibration['miss_rate']:.3g}% of fakes real, and rest on "
+        f"{_groups(calibration)}.{_caveats(score, calibration)} Unsure is no sign of a forgery, and none of "
+        "authenticity."
     )
 
 
@@ -99,11 +103,8 @@ def _promise(score: Any, calibration: Mapping[str, Any]) -> str:
     what = "real files" if fake else "fakes"
     where = "at or above" if fake else "at or below"
     text = f"is {where} {calibration['thresholds'][kind]:.3f}. "
-    if len(score.deciding_rows) < calibration["images_per_video"][0]:
-        return text + (
-            "The threshold was made for more images a file, so that nothing is known of the share of errors for files "
-            "with as few as this one."
-        )
+    if _has_few_images(score, calibration):
+        return text + _caveats(score, calibration).strip()
     times = score.deciding if fake else 1
     limit = min(1.0, times * calibration["rate_limits"][kind])
     text += (
@@ -112,11 +113,24 @@ def _promise(score: Any, calibration: Mapping[str, Any]) -> str:
         f"{100 * limit:.0f}% (with 95% confidence)"
     )
     text += f": {times} faces, each with a chance of {100 * rate:.3g}%." if times > 1 else "."
-    if calibration["selected_on"]:
+    return text + _caveats(score, calibration) + ("" if fake else " Forgeries of other kinds may score as low.")
+
+
+def _has_few_images(score: Any, calibration: Mapping[str, Any]) -> bool:
+    return len(score.deciding_rows) < calibration["images_per_video"][0]
+
+
+def _caveats(score: Any, calibration: Mapping[str, Any]) -> str:
+    """Why the rates of the thresholds do not hold for this file; each a sentence with a space before it."""
+    text = ""
+    if _has_few_images(score, calibration):
         text += (
-            " The epoch of the run was chosen on the same data, so that these rates are estimates and no guarantees."
+            f" The limits were made for files with at least {calibration['images_per_video'][0]} images: how often "
+            f"they err for one with {len(score.deciding_rows)} is unknown."
         )
-    return text + ("" if fake else " Forgeries of other kinds may score as low.")
+    if calibration["selected_on"]:
+        text += " The detector was tuned on the same files that set the limits, so that the rates are estimates."
+    return text
 
 
 def _groups(calibration: Mapping[str, Any]) -> str:
@@ -133,7 +147,7 @@ def _timeline(score: Any, calibration: Mapping[str, Any] | None) -> Markup:
         name = f"face {track}" if track else "frame"
         axes.plot(x, [row.p_fake for row in rows], "o-", markersize=3, color=colors((track or 1) % 10 - 1), label=name)
     axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="time in seconds" if timed else "frame", ylabel="P(fake), uncalibrated", ylim=(-0.02, 1.02))
+    axes.set(xlabel="time in seconds" if timed else "frame", ylabel="raw score", ylim=(-0.02, 1.02))
     axes.set_title(f"{score.scored} frames", fontsize="medium")
     axes.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure_svg(figure)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.score_file import log_odds, sigmoid
 from .plots import new_figure, save_figure
 
 _BINS = 10
@@ -35,8 +36,8 @@ def calibration_lines(calibration: Any) -> list[str]:
     lines = [
         f"calibrated on {c.n_real} real and {c.n_fake} fake videos ({c.n_real_groups} and {c.n_fake_groups} "
         f"independent groups) of {', '.join(c.data) or 'unnamed data'}, AUC {c.auc:.3f}",
-        f"expected calibration error {c.ece_before:.3f} before, {c.ece_after:.3f} after; the calibrated P(fake) holds "
-        f"for a mixture with {c.share_of_fakes:.0%} fakes, as in this data",
+        f"expected calibration error {c.ece_before:.3f} before, {c.ece_after:.3f} after; the calibrated P(fake) is "
+        "that in a mixture of as many real as fake videos: 0.5 says nothing",
     ]
     for name, side, rate, groups, wrong in (
         ("fake", "or higher", c.false_alarm_rate, c.n_real_groups, "real videos"),
@@ -75,7 +76,9 @@ def plot_reliability(labels: np.ndarray, scores: np.ndarray, calibration: Any, p
         calibration: `evaluation.calibration.Calibration`.
         path: the file.
     """
-    after = np.array([calibration.probability(p) for p in scores])
+    # in the mixture of these videos, as the share of fakes is
+    shift = log_odds(calibration.share_of_fakes)
+    after = np.array([sigmoid(log_odds(calibration.probability(p)) + shift) for p in scores])
     figure, ((axes, counts),) = new_figure(1, 2, (9.0, 4.2))
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, label="perfect")
     for name, values, color in (("before", scores, "tab:orange"), ("after", after, "tab:blue")):
@@ -87,6 +90,7 @@ def plot_reliability(labels: np.ndarray, scores: np.ndarray, calibration: Any, p
         counts.hist(values, bins=_BINS, range=(0, 1), histtype="step", color=color, label=name)
     for name, style in (("fake", "--"), ("real", "-.")):
         if (threshold := calibration.thresholds[name]) is not None:
+            threshold = sigmoid(log_odds(threshold) + shift)
             counts.axvline(threshold, color="black", linestyle=style, linewidth=1, label=f"likely {name} from here")
     axes.set(xlabel="predicted P(fake)", ylabel="share of fakes", xlim=(0, 1), ylim=(0, 1))
     axes.set_title(f"Reliability, {len(labels)} videos, {_BINS} bins")

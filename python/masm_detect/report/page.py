@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from .plots import without_tex
+
 
 def render(template: str, **values: Any) -> str:
     """The page of the template called `template`; a value that it uses and does not get is an error."""
@@ -29,6 +31,7 @@ def _environment() -> Environment:
 
 def figure_svg(figure: Figure) -> Markup:
     """A figure as SVG, to be put into a page as it is."""
+    without_tex(figure)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from masm_ext.files import write_atomically
 
@@ -27,10 +28,17 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def without_tex(figure: Figure) -> None:
+    """Take every text of a figure as it is: a name may hold dollar signs, between which matplotlib reads TeX."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def save_figure(figure: Figure, path: Path | str, dpi: int = 120) -> Path:
     """Write a figure as PNG, making the folder if needed; a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    without_tex(figure)
     image = io.BytesIO()
     # Without the software field the bytes depend on the numbers and the library only.
     figure.savefig(image, format="png", dpi=dpi, metadata={"Software": None})

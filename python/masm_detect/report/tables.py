@@ -170,9 +170,11 @@ class _Console(Console):
 
 def show(table: Table) -> None:
     """Print a table to standard output, wide enough for its columns when the output is not a terminal."""
-    console = _Console()
+    # names of data sets and files may hold what rich takes for markup
+    options = {"markup": False, "emoji": False}
+    console = _Console(**options)
     if not console.is_terminal:
-        console = _Console(width=160)
+        console = _Console(width=160, **options)
     console.print(table)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from masm_detect.casework.detector import TrainedDetector
 from masm_detect.config import ConfigError
+from masm_detect.results import write_text
 from masm_detect.runtime import autocast, resolve_precision
 
 JOURNAL = "unfinished.jsonl"
@@ -62,10 +63,10 @@ class Journal:
             ConfigError: it has other settings.
         """
         self.path, self.done = path, {}
-        if overwrite:
-            path.unlink(missing_ok=True)
         entries = list(_whole_lines(path)) if path.is_file() else []
         settings = json.loads(json.dumps(settings))
+        if overwrite and entries and entries[0] != settings:
+            entries = []  # with the same settings, an interrupted command that replaces results goes on
         if entries and entries[0] != settings:
             other = [name for name in settings if entries[0].get(name) != settings[name]]
             raise ConfigError(
@@ -76,7 +77,7 @@ class Journal:
             self.done[entry["part"], entry["cell"]] = PartScores(**entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         # the last line may have been cut off
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in (entries or [settings])), encoding="utf-8")
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in (entries or [settings])))
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by the context)
 
     def __enter__(self) -> Journal:

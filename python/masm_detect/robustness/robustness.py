@@ -30,7 +30,7 @@ from masm_detect.provenance import provenance
 from masm_detect.report.plots import save_figure
 from masm_detect.report.robustness_figures import curves_figure, grid_figure
 from masm_detect.report.robustness_page import robustness_page
-from masm_detect.results import check_output_folder, write_json, write_text
+from masm_detect.results import check_output_folder, prepare_outputs, write_json, write_text
 from masm_detect.runtime import process_settings
 
 from .crops import score_crops
@@ -126,6 +126,8 @@ def robustness(config: EvalConfig, options: RobustnessConfig | None = None) -> d
     out, cells = Path(config.out), choose_cells(options.cells, options.quick)
     if (out / "robustness.json").exists() and not config.overwrite:
         raise ConfigError(f"{config.out} already holds results: give another --out, or --overwrite to replace them")
+    names = ("scores.csv", "grid.png", "curves.png", "robustness.html", "robustness.json")
+    prepare_outputs([out / name for name in names], overwrite=config.overwrite)
     for encoder in {ENCODERS[cell.distortion.apply] for cell in cells if cell.video}:
         check_encoder(encoder)
     with process_settings(config.runtime) as device:
@@ -159,6 +161,10 @@ def robustness(config: EvalConfig, options: RobustnessConfig | None = None) -> d
     return content
 
 
+#: Settings that have a meaning for data sets of ready crops only.
+_OF_CROPS = ("root", "prefix_map", "compression", "label_map", "video_pattern", "missing", "hf")
+
+
 def _material(
     config: EvalConfig, options: RobustnessConfig, trained: TrainedDetector
 ) -> tuple[_Material, FaceDetector | None]:
@@ -169,6 +175,9 @@ def _material(
         return _Material(Samples(samples_of(config))), None
     if not config.paths:
         raise ConfigError("no data given: name a folder with real/ and fake-<method>/")
+    default = EvalConfig()
+    if ignored := [name for name in _OF_CROPS if getattr(config, name) != getattr(default, name)]:
+        raise ConfigError(f"{', '.join(ignored)} select ready crops, and have no meaning for raw files: leave them out")
     recipe = None if config.as_is else trained.needed_recipe()
     faces = None
     if recipe is not None and recipe.region == "face":

@@ -154,7 +154,7 @@ def _metrics(
         "precision": resolve_precision(runtime.precision, device),
         "trainable_parameters": method.trainable_parameters,
         "samples": {"train": len(train_set), "val": len(val_set)},
-        "selection": f"{config.optim.select} epoch by AUC on source validation",
+        "selection": "best epoch by AUC on source validation" if config.optim.select == "best" else "last epoch",
         "chosen_epoch": result.best_epoch,
         "steps": result.steps,
         "images_per_second": result.images_per_second,

@@ -79,6 +79,36 @@ def _near_only(run):
     return replace(load_calibration(run), farthest=1.0)
 
 
+def judged(verdict, rows=32, deciding=1, selected_on=False):
+    """The reason that the page gives for a verdict."""
+    from types import SimpleNamespace
+
+    from masm_detect.report.analysis_page import verdict_reason
+
+    calibration = {
+        **{"thresholds": {"fake": 0.9, "real": 0.2}, "rate_limits": {"fake": 0.02, "real": 0.15}},
+        **{"false_alarm_rate": 0.004, "miss_rate": 0.05, "n_real_groups": 249, "n_fake_groups": 19},
+        **{"images_per_video": (8, 8.0), "selected_on": selected_on},
+    }
+    score = SimpleNamespace(
+        p_fake=0.5, calibrated=0.95, verdict=verdict, outside=False, deciding=deciding, deciding_rows=[None] * rows
+    )
+    return verdict_reason(score, calibration)
+
+
+def test_a_verdict_promises_no_more_than_it_can():
+    one = judged("likely fake")
+    assert "at most 0.4% score so on average" in one and "less than about 2%" in one and "estimates" not in one
+    three = judged("likely fake", deciding=3)
+    assert "at most 1.2%" in three and "less than about 6%" in three and "3 faces" in three
+    assert "at most 5%" in judged("likely real", deciding=3)  # the face with the highest score decides
+    for verdict in ("likely fake", "likely real", "unsure"):
+        few = judged(verdict, rows=1)
+        assert "at least 8 images" in few and "with 1 is unknown" in few
+        assert ("at most" in few) == (verdict == "unsure")
+        assert "estimates" in judged(verdict, selected_on=True)
+
+
 def test_command(tmp_path, capsys):
     run = tiny_run(tmp_path)
     picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])

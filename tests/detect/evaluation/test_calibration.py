@@ -14,6 +14,7 @@ from masm_detect.evaluation.calibration import (
     save_calibration,
     unit_length,
 )
+from masm_detect.evaluation.score_file import log_odds
 
 
 def scored(random, groups, per_group, label, shift):
@@ -63,9 +64,13 @@ def test_the_map_finds_the_logit(seed):
     labels = (random.random(20000) < 1 / (1 + np.exp(-(0.5 * z - 0.7)))).astype(int)
     p = 1 / (1 + np.exp(-z))
     fitted = fit_calibration(p, labels, [str(i) for i in range(20000)])
-    assert (fitted.scale, fitted.offset) == (pytest.approx(0.5, abs=0.04), pytest.approx(-0.7, abs=0.07))
+    # moved to a mixture of as many real as fake videos
+    offset = fitted.offset + log_odds(labels.mean())
+    assert (fitted.scale, offset) == (pytest.approx(0.5, abs=0.04), pytest.approx(-0.7, abs=0.07))
+    assert fitted.share_of_fakes == labels.mean() != 0.5
     assert fitted.ece_after < 0.02 < fitted.ece_before
-    assert fit_calibration(p, labels, [str(i) for i in range(20000)], method="temperature").offset == 0
+    scaled = fit_calibration(p, labels, [str(i) for i in range(20000)], method="temperature")
+    assert scaled.offset == pytest.approx(-log_odds(labels.mean()))
 
 
 def test_verdicts(seed):
