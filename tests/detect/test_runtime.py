@@ -72,7 +72,7 @@ def test_train_and_evaluate_leave_the_settings_of_the_caller(before, tiny_data, 
     train(config)
     assert inside[0]["threads"] == 2 and inside[0]["deterministic"]
     assert settings() == before
-    evaluate(EvalConfig([config.out], [str(tiny_data)], str(tmp_path / "eval"), runtime=runtime))
+    evaluate(EvalConfig([config.out], [str(tiny_data)], out=str(tmp_path / "eval"), runtime=runtime))
     assert settings() == before
 
 

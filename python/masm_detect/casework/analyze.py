@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,15 @@ def write_analysis(
     named: Sequence[str | Path],
     maps: bool = True,
     progress: bool = True,
+    done: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """As `analyze`, with a detector that is loaded already; `files`: those that `files.find_files` finds in `named`."""
-    analyses = [
-        _analyze_file(detector, result, options, maps)
-        for result in detector.score_files(files, options, progress=progress, keep_crops=True)
-    ]
+    """As `analyze`, with a detector that is loaded already; `files`: those that `files.find_files` finds in `named`;
+    `done` is called with the number of files after each of them.
+    """
+    analyses = []
+    for result in detector.score_files(files, options, progress=progress, keep_crops=True):
+        analyses.append(_analyze_file(detector, result, options, maps))
+        done(len(analyses))
     content = finite(
         {
             "format": "masm-detect-analysis",

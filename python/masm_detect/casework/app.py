@@ -43,14 +43,21 @@ def build_app(detector: TrainedDetector, options: ScoreOptions) -> Any:
         raise AppError("masm app needs gradio: pip install 'masm_ext[app]'") from error
 
     reports = tempfile.TemporaryDirectory(prefix="masm-")  # removed when the program ends
-    bar = gradio.Progress(track_tqdm=True)
+    # not track_tqdm: gradio would change the progress bars of the whole process
+    bar = gradio.Progress()
 
     def report(files: list[str] | None, maps: bool, progress: Any = bar) -> tuple[str, Any]:
         if not files:
             raise gradio.Error("Choose at least one picture or video.", print_exception=False)
         folder = Path(tempfile.mkdtemp(dir=reports.name))
         try:
-            write_analysis(detector, find_files(files), folder, options, named=files, maps=maps)
+            found = find_files(files)
+            write_analysis(
+                *(detector, found, folder, options),
+                named=files,
+                maps=maps,
+                done=lambda count: progress((count, len(found)), unit="files"),
+            )
         except UserError as error:
             raise gradio.Error(html.escape(str(error)), print_exception=False) from error
         page = (folder / "report.html").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from trained_runs import tiny_run, write_rgb
 from video_files import encode_video, striped
 
 RUNTIME = RuntimeConfig(device="cpu", progress=False)
-RECIPE = CropRecipe("face", 32, 1.3, "bright pixels")
+RECIPE = CropRecipe("face", 32, 1.3, "bright pixels", "largest")
 
 
 class BrightFaces:
