@@ -302,6 +302,8 @@ class TrainedDetector:
 
     def _drop_unfit(self, cut: CutFile) -> None:
         """Move crops that the transform refuses (smaller than a centre crop) to the lost frames."""
+        if self.transform.crop != "center":  # every image can be resized
+            return
         fit = []
         for crop in cut.crops:
             try:
