@@ -74,9 +74,10 @@ def quality_warnings(
                 f"{small} of {len(sides)} faces are small ({smallest}) and were enlarged more than {_ENLARGED:g} times"
             )
             found.append(Warned("small", text))
+    part = "tiles" if recipe is not None and recipe.region == "tile" else "images"
     blurred = sum(_sharpness(crop.rgb) < _BLURRED for crop in crops)
     if blurred:
-        found.append(Warned("blurred", f"{blurred} of {len(crops)} images are blurred, or have no texture"))
+        found.append(Warned("blurred", f"{blurred} of {len(crops)} {part} are blurred, or have no texture"))
     quality, bits = media.get("jpeg_quality"), media.get("bits_per_pixel")
     if quality is not None and quality < _JPEG:
         found.append(Warned("compressed", f"heavy JPEG compression (estimated quality {quality})"))

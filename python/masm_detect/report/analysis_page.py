@@ -88,7 +88,7 @@ def verdict_reason(score: Any, calibration: Mapping[str, Any] | None) -> str:
     low, high = sorted((real, fake))
     return (
         f"The calibrated score {value:.3f} lies between two limits. Below {low:.3f} the verdict would be likely real, "
-        f"above {high:.3f} likely fake. They are set so that on average at most "
+        f"as far as this detector can tell, and above {high:.3f} likely fake. They are set so that on average at most "
         f"{100 * calibration['false_alarm_rate']:.3g}% of real files are called fake, and at most "
         f"{100 * calibration['miss_rate']:.3g}% of fakes real, and rest on "
         f"{_groups(calibration)}.{_caveats(score, calibration)} Unsure is no sign of a forgery, and none of "
@@ -129,7 +129,10 @@ def _caveats(score: Any, calibration: Mapping[str, Any]) -> str:
             f"they err for one with {len(score.deciding_rows)} is unknown."
         )
     if calibration["selected_on"]:
-        text += " The detector was tuned on the same files that set the limits, so that the rates are estimates."
+        text += (
+            " The detector was tuned on the same files that set the limits, so that the true rates may be higher than "
+            "these estimates."
+        )
     return text
 
 
