@@ -11,7 +11,7 @@ SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -nam
 .PHONY: help demo test test-kernels docs gpu-check gpu-test gpu-sanitize lint format clean
 help:
 	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
-	@echo "make test   build, install and run the tests (under 10 minutes on 2 cores)"
+	@echo "make test   build, install and run the tests (about 12 minutes on 2 cores)"
 	@echo "make test-kernels   every kernel compiled, interpreted, emulated, sanitized and mutated (about half an hour)"
 	@echo "make docs   the documentation site, in build/site"
 	@echo "make gpu-check   on an NVIDIA GPU: gpu-test, then gpu-sanitize (see docs/gpu.md)"

@@ -17,7 +17,7 @@ from masm_detect.config import ConfigError
 from masm_detect.evaluation.score_file import ScoreRow, write_scores, write_table
 from masm_detect.hashes import file_sha256, folder_sha256
 from masm_detect.provenance import provenance
-from masm_detect.results import check_output_folder, finite, write_json, write_text
+from masm_detect.results import check_output_folder, finite, read_json, write_json, write_text
 from masm_detect.runtime import resolve_precision
 from masm_ext.progress import Progress
 
@@ -92,7 +92,7 @@ def predict(
         if not _is_of(out / _JOURNAL, settings):
             (out / _JOURNAL).unlink(missing_ok=True)
         (out / "coverage.json").unlink(missing_ok=True)
-    elif (out / "coverage.json").exists():
+    elif (out / "coverage.json").exists() and read_json(out / "coverage.json").get("files_scored"):
         raise ConfigError(f"{out} already holds results: give another --out, or --overwrite to replace them")
     done = _read_journal(out / _JOURNAL, settings)
     out.mkdir(parents=True, exist_ok=True)

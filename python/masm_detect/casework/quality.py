@@ -20,13 +20,20 @@ _ENLARGED = 2.0
 _BLURRED = 20.0
 #: Estimated JPEG quality, and bits per pixel and frame of a video, below which compression is called heavy.
 _JPEG, _BITS = 50, 0.03
+#: A detector with a smaller AUC on its validation data is called weak.
+_WEAK = 0.7
 #: A video of fewer scored frames says little about the rest of it.
 _FRAMES = 8
 
 
 @dataclass(frozen=True)
 class Warned:
-    """A reason to trust a score less; kind: small, blurred, compressed, few, lost, outside, uncalibrated, as_is."""
+    """A reason to trust a score less.
+
+    Attributes:
+        kind: weak, small, blurred, compressed, few, lost, outside, uncalibrated or as_is
+        text: the reason, for people
+    """
 
     kind: str
     text: str
@@ -53,6 +60,11 @@ def quality_warnings(
         found.append(Warned(
             "outside", "its images are unlike the data that the detector was calibrated on: the score carries no "
             "meaning, and the verdict is unsure",
+        ))  # fmt: skip
+    if calibration is not None and calibration.auc < _WEAK:
+        found.append(Warned(
+            "weak", "the detector is weak: of a real and a fake video of its validation data, the fake one scores "
+            f"higher in {100 * calibration.auc:.0f} of 100 cases (50: guessing)",
         ))  # fmt: skip
     if result.verdict == "uncalibrated":
         found.append(Warned("uncalibrated", "the run is not calibrated: P(fake) orders files, it is no probability"))

@@ -39,7 +39,8 @@ def run(values: Any) -> int:
     content = analyze(folder, files, out, ScoreOptions(**given), maps=maps, device=device, overwrite=overwrite)
     for file in content["files"]:
         value = file["p_fake"] if file["calibrated"] is None else file["calibrated"]
-        score = "" if value is None else f" (P(fake) {value:.3f})"
+        kind = "raw" if file["calibrated"] is None else "calibrated"
+        score = "" if value is None else f" ({kind} score {value:.3f})"
         print(f"{file['file']}: {VERDICTS[file['verdict']]}{score or ': ' + file['reason']}")
     print(f"written: {out}/report.html, {out}/report.json")
     return FILES_SKIPPED if any(file["p_fake"] is None for file in content["files"]) else 0

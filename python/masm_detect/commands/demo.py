@@ -13,7 +13,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """The parameters of `demo_run.demo`."""
     parser.add_argument("--out", type=str, default="runs/demo", help="folder for the results, or for the data set")
     parser.add_argument(
-        "--quick", action=ActionYesNo, default=False, help="a tiny version of about a minute, to check that it works"
+        "--quick", action=ActionYesNo, default=False, help="a tiny version of two minutes, to check that it works"
     )
     parser.add_argument(
         "--data-only",

@@ -14,6 +14,7 @@ earlier table of test results of this demo was known when its size was chosen.
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -143,11 +144,14 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
     plot_auc_dots(cells, out / "auc.png", title="AUC on unseen photographs", counts=counts, unseen=UNSEEN)
     show(demo_table(results))
     for name, result in results["analyzed"].items():
-        print(f"{name} photograph: {VERDICTS[result['verdict']]} (mean P(fake) {result['p_fake']:.3f})")
+        print(f"{name} photograph: {VERDICTS[result['verdict']]} (raw score {result['p_fake']:.3f})")
     print(
         f"{results['seconds']:.0f} s in all. In {out}: analysis/report.html (start there), eval/, runs/, results.json"
     )
-    print(f"a photograph of your own: masm analyze {run} PHOTOGRAPH --out my-analysis")
+    program = sys.argv[0] if Path(sys.argv[0]).name == "masm" else "masm"
+    print(f"a photograph of your own: {program} analyze {run} PHOTOGRAPH --out my-analysis")
+    if quick:
+        print("this tiny version is too small to learn anything: its numbers and verdicts mean nothing")
     return results
 
 

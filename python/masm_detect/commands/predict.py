@@ -47,12 +47,14 @@ def run(values: Any) -> int:
     given = options_of(values)
     folder, files, out, overwrite, device = (given.pop(n) for n in ("run", "files", "out", "overwrite", "device"))
     done = predict(folder, files, out, ScoreOptions(**given), device=device, overwrite=overwrite)
-    show(prediction_table(done.files))
+    if len(done.skipped) < len(done.files):
+        show(prediction_table(done.files))
     for line in skipped_lines(done.skipped):
         print(line)
     if not done.calibrated:
         print(
-            f"uncalibrated: P(fake) orders the files, it is no probability; run `masm calibrate {folder}` for verdicts"
+            "uncalibrated: scores order the files, and are no probabilities; run `masm calibrate` with "
+            f"{folder} for verdicts"
         )
     print(f"written: {out}/scores.csv, {out}/videos.csv, {out}/coverage.json")
     return FILES_SKIPPED if done.skipped else 0

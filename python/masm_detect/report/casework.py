@@ -26,7 +26,7 @@ def prediction_table(files: Sequence[Any]) -> Table:
     title = f"{len(scored)} of {len(files)} files scored" + (f"; the first {_SHOWN}" if len(scored) > _SHOWN else "")
     table = Table(title=title, title_justify="left")
     table.add_column("file", overflow="fold")
-    for name in ("frames", "faces", "P(fake)", "calibrated"):
+    for name in ("frames", "faces", "raw score", "calibrated score"):
         table.add_column(name, justify="right")
     table.add_column("verdict", overflow="fold")
     for one in scored[:_SHOWN]:
