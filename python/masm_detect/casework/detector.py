@@ -134,6 +134,11 @@ class FileScore:
 class TrainedDetector:
     """The detector of a run folder, with the crops that it was trained on and its calibration.
 
+    Args:
+        run: folder written by `masm train`.
+        device: cpu, cuda, or auto.
+        calibrated: False leaves the calibration unread, for a run that is to be calibrated.
+
     Attributes:
         run: the folder
         config: of the run
