@@ -29,7 +29,7 @@ ORDER = {
     ],
     "masm_detect": [
         ["errors", "hashes", "gpu", "methods.registry"],  # the registry is a table of names and imports no method
-        ["method_config", "provenance", "results"],
+        ["method_config", "provenance", "results", "journal"],
         ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],

@@ -105,7 +105,7 @@ def c2pa_claims(path: Path) -> dict[str, Any]:
         from c2pa import C2paError, Context, Reader, Settings
     except ImportError:
         return {"state": "not read", **empty}
-    # a manifest may be on a server: whoever runs it would learn that this file is examined
+    # a manifest may be on a server, whose owner would learn that this file is examined
     offline = Settings.from_dict({"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}})
     try:
         with Reader(str(path), context=Context(offline)) as reader:

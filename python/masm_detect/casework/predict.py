@@ -7,8 +7,7 @@ command that is repeated goes on after them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.score_file import ScoreRow, write_scores, write_table
 from masm_detect.hashes import file_sha256, folder_sha256
+from masm_detect.journal import Journal
 from masm_detect.provenance import provenance
-from masm_detect.results import check_output_folder, finite, read_json, write_json, write_text
+from masm_detect.results import check_output_folder, finite, read_json, write_json
 from masm_detect.runtime import resolve_precision
 from masm_ext.progress import Progress
 
@@ -87,28 +87,20 @@ def predict(
     detector = TrainedDetector(run, device)
     settings = _settings(detector, options)
     if overwrite:
-        # An interrupted command that replaces results is continued by the same command. The old results go first: new
-        # scores must not stand beside an old coverage.json.
-        if not _is_of(out / _JOURNAL, settings):
-            (out / _JOURNAL).unlink(missing_ok=True)
+        # The old results go first: new scores must not stand beside an old coverage.json.
         (out / "coverage.json").unlink(missing_ok=True)
     elif (out / "coverage.json").exists() and read_json(out / "coverage.json").get("files_scored"):
         raise ConfigError(f"{out} already holds results: give another --out, or --overwrite to replace them")
-    done = _read_journal(out / _JOURNAL, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    results = {str(file): done[key] for file in files if (key := _key(file)) in done}
-    todo = [file for file in files if str(file) not in results]
-    with (
-        open(out / _JOURNAL, "a", encoding="utf-8") as journal,
-        Progress(total=len(files), initial=len(results), unit="file", desc="predict", disable=not progress) as bar,
-    ):
-        if not journal.tell():
-            journal.write(json.dumps(settings) + "\n")
-        for result in detector.score_files(todo, options):
-            results[result.file] = result
-            journal.write(json.dumps({"key": _key(Path(result.file)), "result": finite(asdict(result))}) + "\n")
-            journal.flush()
-            bar.update()
+    with Journal(out / _JOURNAL, settings, "prediction", overwrite=overwrite) as journal:
+        done = {entry["key"]: _result(entry["result"]) for entry in journal.entries}
+        results = {str(file): done[key] for file in files if (key := _key(file)) in done}
+        todo = [file for file in files if str(file) not in results]
+        bar = Progress(total=len(files), initial=len(results), unit="file", desc="predict", disable=not progress)
+        with bar:
+            for result in detector.score_files(todo, options):
+                results[result.file] = result
+                journal.add({"key": _key(Path(result.file)), "result": finite(asdict(result))})
+                bar.update()
     ordered = [results[str(file)] for file in files]
     _write(out, ordered, settings, detector, [str(file) for file in left_out_files(paths)])
     (out / _JOURNAL).unlink()
@@ -178,37 +170,6 @@ def _key(file: Path) -> str:
     """A file that was not changed since: path, size and time."""
     state = file.stat()
     return f"{file}|{state.st_size}|{state.st_mtime_ns}"
-
-
-def _read_journal(path: Path, settings: dict[str, Any]) -> dict[str, FileScore]:
-    """The results of an interrupted run with the same settings; ConfigError if it had other ones."""
-    if not path.is_file():
-        return {}
-    entries = list(_whole_lines(path))
-    if not entries:
-        path.unlink()
-        return {}
-    if not _is_of(path, settings):
-        raise ConfigError(
-            f"{path.parent} holds an unfinished prediction with other settings or another run: give another --out, or "
-            "--overwrite to start again"
-        )
-    if path.read_text(encoding="utf-8") != (whole := "".join(json.dumps(entry) + "\n" for entry in entries)):
-        write_text(path, whole)  # a line was cut off: what comes next must not be appended to it
-    return {entry["key"]: _result(entry["result"]) for entry in entries[1:]}
-
-
-def _is_of(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether a journal begins with these settings."""
-    return path.is_file() and next(_whole_lines(path), None) == json.loads(json.dumps(settings))
-
-
-def _whole_lines(path: Path) -> Iterator[Any]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the program was killed while it wrote
-            return
 
 
 def _result(content: dict[str, Any]) -> FileScore:

@@ -179,7 +179,7 @@ class FrameCutter:
             [(_, people)] = cut_faces([frame], self._chooser, _no_masks(), size, scale)
             if isinstance(people, str):
                 return people
-            # `largest` is one face a frame, whoever it is, as in `masm prepare`: one score for the whole video
+            # `largest` is one face a frame, as in `masm prepare`, and gives one score for the whole video
             return [(p.number if self._faces == "all" else 1, p.face.box, rgb) for p, rgb in people]
         if frame.problem:
             return frame.problem

@@ -31,7 +31,7 @@ from .intervals import jackknife_variance, leave_one_out, obstacle
 
 #: Resamples of the clustered bootstrap, and how many are computed at a time.
 DRAWS, _CHUNK = 2000, 50
-#: The smallest p-value that is told from 0 if there are several sources of error.
+#: The smallest p-value that is computed if there are several sources of error.
 _SMALLEST_P = 1e-30
 
 

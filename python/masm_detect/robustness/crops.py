@@ -17,7 +17,7 @@ from masm_detect.data.transforms import TransformError, transform_image
 from masm_detect.distortions.registry import Cell
 from masm_ext.progress import Progress
 
-from .parts import Journal, Network, PartScores
+from .parts import Network, PartJournal, PartScores
 
 #: Batches in a part: its decoded images are in memory together.
 _BATCHES = 8
@@ -29,7 +29,7 @@ def score_crops(
     samples: Sequence[Sample],
     cells: Sequence[Cell],
     network: Network,
-    journal: Journal,
+    journal: PartJournal,
     *,
     seed: int,
     workers: int | None = None,
@@ -68,7 +68,7 @@ def score_crops(
                 inputs = _inputs(part, cell, frames, network, seed, pool if threads > 1 else None, result)
                 logits = network.logits(inputs)
                 result.rows = [(index, float(z), None, None, None) for index, z in zip(_scored(result), logits)]
-                journal.add(result)
+                journal.add_scores(result)
                 bar.update(len(part))
             frames.forget(part)
 

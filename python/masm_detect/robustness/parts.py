@@ -6,19 +6,17 @@ interrupted command loses one cell of one part. A part is a block of ready crops
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from masm_detect.casework.detector import TrainedDetector
-from masm_detect.config import ConfigError
-from masm_detect.results import write_text
+from masm_detect.journal import Journal
 from masm_detect.runtime import autocast, resolve_precision
 
 JOURNAL = "unfinished.jsonl"
@@ -49,56 +47,22 @@ class PartScores:
     reason: str | None = None
 
 
-class Journal:
-    """The finished parts of an interrupted command, and a file to which new ones are added.
+class PartJournal(Journal):
+    """The journal of an examination.
 
     Attributes:
         done: (part, name of the cell) -> its scores
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
-        """Read `path`, or start it.
+        """Read `path`, or start it; arguments and errors as of `Journal`."""
+        super().__init__(path, settings, "examination", overwrite=overwrite)
+        self.done = {(entry["part"], entry["cell"]): PartScores(**entry) for entry in self.entries}
 
-        Raises:
-            ConfigError: it has other settings.
-        """
-        self.path, self.done = path, {}
-        entries = list(_whole_lines(path)) if path.is_file() else []
-        settings = json.loads(json.dumps(settings))
-        if overwrite and entries and entries[0] != settings:
-            entries = []  # with the same settings, an interrupted command that replaces results goes on
-        if entries and entries[0] != settings:
-            other = [name for name in settings if entries[0].get(name) != settings[name]]
-            raise ConfigError(
-                f"{path.parent} holds an unfinished examination with other settings ({', '.join(other) or 'format'}): "
-                "give another --out, or --overwrite to start again"
-            )
-        for entry in entries[1:]:
-            self.done[entry["part"], entry["cell"]] = PartScores(**entry)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # the last line may have been cut off
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in (entries or [settings])))
-        self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by the context)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, scores: PartScores) -> None:
+    def add_scores(self, scores: PartScores) -> None:
         """Keep the scores of a part in a cell."""
         self.done[scores.part, scores.cell] = scores
-        self._file.write(json.dumps(asdict(scores)) + "\n")
-        self._file.flush()
-
-
-def _whole_lines(path: Path) -> Iterator[Any]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # the program was killed while it wrote
-            return
+        self.add(asdict(scores))
 
 
 class Network:

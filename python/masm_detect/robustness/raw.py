@@ -28,7 +28,7 @@ from masm_detect.data.walk import files_below
 from masm_detect.distortions.registry import Cell
 from masm_ext.progress import Progress
 
-from .parts import Journal, Network, PartScores
+from .parts import Network, PartJournal, PartScores
 
 #: Frames before and behind a scored one in its clip.
 BEFORE, BEHIND = 8, 3
@@ -83,7 +83,7 @@ def score_raw(
     samples: Sequence[Sample],
     cells: Sequence[Cell],
     network: Network,
-    journal: Journal,
+    journal: PartJournal,
     recipe: CropRecipe | None,
     faces: FaceDetector | None,
     *,
@@ -116,7 +116,7 @@ def score_raw(
                 cuts = {cell.name: FrameCutter(recipe, faces, "largest", tiles) for cell in todo}
                 one = _RawFile(number, file, samples[number], todo, cuts, network, seed)
                 for result in one.scores(frames_per_video):
-                    journal.add(result)
+                    journal.add_scores(result)
                     bar.update()
 
 

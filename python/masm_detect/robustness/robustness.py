@@ -35,7 +35,7 @@ from masm_detect.runtime import process_settings
 
 from .crops import score_crops
 from .measure import CellScores, measure_cells
-from .parts import JOURNAL, Journal, Network, PartScores
+from .parts import JOURNAL, Network, PartJournal, PartScores
 from .raw import BEFORE, BEHIND, holds_videos, raw_material, score_raw
 
 #: Frames of a raw video if their number is not given: faces are found in each of them once for each cell.
@@ -135,7 +135,7 @@ def robustness(config: EvalConfig, options: RobustnessConfig | None = None) -> d
         network = Network(trained, config.runtime.precision, config.runtime.eval_batch_size)
         material, faces = _material(config, options, trained)
         settings = _settings(config, options, network, material, cells)
-        with Journal(out / JOURNAL, settings, config.overwrite) as journal:
+        with PartJournal(out / JOURNAL, settings, config.overwrite) as journal:
             common = {"seed": options.seed, "progress": config.runtime.progress}
             if material.files is None:
                 score_crops(material.samples, cells, network, journal, workers=config.runtime.workers, **common)
@@ -221,11 +221,11 @@ def _state(material: _Material) -> str:
     return digest.hexdigest()
 
 
-def _results(journal: Journal, cell: Cell) -> list[PartScores]:
+def _results(journal: PartJournal, cell: Cell) -> list[PartScores]:
     return [journal.done[key] for key in sorted(key for key in journal.done if key[1] == cell.name)]
 
 
-def _collected(material: _Material, journal: Journal, cells: Sequence[Cell], dataset: str) -> list[CellScores]:
+def _collected(material: _Material, journal: PartJournal, cells: Sequence[Cell], dataset: str) -> list[CellScores]:
     """The scores of a data set in each cell. An image of several crops has their mean P(fake)."""
     found = []
     for cell in cells:
@@ -253,7 +253,7 @@ def _collected(material: _Material, journal: Journal, cells: Sequence[Cell], dat
     return found
 
 
-def _lines(material: _Material, journal: Journal, cells: Sequence[Cell]) -> Iterator[list[object]]:
+def _lines(material: _Material, journal: PartJournal, cells: Sequence[Cell]) -> Iterator[list[object]]:
     for cell in cells:
         name = "clean" if cell.distortion is None else cell.distortion.name
         for result in _results(journal, cell):
@@ -261,7 +261,9 @@ def _lines(material: _Material, journal: Journal, cells: Sequence[Cell]) -> Iter
                 yield [name, cell.level, *score_fields(material.row(result.part, *crop))]
 
 
-def _write(out: Path, content: dict[str, Any], material: _Material, journal: Journal, cells: Sequence[Cell]) -> None:
+def _write(
+    out: Path, content: dict[str, Any], material: _Material, journal: PartJournal, cells: Sequence[Cell]
+) -> None:
     write_table(out / "scores.csv", ("distortion", "level", *COLUMNS), _lines(material, journal, cells))
     several = len(content["datasets"]) > 1
     for dataset, entry in content["datasets"].items():

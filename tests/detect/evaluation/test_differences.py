@@ -74,7 +74,7 @@ def test_few_reals_beside_many_fakes(seed):
 
 
 def test_frames_taken_as_independent_are_told_apart(seed):
-    """The control: without the groups, equal detectors are told apart far more often."""
+    """The control: without the groups, equal detectors are reported as different far more often."""
     rng = np.random.default_rng(seed)
     claims = []
     for _ in range(RUNS):

@@ -167,7 +167,7 @@ def test_a_killed_command_goes_on(run, data, tmp_path, monkeypatch):
     cells = "noise:5,blur:3,h264:35"
     frames_of_videos(data)
     examine(run, data, tmp_path / "whole", cells)
-    real, left, scored = parts.Journal.add, [13], []
+    real, left, scored = parts.PartJournal.add_scores, [13], []
 
     def dying(journal, scores):
         if not left[0]:
@@ -176,7 +176,7 @@ def test_a_killed_command_goes_on(run, data, tmp_path, monkeypatch):
         scored.append((scores.part, scores.cell))
         real(journal, scores)
 
-    monkeypatch.setattr(parts.Journal, "add", dying)
+    monkeypatch.setattr(parts.PartJournal, "add_scores", dying)
     with pytest.raises(KeyboardInterrupt):
         examine(run, data, tmp_path / "out", cells)
     journal = tmp_path / "out" / parts.JOURNAL
