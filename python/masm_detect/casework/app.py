@@ -36,13 +36,16 @@ def build_app(detector: TrainedDetector, options: ScoreOptions) -> Any:
     Raises:
         AppError: gradio is not installed.
     """
+    reports = tempfile.TemporaryDirectory(prefix="masm-")  # removed when the program ends
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    # By default gradio keeps uploads in one folder for all programs, named by their content: the program that ends
+    # first deletes what another one still reads.
+    os.environ["GRADIO_TEMP_DIR"] = reports.name
     try:
         import gradio
     except ImportError as error:
         raise AppError("masm app needs gradio: pip install 'masm_ext[app]'") from error
 
-    reports = tempfile.TemporaryDirectory(prefix="masm-")  # removed when the program ends
     # not track_tqdm: gradio would change the progress bars of the whole process
     bar = gradio.Progress()
 

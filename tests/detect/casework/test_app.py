@@ -40,16 +40,17 @@ def test_a_file_is_analyzed_in_the_browser(tmp_path, page):
         page.goto(address)
         page.get_by_text("It is not calibrated").wait_for(timeout=60_000)
         page.get_by_role("button", name="Analyze").click()
-        page.get_by_text("Choose at least one picture").wait_for(timeout=20_000)
+        page.get_by_text("Choose at least one picture").wait_for(timeout=60_000)
         page.set_input_files("input[type=file]", str(picture))
-        page.get_by_text("portrait.png").wait_for(timeout=20_000)
+        # the list of files shows the stem and the suffix apart; the whole name is only there during the upload
+        page.get_by_text("portrait", exact=True).wait_for(timeout=60_000)
         page.get_by_role("button", name="Analyze").click()
         report = page.frame_locator("iframe[title=report]")
         report.get_by_role("heading", name="portrait.png").wait_for(timeout=60_000)
         words = report.locator("body").inner_text()
         assert "No verdict: the run is not calibrated" in words and "A map is no proof" in words
         assert "SHA-256" in words and report.locator("img").count() >= 3
-        page.get_by_text(".json", exact=True).wait_for(timeout=20_000)
+        page.get_by_text(".json", exact=True).wait_for(timeout=60_000)
     finally:
         app.close()
     # pictures of the page itself are inside it; fonts and scripts come from the server
