@@ -7,7 +7,7 @@ Their docstrings are the help texts of `masm <command> --help`. A function takes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import ConfigError
 from .errors import require_setting as _require
@@ -33,6 +33,8 @@ class AugmentConfig:
         noise_sigma: range of the noise's standard deviation, for pixels of 0 to 255
         downscale: probability of resizing to a smaller size and back
         downscale_factor: range of the smaller size, as a fraction of the original
+        albumentations: more augmentation, after that above: transforms of the library albumentations with their
+            arguments, by its names: [{HorizontalFlip: {p: 0.5}}, {OneOf: {p: 0.5, transforms: [...]}}]; null: none
     """
 
     flip: float = 0.5
@@ -46,6 +48,7 @@ class AugmentConfig:
     noise_sigma: tuple[float, float] = (1.0, 8.0)
     downscale: float = 0.0
     downscale_factor: tuple[float, float] = (0.5, 0.9)
+    albumentations: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("flip", "jpeg", "blur", "brightness_contrast", "noise", "downscale"):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from masm_detect.config import AugmentConfig
+from masm_detect.data.albumentations_pipeline import apply_pipeline, build_pipeline
 from masm_detect.data.decode import decode_image, encode_jpeg
 from masm_detect.errors import UserError
 
@@ -44,6 +45,8 @@ class ImageTransform:
             raise TransformError(f'crop must be "resize" or "center", got {self.crop!r}')
         if self.size < 1:
             raise TransformError(f"size must be positive, got {self.size}")
+        if self.augment is not None and self.augment.albumentations is not None:
+            build_pipeline(self.augment.albumentations)  # raises an error now, not at the first image
         if self.normalize_first is not None:
             side, quality = self.normalize_first
             if side < 1 or not 1 <= quality <= 100:
@@ -99,7 +102,10 @@ def resize_image(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def augment_image(rgb: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Random changes of an RGB uint8 image [H, W, 3], same shape; JPEG comes last, as in published pictures."""
+    """Random changes of an RGB uint8 image [H, W, 3], same shape.
+
+    JPEG comes after the other changes, as in published pictures; transforms of albumentations come last.
+    """
     # All decisions are drawn first, so that one probability does not shift the draws of another.
     flip, bright, downscale, blur, noise, jpeg = rng.random(6) < (
         config.flip, config.brightness_contrast, config.downscale, config.blur, config.noise, config.jpeg,
@@ -122,6 +128,8 @@ def augment_image(rgb: np.ndarray, config: AugmentConfig, rng: np.random.Generat
     if jpeg:
         low, high = config.jpeg_quality
         rgb = decode_image(encode_jpeg(rgb, int(rng.integers(low, high + 1))), "augmented image")
+    if config.albumentations is not None:
+        rgb = apply_pipeline(config.albumentations, rgb, seed=int(rng.integers(2**32)))
     return rgb
 
 
