@@ -16,14 +16,15 @@ RECIPES = ("effort", "fmsd", "gend")
 def test_a_recipe_trains(tmp_path, seed, name):
     data = write_ffpp(tmp_path / "data", seed, pairs=4, splits=("train", "val"))
     tiny.detector().backbone.model.save_pretrained(tmp_path / "backbone")
-    small = ["--model.backbone", str(tmp_path / "backbone"), "--model.image_size", "28", "--model.local_files_only=true"]
+    backbone = ["--model.backbone", str(tmp_path / "backbone"), "--model.local_files_only=true"]
+    small = [*backbone, "--model.image_size", "28"]
     short = ["--optim.epochs", "1", "--optim.batch_size", "4", "--runtime.device", "cpu", "--runtime.progress=false"]
     out = ["--data.paths", str(data), "--out", str(tmp_path / "run")]
     masm = ["--method.masm.mask_min_active", "1"] if name == "fmsd" else []
     assert code_of(["train", "--recipe", name, *small, *short, *out, *masm]) == 0
     config = load_config(tmp_path / "run" / "config.yaml")
     assert config.data.compression == "c23" and config.optim.epochs == 1
-    assert [next(iter(one)) for one in config.data.augment.albumentations][0] == "HorizontalFlip"
+    assert "HorizontalFlip" in config.data.augment.albumentations[0]
     assert {"effort": "effort", "gend": "ln", "fmsd": "masm"}[name] == config.method.name
 
 

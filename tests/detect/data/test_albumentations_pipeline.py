@@ -10,9 +10,9 @@ from masm_detect.data.transforms import ImageTransform, transform_image
 
 PIPELINE = [
     {"HorizontalFlip": {"p": 0.5}},
-    {"OneOf": {"p": 0.5, "transforms": [{"RandomBrightnessContrast": {"brightness_limit": [-0.3, 0.3]}}, {"CLAHE": None}]}},
+    {"OneOf": {"transforms": [{"RandomBrightnessContrast": {"brightness_limit": [-0.3, 0.3]}}, {"CLAHE": None}]}},
     {"ImageCompression": {"quality_range": [40, 100], "p": 1.0}},
-]  # fmt: skip
+]
 
 
 def image(seed: int) -> np.ndarray:
