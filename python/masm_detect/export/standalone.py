@@ -1,9 +1,10 @@
-"""Scores image files with model.onnx: python predict.py IMAGE ...
+"""Scores image files with model.onnx: python predict.py IMAGE ..., or `from predict import predict`.
 
 Needs numpy, Pillow and onnxruntime. The images must be crops like those that the model was trained on ("crops" in
 preprocessing.json). A logit above 0 is called fake.
 """
 
+import functools
 import io
 import json
 import sys
@@ -52,8 +53,18 @@ def logit_of(path, session, settings):
     return float(session.run(["logits"], {"pixel_values": pixels})[0][0])
 
 
+@functools.lru_cache(maxsize=1)
+def own_model():
+    """The model beside this file, loaded once."""
+    return load_model(Path(__file__).resolve().parent)
+
+
+def predict(path):
+    """P(fake) of one image file, by the model beside this file; programs that compare detectors call such a function."""
+    return 1 / (1 + float(np.exp(-logit_of(path, *own_model()))))
+
+
 if __name__ == "__main__":
-    model, preprocessing = load_model(Path(__file__).resolve().parent)
     for name in sys.argv[1:]:
-        value = logit_of(name, model, preprocessing)
+        value = logit_of(name, *own_model())
         print(f"{name}: logit {value:.4f}, P(fake) {1 / (1 + np.exp(-value)):.4f}")

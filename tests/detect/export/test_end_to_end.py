@@ -98,6 +98,15 @@ def test_onnxruntime_alone(bundled_run, tmp_path, faces):
     script = [sys.executable, "model/predict.py", *faces]
     printed = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert [float(value) for value in re.findall(r"logit (\S+),", printed)] == [round(value, 4) for value in logits]
+    # programs that compare detectors load a file and call its `predict`
+    code = f"""
+import importlib.util, json
+spec = importlib.util.spec_from_file_location("detector", "model/predict.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(json.dumps([module.predict(path) for path in {faces}]))"""
+    scores = json.loads(in_a_process(code, tmp_path))
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-np.array(logits))), rtol=1e-6)
 
 
 def test_transformers_alone(bundled_run, tmp_path, faces):
