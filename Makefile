@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
-SOURCES := $(shell find csrc masm_ext python _build_backend -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc masm_ext python _build_backend -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
-.PHONY: help demo test test-kernels docs gpu-check gpu-test gpu-sanitize lint format clean
+.PHONY: help demo test test-kernels test-abi docs gpu-check gpu-test gpu-sanitize lint format clean
 help:
 	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
 	@echo "make test   build, install and run the tests (about 12 minutes on 2 cores)"
 	@echo "make test-kernels   every kernel compiled, interpreted, emulated, sanitized and mutated (about half an hour)"
+	@echo "make test-abi   one build of the package beside torch $(OTHER_TORCHES) (downloads 6 GB)"
 	@echo "make docs   the documentation site, in build/site"
 	@echo "make gpu-check   on an NVIDIA GPU: gpu-test, then gpu-sanitize (see docs/gpu.md)"
 	@echo "make gpu-test   the tests that need a GPU"
@@ -31,6 +32,17 @@ test: $(BIN)/.installed
 
 test-kernels: $(BIN)/.installed $(VENV)/triton-3.6/.installed
 	$(PYTEST) -m kernels $(TEST_ARGS)
+
+# One build beside the oldest torch that it serves and the newest: 6 GB of downloads, so not part of test-kernels.
+OTHER_TORCHES ?= 2.10.0 2.15.0
+test-abi: $(BIN)/.installed $(OTHER_TORCHES:%=$(VENV)/torch-%/.installed)
+	$(BIN)/python -m pytest -m kernels tests/package/test_abi.py $(TEST_ARGS)
+
+$(VENV)/torch-%/.installed: $(BIN)/python
+	@echo "== installing torch $* into an environment of its own"
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet torch==$* numpy safetensors tqdm $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
 
 # On a machine with an NVIDIA GPU, with the environment that docs/gpu.md sets up (a CUDA build of torch, nvcc).
 GPU_PYTHON ?= python

@@ -89,19 +89,19 @@ constexpr int64_t kRun = 512;
   }
 
 // signal: <g, m before the step>. Two functions: a test for the penalty inside the loop would slow the other case.
-#define MASM_UPDATE(F, NAME, PENALTY)                                                                                 \
-  MASM_SIMD void NAME(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, const F* e, int64_t n, \
-                      double* signal) {                                                                               \
-    const AdamWStep<F> c = step;                                                                                      \
-    double sum = 0;                                                                                                   \
-    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) {                                          \
-      const F gi = g[i] * inverse_scale;                                                                              \
-      F pi = p[i], mi = m[i], vi = v[i];                                                                              \
-      sum += double(gi) * double(mi);                                                                                 \
-      adamw_element(c, gi, PENALTY, pi, mi, vi);                                                                      \
-      p[i] = pi, m[i] = mi, v[i] = vi;                                                                                \
-    }                                                                                                                 \
-    *signal += sum;                                                                                                   \
+#define MASM_UPDATE(F, NAME, PENALTY)                                                          \
+  MASM_SIMD void NAME(const AdamWStep<F>& step, F inverse_scale, F* p, const F* g, F* m, F* v, \
+                      [[maybe_unused]] const F* e, int64_t n, double* signal) {                \
+    const AdamWStep<F> c = step;                                                               \
+    double sum = 0;                                                                            \
+    _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < n; ++i) {                   \
+      const F gi = g[i] * inverse_scale;                                                       \
+      F pi = p[i], mi = m[i], vi = v[i];                                                       \
+      sum += double(gi) * double(mi);                                                          \
+      adamw_element(c, gi, PENALTY, pi, mi, vi);                                               \
+      p[i] = pi, m[i] = mi, v[i] = vi;                                                         \
+    }                                                                                          \
+    *signal += sum;                                                                            \
   }
 
 MASM_INSPECT(float, int32_t, 0x7fffffff)

@@ -2,43 +2,15 @@
 
 import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_sdist, build_wheel, run, wheel_of
 
 NVCC = shutil.which("nvcc") or ("/usr/local/cuda/bin/nvcc" if Path("/usr/local/cuda/bin/nvcc").exists() else None)
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
-
-
-def run(*command, cwd=None, **env):
-    scripts = sysconfig.get_path("scripts")
-    path = os.pathsep.join([scripts, os.environ["PATH"]])
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PATH": path, **env})
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def build_wheel(repo, tmp_path, cuda: str) -> Path:
-    """A wheel from a copy of the sources (no build folder of the checkout is touched), without network."""
-    pytest.importorskip("scikit_build_core", reason="--no-build-isolation needs scikit-build-core in the environment")
-    source = tmp_path / "source"
-    keep = ("csrc", "masm_ext", "python", "_build_backend")
-    source.mkdir()
-    for name in keep:
-        shutil.copytree(repo / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repo / name, source)
-    run(
-        *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"),
-        *("-w", str(tmp_path), str(source)),
-        MASM_CUDA=cuda,
-    )
-    [wheel] = tmp_path.glob("*.whl")
-    return wheel
 
 
 def check_in_new_interpreter(wheel, tmp_path, code):
@@ -56,9 +28,9 @@ def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
     assert wheel.name.startswith("masm_ext-") and "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
     assert "masm_ext/libmasm_cpu.so" in names and "masm_ext/libmasm_cuda.so" not in names
-    assert {f"masm_detect/protocols/{path.name}" for path in (repo / "python/masm_detect/protocols").iterdir()} < set(
-        names
-    )
+    for folder in ("protocols", "recipes"):
+        files = (repo / "python" / "masm_detect" / folder).glob("*.yaml")
+        assert {f"masm_detect/{folder}/{path.name}" for path in files} <= set(names)
     assert "masm_detect/__init__.py" in names and not any(n.endswith((".cpp", ".cu")) for n in names)
     code = (
         "import torch, masm_ext, masm_detect, os\n"
@@ -67,6 +39,17 @@ def test_one_wheel_holds_both_packages_and_works(repo, tmp_path):
         "assert l(torch.ones(2, 8)).shape == (2, 6)"
     )
     check_in_new_interpreter(wheel, tmp_path, code)
+
+
+@pytest.mark.kernels
+@pytest.mark.long
+def test_the_source_distribution_holds_all_that_a_build_needs(repo, tmp_path):
+    (tmp_path / "checkout").mkdir()
+    built = build_wheel(repo, tmp_path / "checkout", "OFF")
+    wheel = wheel_of(build_sdist(repo, tmp_path), tmp_path, "OFF")
+    names, expected = (set(zipfile.ZipFile(path).namelist()) for path in (wheel, built))
+    assert names == expected
+    check_in_new_interpreter(wheel, tmp_path, "import masm_ext; print(masm_ext.build_info())")
 
 
 @pytest.mark.kernels
