@@ -93,7 +93,7 @@ $(BIN)/.tools: $(BIN)/python constraints.txt
 
 $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	@echo "== building masm_ext and installing it with its extras"
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,test]"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,quantize,test]"
 	@touch $@
 
 # A second Triton, that of common GPU images: kernels are proved on both.

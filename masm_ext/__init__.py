@@ -15,6 +15,7 @@ from .masks import LayerMasks, select_layers
 from .merge import merge, unmerge
 from .nn import MASMLinear, group_projections
 from .optim import MaskedAdamW, param_groups, scale_free_groups
+from .quantization import QuantizationReport, quantize
 from .recompute import recompute_inputs
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MASMConfig",
     "MASMLinear",
     "MaskedAdamW",
+    "QuantizationReport",
     "build_info",
     "convert",
     "group_projections",
@@ -31,6 +33,7 @@ __all__ = [
     "merge",
     "orthogonality_loss",
     "param_groups",
+    "quantize",
     "recompute_inputs",
     "regularization_loss",
     "save_adapter",

@@ -16,6 +16,7 @@ from .config import MASMConfig
 from .contract import accumulate_dtype
 from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import subspace_penalty
+from .quantized_weight import dense_weight, is_quantized
 from .registry import PENALTIES
 
 Layers = nn.Module | Sequence[MASMLinear]
@@ -151,10 +152,12 @@ def _penalties(model: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
-    """One call of the op computes layers of one dtype and device, of any shapes."""
+    """One call of the op computes layers of one dtype and device, of any shapes. A layer with a quantised weight has a
+    call of its own, so that only one dense weight exists at a time."""
     groups: dict[tuple, list[MASMLinear]] = {}
     for layer in layers:
-        groups.setdefault((layer.u.dtype, layer.u.device), []).append(layer)
+        alone = id(layer) if is_quantized(layer.principal) else None
+        groups.setdefault((layer.u.dtype, layer.u.device, alone), []).append(layer)
     return list(groups.values())
 
 
@@ -164,7 +167,9 @@ def _lists(layers: Sequence[MASMLinear]) -> list[list[Tensor]]:
             "the penalties take the frozen part for the principal subspace, but with MASMConfig.lift it holds the lift "
             "too: set orthogonality and spectral_consistency to 0, or lift to 0"
         )
-    return [[getattr(layer, name) for layer in layers] for name in ("principal", "u", "s", "v", "s0", "weight_norm2")]
+    weights = [dense_weight(layer.principal, layer.principal.dtype) for layer in layers]
+    others = [[getattr(layer, name) for layer in layers] for name in ("u", "s", "v", "s0", "weight_norm2")]
+    return [weights, *others]
 
 
 def _bounds(layers: Sequence[MASMLinear]) -> tuple[list[int], list[int]]:

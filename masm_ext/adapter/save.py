@@ -23,6 +23,7 @@ from ..decomposition import order_of
 from ..hashing import directions_hash, tensor_hashes
 from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
+from ..quantized_weight import is_quantized
 from ..selection import saved_modules, saved_state
 from ..wrappers import modules_of, unwrap, unwrapped_modules
 from .files import FORMAT, FORMAT_VERSION, AdapterError, some, write_adapter
@@ -190,7 +191,14 @@ def _base_of(model: nn.Module, frozen: Mapping[str, Tensor]) -> dict[str, BaseEn
     for name, module in unwrapped_modules(model):
         for key, entry in module.__dict__.get(BASE_ATTRIBUTE, {}).items():
             at_conversion[f"{name}.{key}" if name else key] = entry
-    now = base_entries(frozen, tensor_hashes(frozen))
+    rounded = [name for name, value in frozen.items() if is_quantized(value)]  # by quantize(), after the conversion
+    if lost := [name for name in rounded if name not in at_conversion]:
+        raise ValueError(
+            f"save_adapter: {some(lost)} were quantised before convert(); convert the model first, then quantize() it"
+        )
+    exact = {name: value for name, value in frozen.items() if name not in rounded}
+    now = base_entries(exact, tensor_hashes(exact)) | {name: at_conversion[name] for name in rounded}
+    now = {name: now[name] for name in frozen}
     base = {name: at_conversion.get(name, entry) for name, entry in now.items()}
     cast = [name for name, entry in now.items() if entry["dtype"] != base[name]["dtype"]]
     changed = [name for name, entry in now.items() if entry != base[name] and name not in cast]

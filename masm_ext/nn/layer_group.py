@@ -13,6 +13,7 @@ from ..autocast import autocast_dtype
 from ..ops import subspace_linear_group
 from ..ops.strategies import MAX_LAYERS, MAX_RANK
 from ..ops.subspace_linear_group import lie_side_by_side
+from ..quantized_weight import is_quantized
 
 
 class Member(Protocol):
@@ -149,6 +150,8 @@ def check_group(layers: Sequence[Member]) -> None:
     """Raises ValueError if the layers cannot run as one call."""
     if not 2 <= len(layers) <= MAX_LAYERS or len({id(layer) for layer in layers}) < len(layers):
         raise ValueError(f"MASMLinear.group: expected 2 to {MAX_LAYERS} different layers, got {len(layers)}")
+    if any(is_quantized(m.principal) for m in layers):
+        raise ValueError("MASMLinear.group: layers with a quantised weight run one by one, and cannot be in a group")
     kinds = {
         (tuple(m.principal.shape), m.offsets, m.principal.dtype, m.u.dtype, m.principal.device, m.bias is None)
         for m in layers

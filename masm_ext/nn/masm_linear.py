@@ -20,7 +20,8 @@ from ..decomposition import (
     split_along_gradient,
 )
 from ..hashing import directions_hash, weight_hash
-from ..ops import fold, subspace_linear
+from ..ops import fold, quantized_subspace_linear, subspace_linear
+from ..quantized_weight import dense_weight
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
@@ -46,7 +47,8 @@ class MASMLinear(nn.Module):
 
     Attributes:
         principal: buffer [N, D]: W without its artifact part. It is not called ``weight``, so that a converted
-            state_dict cannot be loaded into the pretrained model by mistake; the property ``weight`` returns it.
+            state_dict cannot be loaded into the pretrained model by mistake; the property ``weight`` returns it. After
+            :func:`masm_ext.quantize` it is a tensor of 8 bits.
         u, s, v: parameters [R, N], [R], [R, D]; rows ``offsets[k]:offsets[k + 1]`` belong to subspace k. Beside a
             half-precision weight they are float32, and stay float32 after ``.to(torch.bfloat16)``, because bfloat16
             would round small updates away.
@@ -72,6 +74,8 @@ class MASMLinear(nn.Module):
     v0: Tensor
     weight_norm2: Tensor
     directions: tuple[int, ...] = ()
+    #: Whether `principal` is a tensor of 8 bits; a flag, because torch.compile cannot look at the type.
+    quantized: bool = False
 
     def __init__(
         self, parts: Decomposition, bias: Tensor | None = None, *, base_hash: str = "", train_bias: bool = False
@@ -270,14 +274,13 @@ class MASMLinear(nn.Module):
             y = self.layer_group.output(self, x)
             if y is not None:
                 return y
-        return subspace_linear(
-            x, self.principal, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask
-        )
+        product = quantized_subspace_linear if self.quantized else subspace_linear
+        return product(x, self.principal, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
         """The current dense weight, [N, D] in the dtype of ``weight``."""
-        return fold(self.principal, self.u, self.s, self.v)
+        return fold(dense_weight(self.principal, self.principal.dtype), self.u, self.s, self.v)
 
     def base_norm(self) -> float:
         """``||W||_F`` of the pretrained weight: the root of ``||principal||^2 + 2 <principal, A> + ||A||^2``.
@@ -285,7 +288,7 @@ class MASMLinear(nn.Module):
         A is the initial artifact part. It is not orthogonal to the principal part where it has a lift.
         """
         u0, s0, v0 = self.u0.double(), self.s0.double(), self.v0.double()
-        wide = self.principal.to(accumulate_dtype(self.principal.dtype))
+        wide = dense_weight(self.principal, accumulate_dtype(self.principal.dtype))
         cross = ((self.u0.to(wide.dtype) @ wide).double() * v0).sum(1) @ s0
         own = ((u0 @ u0.mT) * (v0 @ v0.mT) * s0[:, None] * s0).sum()
         return math.sqrt(max(0.0, float(self.weight_norm2.double() + 2 * cross + own)))

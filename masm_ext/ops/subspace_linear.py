@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _library  # noqa: F401  (loads the schemas)
 from ..autocast import cast_for_autocast
 from ..contract import accumulate_dtype, check_subspace_linear, check_subspace_linear_backward
+from ..quantized_weight import dense_weight, is_quantized
 from .derivative import register_derivative
 
 
@@ -34,7 +35,7 @@ def _fake_backward(
     return like(x, need_dx), like(u, need_du), like(s, need_ds), like(v, need_dv), dbias
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def setup_context(ctx, inputs, output) -> None:
     x, weight, u, s, v, _, mask, offsets, need_p, strategy = inputs
     _, p = output
     ctx.mark_non_differentiable(p)
@@ -52,7 +53,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.offsets = offsets
 
 
-def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
+def backward(ctx, dy: Tensor | None, _dp: Tensor | None):
     x, weight, u, s, v, p, mask = ctx.saved_tensors
     if dy is None:
         return (None,) * 10
@@ -67,6 +68,8 @@ def _backward(ctx, dy: Tensor | None, _dp: Tensor | None):
             "masm::subspace_linear: every subspace was masked in the forward pass, so x was not kept, but the mask has "
             "changed since; change masks between steps"
         )
+    if type(weight) is not Tensor and is_quantized(weight):  # of ops/quantized.py
+        weight = dense_weight(weight, dy.dtype)
     M = dy.shape[:-1]
     if x is None:  # not read: a view of one element with the right shape
         x = dy.new_empty(1).expand(ctx.x_shape)
@@ -87,7 +90,7 @@ def _no_double_backward(ctx, *grads):
     )
 
 
-_call = register_derivative("subspace_linear", _backward, _setup_context)
+_call = register_derivative("subspace_linear", backward, setup_context)
 _call_backward = register_derivative("subspace_linear_backward", _no_double_backward)
 
 

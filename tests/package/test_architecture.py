@@ -14,14 +14,25 @@ import masm_ext
 ORDER = {
     "masm_ext": [
         ["contract", "registry", "_version"],
-        ["_library", "autocast", "cuda_graphs", "reference", "files", "hashing", "progress", "wrappers", "recompute"],
+        [
+            "_library",
+            "autocast",
+            "cuda_graphs",
+            "reference",
+            "files",
+            "hashing",
+            "progress",
+            "wrappers",
+            "recompute",
+            "quantized_weight",
+        ],
         ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
         ["config", "selection", "spectra"],
         ["decomposition", "calibration"],
         ["nn"],
         ["masks", "losses"],
         ["masking", "optim"],
-        ["base_model", "conversion_report", "merge"],
+        ["base_model", "conversion_report", "merge", "quantization"],
         ["convert"],
         ["adapter"],
         ["checkpoint"],  # the former name of adapter
