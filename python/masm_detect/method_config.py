@@ -97,6 +97,8 @@ class MethodConfig:
         head_lr: peak learning rate of the classifier; null: 0.001 for lora and milora, 0.003 for the others
         weight_decay: weight decay of AdamW (masm: of the classifier only); null: 0 for ln and bitfit, 0.01 for the
             others
+        quantize: keep the frozen weights of the backbone's linear layers in 8 bits, in training and scoring: int8 or
+            float8 (needs torchao); null: in the dtype of the checkpoint
         masm: subspaces, penalties and masks of masm and masm-nomask
     """
 
@@ -107,6 +109,7 @@ class MethodConfig:
     s_lr: float | None = None
     head_lr: float | None = None
     weight_decay: float | None = None
+    quantize: Literal["int8", "float8"] | None = None
     masm: MasmOptions = field(default_factory=MasmOptions)
 
     def __post_init__(self) -> None:
@@ -116,6 +119,12 @@ class MethodConfig:
             "method.rank",
             self.rank,
             "at least 1, or null for the default",
+        )
+        _require(
+            self.quantize is None or self.name != "full",
+            "method.quantize",
+            self.quantize,
+            "null for the method full, which trains every weight",
         )
         for name in ("lr", "s_lr", "head_lr"):
             rate = getattr(self, name)

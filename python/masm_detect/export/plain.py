@@ -7,6 +7,7 @@ from torch import nn
 
 from masm_detect.models.detector import Detector
 from masm_ext import MASMLinear, merge
+from masm_ext.nn.quantized_linear import QuantizedLinear
 from masm_ext.wrappers import modules_of
 
 
@@ -14,15 +15,18 @@ from masm_ext.wrappers import modules_of
 def make_plain(detector: Detector) -> None:
     """Replace every layer of a method by an `nn.Linear` with the same output up to rounding, in place.
 
-    MASMLinears are merged. The layers of the other methods (LoRA, OSF, Effort) are linear functions of their input, so
-    their weight and bias are read off their outputs for 0 and for the unit vectors.
+    MASMLinears are merged. Weights of 8 bits get the dtype of the checkpoint again, with the values that they had in 8
+    bits. The layers of the other methods (LoRA, OSF, Effort) are linear functions of their input, so their weight and
+    bias are read off their outputs for 0 and for the unit vectors.
     """
     detector.eval()
     if modules_of(detector, MASMLinear):
         merge(detector, keep=False)
     for parent in list(detector.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            if isinstance(layer, QuantizedLinear):
+                setattr(parent, name, layer.to_linear())
+            elif type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
                 setattr(parent, name, _as_linear(layer))
 
 

@@ -60,7 +60,7 @@ def own_model():
 
 
 def predict(path):
-    """P(fake) of one image file, by the model beside this file; programs that compare detectors call such a function."""
+    """P(fake) of one image file, by the model beside this file, as programs that compare detectors call it."""
     return 1 / (1 + float(np.exp(-logit_of(path, *own_model()))))
 
 

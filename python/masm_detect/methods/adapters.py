@@ -23,6 +23,7 @@ from masm_ext.files import write_atomically
 
 from .build import prepare_detector, resolve
 from .method import Method
+from .quantized import quantize_backbone
 from .registry import load
 from .trainable import load_trainable_state, trainable_state
 
@@ -77,6 +78,7 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
         if (folder / _BASE).is_file():
             _check_base(folder, read_json(folder / _BASE).get("base_sha256"), base_sha256(detector))
         load_adapter(detector, folder)
+        quantize_backbone(detector, config)
         return
     path = folder / _TENSORS
     try:
@@ -97,6 +99,7 @@ def load_method(detector: Detector, config: MethodConfig, folder: Path) -> None:
     # Any seed: the saved weights replace all random ones, and the names must match exactly.
     prepare_detector(detector, config=resolve(config), seed=0)
     load_trainable_state(detector, state)
+    quantize_backbone(detector, config)
 
 
 def _check_base(folder: Path, trained_on: str, loaded: str) -> None:

@@ -11,6 +11,7 @@ from masm_detect.models.detector import Detector
 
 from . import registry
 from .method import Calibration, Method
+from .quantized import quantize_backbone
 
 
 def resolve(config: MethodConfig) -> MethodConfig:
@@ -52,6 +53,7 @@ def build_method(
     if config.masm.mask_seed is None:
         config = replace(config, masm=replace(config.masm, mask_seed=seed))
     prepare_detector(detector, config, seed, calibration, progress)
+    quantization = quantize_backbone(detector, config)
     optimizer = spec.optimizer(detector, config)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -62,6 +64,7 @@ def build_method(
         masks=getattr(optimizer, "masks", None),
         trainable_parameters=sum(p.numel() for p in detector.parameters() if p.requires_grad),
         uses_masm_ext=spec.uses_masm_ext,
+        quantization=quantization,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from masm_detect.config import ConfigError, MethodConfig
+from masm_ext.quantized_weight import dense_weight
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -37,7 +38,7 @@ class WeightDrift:
             if not all(isinstance(factor, nn.Parameter) for factor in factors):
                 continue
             u, s, v = (factor.detach().double().clone() for factor in factors)
-            dense = module.weight.detach().double() + (u.T * s) @ v
+            dense = dense_weight(module.weight.detach(), torch.float64) + (u.T * s) @ v
             self._layers[name] = (module, (u, s, v), float(dense.norm()))
 
     def __bool__(self) -> bool:

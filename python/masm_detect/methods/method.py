@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from masm_detect.config import MethodConfig
 from masm_detect.models.detector import Detector
+from masm_ext import QuantizationReport
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Method:
     masks: Any | None
     trainable_parameters: int
     uses_masm_ext: bool = False
+    quantization: QuantizationReport | None = None
 
 
 def target_names(detector: Detector, config: MethodConfig) -> list[str]:

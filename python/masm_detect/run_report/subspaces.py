@@ -16,6 +16,7 @@ from masm_detect.export.plain import make_plain
 from masm_detect.models.detector import Detector, new_detector
 from masm_ext import MASMLinear
 from masm_ext.progress import Progress
+from masm_ext.quantized_weight import dense_weight
 from masm_ext.wrappers import modules_of
 
 #: Layers whose spectra are reported.
@@ -75,13 +76,13 @@ def subspace_report(detector: nn.Module, progress: bool) -> dict[str, Any]:
 @torch.no_grad()
 def base_weight(layer: MASMLinear) -> Tensor:
     """The pretrained weight of a layer, float64 [N, D]."""
-    return layer.principal.double() + (layer.u0.double().T * layer.s0.double()) @ layer.v0.double()
+    return dense_weight(layer.principal, torch.float64) + (layer.u0.double().T * layer.s0.double()) @ layer.v0.double()
 
 
 @torch.no_grad()
 def current_weight(layer: MASMLinear) -> Tensor:
     """The weight that a layer applies now, float64 [N, D]."""
-    return layer.principal.double() + (layer.u.double().T * layer.s.double()) @ layer.v.double()
+    return dense_weight(layer.principal, torch.float64) + (layer.u.double().T * layer.s.double()) @ layer.v.double()
 
 
 def angles_between(factor: Tensor, layer: MASMLinear) -> list[list[float]]:

@@ -163,8 +163,23 @@ def _metrics(
         "peak_memory_bytes": result.peak_memory_bytes,
         "gpu_busy": result.gpu_busy,
         "skipped_steps": result.skipped_steps,
+        "quantization": _quantization(method),
         "source_validation": evaluate_scores(val_set.samples, scores),
         "mask_history": result.mask_history,
+    }
+
+
+def _quantization(method: Method) -> dict[str, Any] | None:
+    """Format, memory and largest rounding of the weights in 8 bits; None without any."""
+    report = method.quantization
+    if report is None:
+        return None
+    return {
+        "format": report.format,
+        "weights": len(report.weights),
+        "bytes_before": report.bytes_before,
+        "bytes_after": report.bytes_after,
+        "largest_rounding": max(weight.error for weight in report.weights),
     }
 
 
