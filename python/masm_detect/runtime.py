@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from .config import ConfigError, Precision, RuntimeConfig
+from .launch import is_launched, local_rank
 from .models.backbone import Backbone
 from .provenance import cpu_field
 
@@ -49,13 +50,15 @@ def process_settings(runtime: RuntimeConfig) -> Iterator[torch.device]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is cuda if torch sees a GPU, else cpu.
+    """The device called `name`; "auto" is cuda if torch sees a GPU, else cpu. A launched process gets its own GPU.
 
     Raises:
         ConfigError: no such device on this machine, or one without operators of `masm_ext`.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and is_launched():  # each process of a launcher has a GPU of its own
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -39,8 +39,14 @@ ORDER = {
         ["info"],
     ],
     "masm_detect": [
-        ["errors", "hashes", "gpu", "methods.registry"],  # the registry is a table of names and imports no method
-        ["method_config", "provenance", "results", "journal"],
+        [
+            "errors",
+            "hashes",
+            "gpu",
+            "launch",
+            "methods.registry",
+        ],  # the registry is a table of names and imports no method
+        ["data_config", "method_config", "provenance", "results", "journal", "distributed"],
         ["config"],
         ["config_files", "models"],
         ["runtime", "methods", "data"],

@@ -142,6 +142,7 @@ def _without_frames(error: UserError) -> UserError:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which it may end them; not its own handler
     # OpenCV's own threads would compete with the workers, and its pool does not survive a fork. 0, not 1: 1 waits for
     # the end of threads that the fork did not copy.
     cv2.setNumThreads(0)

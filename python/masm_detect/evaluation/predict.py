@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from torch import Tensor
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches, in_order
 from masm_detect.data.sample import DatasetError
+from masm_detect.distributed import Processes
 from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast
 from masm_ext.progress import Progress
+
+ONE = Processes()
 
 
 @torch.inference_mode()
@@ -26,6 +29,7 @@ def predict(
     precision: str = "fp32",
     workers: int | None = None,
     progress: str | None = None,
+    ranks: Processes = ONE,
 ) -> Tensor:
     """Logits [n] of the n samples of a data set, float32 on the CPU, in its order.
 
@@ -36,6 +40,7 @@ def predict(
         precision: "bf16" (autocast) or "fp32".
         workers: processes that read the images, as in `data.loading.Batches`.
         progress: label of a progress bar; None: no bar.
+        ranks: the processes that divide the batches; each returns all logits, those of one process bit for bit.
 
     Returns:
         Logits, float32 [n]: above 0 is called fake.
@@ -45,8 +50,14 @@ def predict(
     """
     if not len(dataset):
         raise DatasetError("there are no images to score")
-    # one copy to the CPU: a copy per batch would wait for the GPU each time
-    return torch.cat([z for z, _ in _outputs(detector, dataset, batch_size, precision, workers, progress)]).cpu()
+    batches = in_order(len(dataset), batch_size)
+    numbers = range(ranks.rank, len(batches), ranks.size)
+    own = [batches[number] for number in numbers]
+    outputs = [z for z, _ in _outputs(detector, dataset, own, precision, workers, progress)]
+    if ranks.size == 1:
+        return torch.cat(outputs).cpu()  # one copy to the CPU: a copy per batch would wait for the GPU each time
+    found = dict(ranks.gather([(number, z.tolist()) for number, z in zip(numbers, outputs)]))
+    return torch.tensor([logit for number in range(len(batches)) for logit in found[number]], dtype=torch.float32)
 
 
 @torch.inference_mode()
@@ -74,14 +85,15 @@ def predict_features(
     """
     if not len(dataset):
         raise DatasetError("there are no images to score")
-    outputs = list(_outputs(detector, dataset, batch_size, precision, workers, progress))
+    batches = in_order(len(dataset), batch_size)
+    outputs = list(_outputs(detector, dataset, batches, precision, workers, progress))
     return torch.cat([z for z, _ in outputs]).cpu(), torch.cat([f for _, f in outputs]).cpu()
 
 
 def _outputs(
     detector: Detector,
     dataset: FrameDataset,
-    batch_size: int,
+    batches: Sequence[range],
     precision: str,
     workers: int | None,
     progress: str | None,
@@ -89,8 +101,8 @@ def _outputs(
     """Logits and features of each batch, on the device."""
     device = next(detector.parameters()).device
     detector.eval()
-    with Progress(total=len(dataset), unit="img", desc=progress, disable=progress is None) as bar:
-        for images, _ in Batches(dataset, in_order(len(dataset), batch_size), device, workers):
+    with Progress(total=sum(map(len, batches)), unit="img", desc=progress, disable=progress is None) as bar:
+        for images, _ in Batches(dataset, batches, device, workers):
             with autocast(precision, device):
                 logits, features = detector(images, return_features=True)
             yield logits.float(), features.float()

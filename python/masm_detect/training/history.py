@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masm_detect.config import RuntimeConfig
 from masm_detect.data.frames import FrameDataset
+from masm_detect.distributed import Processes
 from masm_detect.errors import TrainingError
 from masm_detect.evaluation.predict import predict
 from masm_detect.methods.method import Method
@@ -33,6 +34,7 @@ def epoch_entry(
     rate: float,
     runtime: RuntimeConfig,
     precision: str,
+    ranks: Processes,
 ) -> tuple[dict[str, Any], Tensor]:
     """Validate `detector` on `val_set`; returns the entry of the epoch that `position` has just completed, and the
     logits [n] of validation.
@@ -40,6 +42,7 @@ def epoch_entry(
     Args:
         drift: ||dW|| / ||W|| of each adapted layer; None if the method has no factored layers.
         rate: learning rate of the last step as a fraction of the peak.
+        ranks: the processes that divide the validation; each returns the same.
 
     Raises:
         TrainingError: an output of the detector is not finite.
@@ -51,6 +54,7 @@ def epoch_entry(
         precision=precision,
         workers=runtime.workers,
         progress="validation" if runtime.progress else None,
+        ranks=ranks,
     )
     if not torch.isfinite(logits).all():
         raise TrainingError(

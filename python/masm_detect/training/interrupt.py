@@ -1,4 +1,4 @@
-"""Ctrl-C in a training run: the first one is honoured after the current step, when its checkpoint is written."""
+"""Ctrl-C or SIGTERM in a training run: honoured after the current step, when its checkpoint is written."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from contextlib import suppress
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in training: the checkpoint of the last step is written."""
+    """Ctrl-C or SIGTERM in training: the checkpoint of the last step is written."""
 
 
 class CtrlC:
     """A context in which the first Ctrl-C only sets `pressed`; the second one raises KeyboardInterrupt.
 
-    It changes nothing if `wait` is false, outside the main thread (which alone receives signals), or if the caller has
-    installed a handler of its own.
+    SIGTERM counts as Ctrl-C: batch systems and launchers send it some seconds before they kill. A signal is left as it
+    is if `wait` is false, outside the main thread (which alone receives signals), or if the caller has a handler of its
+    own for it.
     """
 
     def __init__(self, wait: bool) -> None:
         self.pressed = False
         self._process = os.getpid()
         main = threading.current_thread() is threading.main_thread()
-        self._wait = wait and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        self._defaults = {
+            number: handler
+            for number, handler in defaults.items()
+            if wait and main and signal.getsignal(number) is handler
+        }
 
     def __enter__(self) -> CtrlC:
-        if self._wait:
-            signal.signal(signal.SIGINT, self._note)
+        for number in self._defaults:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._wait:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._defaults.items():
+            signal.signal(number, handler)
 
     def _note(self, *_: object) -> None:
         if os.getpid() != self._process:  # a worker that was forked with this handler and has not started yet

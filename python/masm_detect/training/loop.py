@@ -18,6 +18,7 @@ import torch
 from masm_detect.config import OptimConfig, RuntimeConfig
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches
+from masm_detect.distributed import Processes
 from masm_detect.methods.layers import WeightDrift
 from masm_detect.methods.method import Method
 from masm_detect.methods.trainable import load_trainable_state, trainable_state
@@ -77,6 +78,7 @@ def fit(
     runtime: RuntimeConfig,
     folder: Path | None = None,
     resume: bool = False,
+    ranks: Processes | None = None,
 ) -> FitResult:
     """Train `detector` by `method` on `train_set` and validate it on `val_set` after each epoch.
 
@@ -89,6 +91,8 @@ def fit(
         runtime: precision, workers, seed, checkpoints.
         folder: where `history.jsonl` and the checkpoints (`last/`) are written; None: nothing is written.
         resume: continue from the checkpoint in `folder`.
+        ranks: the processes that divide each batch and the validation (`distributed.processes`); the first one writes
+            the files. None: one process.
 
     Returns:
         The numbers of the run. The detector holds the weights of the best validation epoch, or of the last epoch if
@@ -99,7 +103,8 @@ def fit(
             KeyboardInterrupt at once.
         TrainingError: a loss, an output or a weight is not finite.
     """
-    run = _Run(detector, method, train_set, val_set, optim, runtime, folder)
+    ranks = ranks or Processes()
+    run = _Run(detector, method, train_set, val_set, optim, runtime, folder, ranks)
     torch.manual_seed(runtime.seed)
     if resume:
         run.restore()
@@ -115,6 +120,7 @@ def fit(
         while run.position.epoch < optim.epochs:
             rate = run.train_epoch(bar, ctrl_c)
             run.end_epoch(rate)
+            ctrl_c.pressed = ranks.any(ctrl_c.pressed)
             ctrl_c.raise_if_pressed(run.position.step)
     load_trainable_state(detector, run.chosen.weights)
     return run.result()
@@ -132,7 +138,9 @@ class _Run:
         optim: OptimConfig,
         runtime: RuntimeConfig,
         folder: Path | None,
+        ranks: Processes,
     ) -> None:
+        self.ranks, self.model = ranks, ranks.parallel(detector)
         self.detector, self.method, self.train_set, self.val_set = detector, method, train_set, val_set
         self.optim, self.runtime, self.folder = optim, runtime, folder
         self.device = next(detector.parameters()).device
@@ -164,12 +172,13 @@ class _Run:
         """Continue from the last checkpoint."""
         state = load_state(self.folder, self.detector, self.method, self.conditions)
         self.position, self.chosen, self.history = state
-        write_history(self.folder, self.history)
+        self.write_history()
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, in the first process."""
         state = self.position, self.chosen, self.history
-        save_state(self.folder, self.detector, self.method, self.conditions, *state)
+        if self.ranks.is_first:
+            save_state(self.folder, self.detector, self.method, self.conditions, *state)
 
     def train_epoch(self, bar: Progress, ctrl_c: CtrlC) -> float:
         """The rest of the current epoch; returns the rate of its last step, as a fraction of the peak."""
@@ -177,28 +186,34 @@ class _Run:
         self.train_set.set_epoch(position.epoch)
         self.detector.train()
         self.usage.start()
-        indices = self.batches(position.epoch)[position.batch :]
-        batches = Batches(self.train_set, indices, self.device, self.runtime.workers)
+        whole = self.batches(position.epoch)[position.batch :]
+        own = [self.ranks.share(batch) for batch in whole]
+        batches = Batches(self.train_set, own, self.device, self.runtime.workers)
         clock = _Clock(position, batches)
-        for (images, labels), own in zip(batches, indices):  # [B, 3, H, W], [B]
+        for (images, labels), indices in zip(batches, whole):  # [B, 3, H, W], [B]
             self.usage.sample()
+            if self.ranks.size > 1:  # dropout: other numbers in every process, the same ones after a resume
+                torch.manual_seed(self.runtime.seed * 1_000_003 + position.step * self.ranks.size + self.ranks.rank)
             rate = one_cycle(position.step, self.steps_per_epoch * optim.epochs, optim.warmup, optim.final)
             for group in self.method.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
             task, penalty = train_step(
-                self.detector,
+                self.model,
                 self.method,
                 images,
                 labels,
                 weights=self.class_weights,
                 optim=optim,
                 autocast_context=autocast(self.precision, self.device),
-                forgery=self.forgeries.get(forgery_of(self.train_set.samples, own)),
+                forgery=self.forgeries.get(forgery_of(self.train_set.samples, indices)),
+                ranks=self.ranks,
+                scale=self.ranks.loss_scale(indices),
             )
-            position.add(self.losses.put(position.step, len(labels), task, penalty), self.method)
+            position.add(self.losses.put(position.step, len(indices), task, penalty), self.method)
             position.batch += 1
             position.step += 1
             every = self.runtime.checkpoint_every
+            ctrl_c.pressed = self.ranks.any(ctrl_c.pressed)  # all processes stop after the same step
             due = ctrl_c.pressed or (every and position.step % every == 0)
             if self.folder is not None and due and position.batch < self.steps_per_epoch:
                 position.add(self.losses.drain(), self.method)
@@ -207,7 +222,7 @@ class _Run:
                 ctrl_c.raise_if_pressed(position.step)
             # After the checkpoint: drawing fails if the same Ctrl-C has closed the terminal or pipe.
             bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
-            bar.update(len(labels))
+            bar.update(len(indices))
         position.add(self.losses.drain(), self.method)
         clock.read()
         return rate
@@ -224,6 +239,7 @@ class _Run:
             rate=rate,
             runtime=self.runtime,
             precision=self.precision,
+            ranks=self.ranks,
         )
         self.history.append(entry | used)
         self._warn_of_drift(entry.get("drift", {}))
@@ -238,12 +254,17 @@ class _Run:
         self.position = Position(epoch=self.position.epoch + 1, step=self.position.step)
         if self.folder is not None:
             self.save()
+            self.write_history()
+
+    def write_history(self) -> None:
+        """Write `history.jsonl`, in the first process."""
+        if self.ranks.is_first:
             write_history(self.folder, self.history)
 
     def _warn_of_drift(self, drift: dict[str, float]) -> None:
         """Warn once if a weight has moved so far that little of the pretrained one can be left."""
         name = max(drift, key=drift.get, default=None)
-        if name is not None and drift[name] > LARGEST_DRIFT and not self._warned:
+        if name is not None and drift[name] > LARGEST_DRIFT and not self._warned and self.ranks.is_first:
             self._warned = True
             warnings.warn(
                 f"after epoch {self.position.epoch + 1}, ||dW|| / ||W|| of {name} is {drift[name]:.2f}, above "

@@ -26,6 +26,7 @@ from masm_detect.data.frames import FrameDataset, frame_dataset
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import read_splits
+from masm_detect.distributed import Processes, processes
 from masm_detect.evaluation.metrics import evaluate_scores
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
@@ -72,12 +73,15 @@ def train(config: TrainConfig) -> RunResult:
     """
     folder = Path(config.out)
     config = replace(config, method=resolve(config.method))
-    started = _check_folder(folder, config)
-    with process_settings(config.runtime) as device:
-        return _train(config, folder, started, device)
+    with process_settings(config.runtime) as device, processes(device) as ranks:
+        started = _check_folder(folder, config)
+        ranks.wait()  # before the first process writes into it
+        if not ranks.is_first:
+            config = replace(config, runtime=replace(config.runtime, progress=False))
+        return _train(config, folder, started, device, ranks)
 
 
-def _train(config: TrainConfig, folder: Path, started: bool, device: torch.device) -> RunResult:
+def _train(config: TrainConfig, folder: Path, started: bool, device: torch.device, ranks: Processes) -> RunResult:
     runtime = config.runtime
     recipe = None if config.data.as_is else recipe_of(config.data.paths)
     splits = read_splits(config.data)
@@ -89,7 +93,8 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
     train_set = frame_dataset(train_samples, detector.backbone, config.data, augment=True, seed=runtime.seed)
     val_set = frame_dataset(val_samples, detector.backbone, config.data)
     base = base_sha256(detector)
-    if not resume:  # a damaged file or a leak is found now, not hours into an epoch
+    first = ranks.is_first  # the other processes write nothing
+    if first and not resume:  # a damaged file or a leak is found now, not hours into an epoch
         train_contents = _read_and_compare(splits, runtime.progress)
     method = build_method(
         config.method.name,
@@ -99,7 +104,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
         calibration=calibration_on(train_set, config.optim, runtime.seed, device, runtime.workers),
         progress=runtime.progress,
     )
-    if not resume:
+    if first and not resume:
         # Written only now, so that a mistake in the settings does not leave a folder that looks like a run.
         write_groups(folder, train_samples, val_samples, train_contents)
         del train_contents  # this frame lasts as long as the run
@@ -116,10 +121,13 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
         runtime=runtime,
         folder=folder,
         resume=resume,
+        ranks=ranks,
     )
+    metrics = _metrics(config, method, train_set, val_set, result, device) | {"processes": ranks.size}
+    if not first:
+        return RunResult(folder, detector, method, result, metrics)
 
     save_method(detector, method, config.method, folder / "adapter", base=base)
-    metrics = _metrics(config, method, train_set, val_set, result, device)
     write_json(folder / "metrics.json", metrics)
     plot_history(result.history, folder / "plots" / "history.png")
     if "drift" in result.history[-1]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masm_detect.config import OptimConfig
+from masm_detect.distributed import Processes
 from masm_detect.methods.method import Method
-from masm_detect.models.detector import Detector
 
 from .metric_losses import alignment_loss, uniformity_loss
 
+ONE = Processes()
+
 
 def train_step(
-    detector: Detector,
+    model: nn.Module,
     method: Method,
     images: Tensor,
     labels: Tensor,
@@ -25,23 +27,37 @@ def train_step(
     optim: OptimConfig,
     autocast_context: AbstractContextManager,
     forgery: int | None = None,
+    ranks: Processes = ONE,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """One update of the trainable weights.
 
     Args:
-        images: [B, 3, H, W] float32. labels: [B] int64, 1 = fake.
+        model: the detector, or `ranks.parallel` of it.
+        images: [B, 3, H, W] float32. labels: [B] int64, 1 = fake. With several processes, the share of this one.
         weights: [2] loss weights of real and fake.
-        optim: its `grad_clip`, `alignment` and `uniformity` are read.
+        optim: its `grad_clip`, `micro_batch`, `alignment` and `uniformity` are read.
         autocast_context: precision of the forward pass.
         forgery: number of the forgery of this batch, for masks that compare the gradients of forgeries.
+        ranks: the processes that divide the batch.
+        scale: factor of the task loss, `ranks.loss_scale` of the batch.
 
     Returns:
-        (task loss, penalty and losses on features), scalars on the device. The host does not wait for the device here.
+        (task loss, penalty and losses on features), scalars on the device, of the whole batch. The host does not wait
+        for the device here.
     """
     if method.masks is not None and forgery is not None:
         method.masks.domain = forgery
-    task, on_features = _losses(detector, images, labels, weights, optim, autocast_context)
-    (task if on_features is None else task + on_features).backward()
+    size = optim.micro_batch or max(1, len(labels))
+    parts = list(zip(images.split(size), labels.split(size)))
+    task = on_features = None
+    for number, (own_images, own_labels) in enumerate(parts):
+        last = number == len(parts) - 1
+        with nullcontext() if last else ranks.without_averaging(model):
+            loss, on_features = _losses(model, own_images, own_labels, weights, optim, autocast_context, ranks)
+            loss = loss * (scale * len(own_labels) / len(labels)) if len(parts) > 1 or scale != 1 else loss
+            (loss if on_features is None else loss + on_features).backward()
+        task = loss.detach() if task is None else task + loss.detach()
     if optim.grad_clip is not None:
         # Masked blocks have no gradient, so they do not add to the norm.
         trained = [p for group in method.optimizer.param_groups for p in group["params"]]
@@ -49,25 +65,27 @@ def train_step(
     method.optimizer.step()
     method.optimizer.zero_grad(set_to_none=True)
     penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
-    return task.detach(), penalty if on_features is None else penalty + on_features.detach()
+    return ranks.mean(task), penalty if on_features is None else penalty + on_features.detach()
 
 
 def _losses(
-    detector: Detector,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     weights: Tensor,
     optim: OptimConfig,
     autocast_context: AbstractContextManager,
+    ranks: Processes,
 ) -> tuple[Tensor, Tensor | None]:
     """The task loss, and the weighted losses on features, None without any."""
     if not (optim.alignment or optim.uniformity):
         with autocast_context:
-            logits = detector(images)  # [B]
+            logits = model(images)  # [B]
         return task_loss(logits, labels, weights), None
     with autocast_context:
-        logits, features = detector(images, return_features=True)  # [B], [B, feature_dim]
-    loss = optim.alignment * alignment_loss(features, labels) + optim.uniformity * uniformity_loss(features)
+        logits, features = model(images, return_features=True)  # [B], [B, feature_dim]
+    features, everywhere = ranks.features(features, labels)
+    loss = optim.alignment * alignment_loss(features, everywhere) + optim.uniformity * uniformity_loss(features)
     return task_loss(logits, labels, weights), loss
 
 

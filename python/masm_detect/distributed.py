@@ -1,0 +1,194 @@
+"""The processes of a run that `torchrun` or `accelerate launch` started, through Hugging Face accelerate.
+
+One process trains on the whole batch. Several processes divide each batch: their gradients are averaged by torch's
+DistributedDataParallel, so that every process makes the same step as one process with the whole batch, up to the
+rounding of the sums. Only the first process writes files.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .errors import ConfigError
+from .launch import is_launched, is_restarted
+
+Item = TypeVar("Item")
+
+#: How long processes wait for each other: the first one alone reads every file once before training.
+_PATIENCE = timedelta(hours=12)
+
+
+class Processes:
+    """One process, which needs no communication.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this process: every `size`-th one, or all of them if there are fewer items than processes."""
+        return items if len(items) < self.size else items[self.rank :: self.size]
+
+    def loss_scale(self, items: Sequence[Any]) -> float:
+        """Factor of the mean loss over `share(items)`, so that the mean over the processes is that over all items."""
+        return 1.0
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The module to call in training instead of `model`; the gradients of its parameters are averaged."""
+        return model
+
+    def without_averaging(self, model: nn.Module) -> AbstractContextManager:
+        """Context of a backward pass of `parallel(...)` that only adds to the gradients of this process."""
+        return nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over the processes."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return flag
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        """The items of all processes, in the order of their numbers."""
+        return items
+
+    def features(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and labels [B] of the batches of all processes; gradients flow to each process's own."""
+        return features, labels
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+
+
+class _Several(Processes):
+    def __init__(self, device: torch.device) -> None:
+        from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate.utils import DistributedType
+
+        if is_restarted():
+            _connect_again(device)
+        patient = InitProcessGroupKwargs(timeout=_PATIENCE)
+        self._accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patient])
+        kind = self._accelerator.distributed_type
+        if kind not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            raise ConfigError(
+                f"the launcher asks for {kind.value}; masm train runs data-parallel only (MULTI_GPU or MULTI_CPU): the "
+                "weights that learn are a small part of the model. Use torchrun, or accelerate launch --multi_gpu"
+            )
+        self._device = device
+        self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
+        # Flags of the host go through the CPU, so that no process waits for its GPU.
+        self._host_group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+    def loss_scale(self, items: Sequence[Any]) -> float:
+        return 1.0 if len(items) < self.size else len(self.share(items)) * self.size / len(items)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        # Frozen weights are buffers: sent once, in case that machines decompose them differently in the last bits, and
+        # not in each forward pass. accelerate cannot ask for that.
+        for buffer in _dense_buffers(model):
+            torch.distributed.broadcast(buffer, 0)
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        devices = [self._device] if self._device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, **{option: False})
+
+    def without_averaging(self, model: nn.Module) -> AbstractContextManager:
+        return model.no_sync()
+
+    def mean(self, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total / self.size
+
+    def any(self, flag: bool) -> bool:
+        found = torch.tensor(int(flag))
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._host_group)
+        return bool(found)
+
+    def gather(self, items: list[Item]) -> list[Item]:
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, items, group=self._host_group)
+        return [item for part in found for item in part]
+
+    def features(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        from torch.distributed.nn.functional import all_gather
+
+        # Batches may differ by one image, and all_gather takes equal shapes.
+        longest = max(self.gather([len(labels)]))
+        padded = nn.functional.pad(features, (0, 0, 0, longest - len(features)))
+        marked = nn.functional.pad(labels, (0, longest - len(labels)), value=-1)
+        everywhere = [torch.empty_like(marked) for _ in range(self.size)]
+        torch.distributed.all_gather(everywhere, marked)
+        whole, known = torch.cat(all_gather(padded)), torch.cat(everywhere)
+        return whole[known >= 0], known[known >= 0]
+
+    def wait(self) -> None:
+        torch.distributed.barrier(group=self._host_group)
+
+
+def _dense_buffers(model: nn.Module) -> Iterator[Tensor]:
+    """The buffers of a model; in place of one with 8 bits, the tensors that it holds."""
+    for buffer in model.buffers():
+        if is_traceable_wrapper_subclass(buffer):
+            names, _ = buffer.__tensor_flatten__()
+            yield from (part for name in names if (part := getattr(buffer, name)) is not None)
+        else:
+            yield buffer
+
+
+def _connect_again(device: torch.device) -> None:
+    """Start the process group of a restarted run under keys of its own.
+
+    torchrun (torch 2.13) uses one store for all attempts, and gloo would find the addresses of dead processes there.
+    """
+    distributed = torch.distributed
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = distributed.TCPStore(host, port, size, is_master=rank == 0 and not served, timeout=_PATIENCE)
+    attempt = distributed.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "gloo" if device.type == "cpu" else "cuda:nccl,cpu:gloo"
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=_PATIENCE)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """The processes of this run; those of a launcher are connected, and disconnected at exit.
+
+    Args:
+        device: where this process computes.
+
+    Raises:
+        ConfigError: accelerate is not installed, or the launcher asks for more than data parallelism.
+    """
+    if not is_launched():
+        yield Processes()
+        return
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("several processes need accelerate: pip install accelerate") from error
+    yield _Several(device)
+    # Not after an error: the other processes may wait in a collective call, and the launcher ends them.
+    torch.distributed.destroy_process_group()

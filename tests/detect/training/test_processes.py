@@ -1,0 +1,124 @@
+"""Several processes of a launcher train as one process, and a run outlives the death of one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from masm_detect.config_files import load_config, save_config
+from masm_detect.evaluation.runs import load_run
+from masm_detect.methods.trainable import trainable_state
+from masm_detect.results import read_json
+from masm_detect.training.checkpoint import load
+from masm_detect.training.run import train
+
+pytest.importorskip("accelerate", reason="several processes need accelerate")
+
+
+def configured(folder: Path, method: str = "masm", **optim) -> Path:
+    """The config file of a run in folder/run, of batches of five: two processes get three and two images."""
+    data = tiny.write_data(folder / "data")
+    tiny.detector().backbone.model.save_pretrained(folder / "backbone")
+    config = tiny.run_config(data, folder / "backbone", folder / "run", method)
+    options = {"batch_size": 5, "epochs": 2, **optim}
+    config = replace(config, optim=replace(config.optim, **options))
+    config = replace(config, runtime=replace(config.runtime, threads=1, eval_batch_size=2))
+    save_config(config, folder / "config.yaml")
+    return folder / "config.yaml"
+
+
+def launch(config: Path, out: Path, processes: int, *more: str, restarts: int = 0) -> subprocess.Popen:
+    """`masm train` in processes that torchrun starts."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, f"--max-restarts={restarts}", "-m", "masm_detect", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [*command, "--config", str(config), "--out", str(out), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen, seconds: float = 180) -> str:
+    text, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, text
+    return text
+
+
+def same_as(first: Path, second: Path, tolerance: float) -> None:
+    """Two run folders hold the same trained weights, masks and scores, up to rounding."""
+    states = [trainable_state(load_run(folder)[1]) for folder in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=tolerance, atol=tolerance)
+    entries = [[json.loads(line) for line in (f / "history.jsonl").read_text().splitlines()] for f in (first, second)]
+    for a, b in zip(*entries):
+        for name in ("epoch", "step", "images", "rate", "train_loss", "penalty", "val_auc", "val_loss"):
+            assert b[name] == pytest.approx(a[name], rel=tolerance, abs=tolerance), name
+        assert a.get("active_fraction") == b.get("active_fraction")
+    changes = [read_json(folder / "metrics.json")["mask_history"] for folder in (first, second)]
+    assert [change["mask"] for change in changes[0]] == [change["mask"] for change in changes[1]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "method, optim",
+    [("masm", {}), ("lora", {"micro_batch": 2}), ("ln", {"alignment": 0.1, "uniformity": 0.5, "class_balance": True})],
+    ids=["masm", "lora in micro-batches", "ln with losses on features"],
+)
+def test_two_processes_give_the_numbers_of_one(tmp_path, method, optim):
+    if method == "lora":
+        pytest.importorskip("peft")
+    config = configured(tmp_path, method, **optim)
+    train(replace(load_config(config), out=str(tmp_path / "one")))
+    finished(launch(config, tmp_path / "two", 2))
+    same_as(tmp_path / "one", tmp_path / "two", 2e-4)
+    assert [read_json(tmp_path / name / "metrics.json")["processes"] for name in ("one", "two")] == [1, 2]
+
+
+@pytest.mark.long
+def test_a_killed_process_ends_the_run_and_resume_goes_on(tmp_path):
+    config = configured(tmp_path, epochs=30)
+    finished(launch(config, tmp_path / "whole", 2))
+    process = launch(config, tmp_path / "cut", 2)
+    checkpoint = tmp_path / "cut" / "last" / "state.json"
+    started = time.monotonic()
+    while not checkpoint.is_file() or load(checkpoint.parent)["position"]["epoch"] < 1:
+        assert process.poll() is None and time.monotonic() - started < 120, process.communicate()[0]
+        time.sleep(0.05)
+    [victim] = workers_of(process.pid)[-1:]
+    os.kill(victim, signal.SIGKILL)
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode != 0 and "SIGKILL" in text
+    step = load(checkpoint.parent)["position"]["step"]
+    assert 0 < step < 30 * 4
+    finished(launch(config, tmp_path / "cut", 2, "--resume"))
+    same_as(tmp_path / "whole", tmp_path / "cut", 0.0)
+
+
+@pytest.mark.long
+def test_the_launcher_restarts_the_run_itself(tmp_path):
+    config = configured(tmp_path, epochs=30)
+    process = launch(config, tmp_path / "run", 2, restarts=1)
+    checkpoint = tmp_path / "run" / "last" / "state.json"
+    started = time.monotonic()
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() - started < 120, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    finished(process)
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 30
+
+
+def workers_of(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in their order."""
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout.split()
+    return sorted(int(number) for number in found)
