@@ -15,6 +15,11 @@ def is_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def is_first() -> bool:
+    """Whether this is the only process, or the first one of a launcher, which prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -2,7 +2,8 @@
 
 `scores.csv` (a line an image: `evaluation/score_file.py`), `videos.csv` (a line a file) and `coverage.json` (every file
 and frame without a score, with the reason). Results are also noted in `unfinished.jsonl` as they come: an interrupted
-command that is repeated goes on after them.
+command that is repeated goes on after them. Processes of a launcher divide the files, and note theirs in files of their
+own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from masm_detect.config import ConfigError
+from masm_detect.distributed import processes
 from masm_detect.evaluation.score_file import ScoreRow, write_scores, write_table
 from masm_detect.hashes import file_sha256, folder_sha256
-from masm_detect.journal import Journal
+from masm_detect.journal import Journal, entries_of
 from masm_detect.provenance import provenance
 from masm_detect.results import check_output_folder, finite, read_json, write_json
 from masm_detect.runtime import resolve_precision
@@ -24,7 +26,8 @@ from masm_ext.progress import Progress
 from .detector import FileScore, ScoreOptions, TrainedDetector, faces_of
 from .files import find_files, left_out_files
 
-_JOURNAL = "unfinished.jsonl"
+#: Journals of an unfinished prediction: one for each process.
+_JOURNALS = "unfinished*.jsonl"
 VIDEO_COLUMNS = (
     *("file", "kind", "frames_wanted", "frames_scored", "tracks", "track", "p_fake", "p_calibrated", "verdict"),
     *("distance", "outside", "reason"),
@@ -91,19 +94,35 @@ def predict(
         (out / "coverage.json").unlink(missing_ok=True)
     elif (out / "coverage.json").exists() and read_json(out / "coverage.json").get("files_scored"):
         raise ConfigError(f"{out} already holds results: give another --out, or --overwrite to replace them")
-    with Journal(out / _JOURNAL, settings, "prediction", overwrite=overwrite) as journal:
-        done = {entry["key"]: _result(entry["result"]) for entry in journal.entries}
-        results = {str(file): done[key] for file in files if (key := _key(file)) in done}
-        todo = [file for file in files if str(file) not in results]
-        bar = Progress(total=len(files), initial=len(results), unit="file", desc="predict", disable=not progress)
-        with bar:
-            for result in detector.score_files(todo, options):
-                results[result.file] = result
-                journal.add({"key": _key(Path(result.file)), "result": finite(asdict(result))})
-                bar.update()
-    ordered = [results[str(file)] for file in files]
-    _write(out, ordered, settings, detector, [str(file) for file in left_out_files(paths)])
-    (out / _JOURNAL).unlink()
+    with processes(detector.device) as ranks:
+        own_journal = out / ("unfinished.jsonl" if ranks.is_first else f"unfinished-{ranks.rank}.jsonl")
+        # of all processes, also of an interrupted command with another number of them
+        noted = [
+            entry for path in sorted(out.glob(_JOURNALS)) if path != own_journal for entry in entries_of(path, settings)
+        ]
+        ranks.wait()  # journals are written anew below
+        with Journal(own_journal, settings, "prediction", overwrite=overwrite) as journal:
+            done = {entry["key"]: _result(entry["result"]) for entry in (*noted, *journal.entries)}
+            results = {str(file): done[key] for file in files if (key := _key(file)) in done}
+            todo = [file for file in files if str(file) not in results]
+            own = todo[ranks.rank :: ranks.size]
+            shown = progress and ranks.is_first
+            bar = Progress(
+                total=len(results) + len(own), initial=len(results), unit="file", desc="predict", disable=not shown
+            )
+            found: list[FileScore] = []
+            with bar:
+                for result in detector.score_files(own, options):
+                    found.append(result)
+                    journal.add({"key": _key(Path(result.file)), "result": finite(asdict(result))})
+                    bar.update()
+        results |= {result.file: result for result in ranks.gather(found)}
+        ordered = [results[str(file)] for file in files]
+        if ranks.is_first:
+            _write(out, ordered, settings, detector, [str(file) for file in left_out_files(paths)])
+            for path in out.glob(_JOURNALS):
+                path.unlink()
+        ranks.wait()
     return Prediction(ordered, out, detector.calibration is not None)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from masm_detect.errors import UserError
+from masm_detect.launch import is_first, is_launched
 
 from .arguments import instantiate, one_line
 
@@ -80,6 +81,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _one_line_warning
+    if is_launched() and not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends): one process prints
     command = values = None
     try:
         if "--version" in arguments[:1]:

@@ -23,6 +23,7 @@ from masm_detect.data.sample import DatasetError, Sample, limit_frames
 from masm_detect.data.samples import Samples
 from masm_detect.data.seen import seen_in_training
 from masm_detect.data.sources import load_samples
+from masm_detect.distributed import Processes, processes
 from masm_detect.provenance import provenance
 from masm_detect.report.evaluation_page import evaluation_page
 from masm_detect.report.plots import plot_auc
@@ -110,9 +111,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     prepare_outputs(files, config.scores, overwrite=config.overwrite)
     scored: dict[str, Scored] = {}
     protocol = None if config.protocol is None else _Protocol.of(config)
-    with process_settings(config.runtime) as device:
+    with process_settings(config.runtime) as device, processes(device) as ranks:
         if config.runs:
-            _score_runs(config, device, scored, protocol)
+            _score_runs(config, device, scored, protocol, ranks)
         for path in config.scores:
             _read_score_file(Path(path), scored)
         results = {
@@ -126,6 +127,8 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             "protocol": None if protocol is None else protocol.results(scored, config),
             "runs": results,
         }
+    if not ranks.is_first:
+        return content
     for name, one in scored.items():
         write_scores(out / name / "scores.csv", one.rows)
         write_videos(out / name / "videos.csv", one.samples, one.scores)
@@ -162,7 +165,7 @@ class _Protocol:
 
 
 def _score_runs(
-    config: EvalConfig, device: torch.device, scored: dict[str, Scored], protocol: _Protocol | None
+    config: EvalConfig, device: torch.device, scored: dict[str, Scored], protocol: _Protocol | None, ranks: Processes
 ) -> None:
     samples = Samples(samples_of(config)) if protocol is None else protocol.data.samples
     sources = [slice(0, len(samples))] if protocol is None else protocol.data.sources
@@ -174,7 +177,7 @@ def _score_runs(
             check_same_crops(read_recipe(folder), paths, Path(folder).name)
         run, detector = load_run(folder, device)
         if not contents:
-            contents = read_contents(samples, config.runtime.progress)
+            contents = read_contents(samples, config.runtime.progress and ranks.is_first)
             for source in sources:
                 check_contents(samples[source], contents[source])
         logits = predict(
@@ -183,17 +186,20 @@ def _score_runs(
             batch_size=config.runtime.eval_batch_size,
             precision=resolve_precision(config.runtime.precision, device),
             workers=config.runtime.workers,
-            progress=Path(folder).name if config.runtime.progress else None,
+            progress=Path(folder).name if config.runtime.progress and ranks.is_first else None,
+            ranks=ranks,
         )
         rows = scored_samples(samples, logits.double().numpy())
-        opened = record_evaluation(
-            folder,
-            samples,
-            contents,
-            out=config.out,
-            evaluation=evaluation,
-            protocol=None if protocol is None else protocol.protocol.name,
-        )
+        opened = None
+        if ranks.is_first:
+            opened = record_evaluation(
+                folder,
+                samples,
+                contents,
+                out=config.out,
+                evaluation=evaluation,
+                protocol=None if protocol is None else protocol.protocol.name,
+            )
         scored[_unique(Path(folder).resolve().name, scored)] = Scored(
             samples,
             np.array([row.p_fake for row in rows]),
