@@ -26,6 +26,7 @@ ORDER = {
         ["adapter"],
         ["checkpoint"],  # the former name of adapter
         ["info"],
+        ["integrations"],
     ],
     "masm_detect": [
         ["errors", "hashes", "gpu", "methods.registry"],  # the registry is a table of names and imports no method
