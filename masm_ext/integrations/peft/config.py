@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 
@@ -98,6 +98,9 @@ class MASMTunerConfig(PeftConfig):
     check_base: bool = True
     layers: dict[str, dict[str, Any]] | None = None
 
+    #: What the tuner fills in when it saves an adapter: the value of ``layers`` in the file.
+    saved_layers: ClassVar[dict[str, dict[str, Any]] | None] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
@@ -131,4 +134,5 @@ class MASMTunerConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; sets of names are sorted."""
-        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        fields = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+        return fields if self.saved_layers is None else {**fields, "layers": self.saved_layers}

@@ -24,9 +24,8 @@ from ...nn.masm_linear import extra_state
 from ...selection import check_convertible, saved_modules, saved_state
 from ...wrappers import unwrapped_modules
 from .config import MATCHED_BY_PEFT, MASMTunerConfig
+from .peft_type import PREFIX
 
-#: What PEFT puts before the names of the base model.
-PREFIX = "base_model.model."
 ATTRIBUTE = "masm_subspaces"
 
 

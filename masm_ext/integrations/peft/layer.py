@@ -110,7 +110,7 @@ class MASMTunerLinear(nn.Module, BaseTunerLayer):
         merged = fold(weight.detach(), *difference(layers))
         merged_bias = _summed_bias(bias, layers)
         if safe_merge and not (merged.isfinite().all() and (merged_bias is None or merged_bias.isfinite().all())):
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {names} seems to be broken")
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
         if not self.merged:
             self.masm_pretrained_weight = weight.detach().clone()
             self.masm_pretrained_bias = None if bias is None else bias.detach().clone()

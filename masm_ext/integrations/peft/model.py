@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -12,8 +11,10 @@ from ...contract import dtype_name
 from ...hashing import weight_hash
 from ...progress import Progress
 from ...selection import check_convertible
+from ...wrappers import modules_of
 from .config import MASMTunerConfig
 from .layer import MASMTunerLinear
+from .peft_type import PREFIX
 from .subspaces import AdapterSubspaces, decompose, placeholder, randomize, unfilled
 
 
@@ -54,23 +55,19 @@ class MASMTunerModel(BaseTuner):
             ValueError: a saved adapter was trained on another weight or architecture, or a layer cannot be adapted.
             TypeError: a layer has a type or dtype that cannot be adapted.
         """
-        # a copy: the record of the layers must not enter a config that the caller uses for another model, too
-        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name]
         saved = config.layers
-        # a fresh adapter on the meta device has no values either
-        self._saved, self._is_empty = saved, low_cpu_mem_usage
-        self._records: dict[str, dict[str, Any]] = {}
+        self._saved, self._is_empty, self._found = saved, low_cpu_mem_usage, set()
         needs_svd = saved is None and (not low_cpu_mem_usage or config.energy is not None)
         with Progress(desc="SVD", unit="layer", disable=not needs_svd, leave=False) as self._bar:
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         del self._bar
-        unmatched = sorted(set(saved or {}) - set(self._records))
+        unmatched = sorted(set(saved or {}) - self._found)
         if unmatched:
             raise ValueError(
                 f"adapter {adapter_name!r} was trained on {len(saved)} layers, of which this model lacks "
                 f"{', '.join(unmatched[:3])}: it is another architecture"
             )
-        self.peft_config[adapter_name].layers = self._records
 
     def _create_and_replace(
         self,
@@ -87,7 +84,7 @@ class MASMTunerModel(BaseTuner):
             check_convertible(self.model, {current_key: target})
             tuner = MASMTunerLinear(target)
         layer = self._subspaces(tuner, adapter_name, peft_config, current_key)
-        self._records[current_key] = layer.record()
+        self._found.add(current_key)
         tuner.masm_subspaces[adapter_name] = layer
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -117,6 +114,24 @@ class MASMTunerModel(BaseTuner):
         if not config.init_weights and loaded:
             randomize(layer, float(weight.double().square().sum() / min(weight.shape)) ** 0.5)
         return layer
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: MASMTunerConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        # save_pretrained writes the config next: the record of the layers goes into that file, not into the field
+        # ``layers``, because the caller may use the config for another model too
+        config.saved_layers = {
+            name.removeprefix(PREFIX): tuner.masm_subspaces[adapter_name].record()
+            for name, tuner in modules_of(model, MASMTunerLinear).items()
+            if adapter_name in tuner.masm_subspaces
+        }
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     def unload(self) -> nn.Module:
         """The base model without adapters, its weights bit for bit as they came in, also after a merge."""

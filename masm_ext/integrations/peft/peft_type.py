@@ -1,10 +1,12 @@
-"""The name of the method in PEFT."""
+"""Names that PEFT gives: of the method, and before the modules of the base model."""
 
 from __future__ import annotations
 
 from peft import PeftType
 
 NAME = "MASM"
+#: What PEFT puts before the names of the base model.
+PREFIX = "base_model.model."
 
 
 def peft_type() -> PeftType:
