@@ -1,6 +1,6 @@
 """PEFT's own tests, from its released sources. They are fetched into the environment, never into the repository.
 
-``make .venv/bin/.installed`` fetches them (see FETCH); without network that step is left out and the tests skip.
+``make test`` fetches them (see FETCH); without network that step fails and the tests skip.
 """
 
 import hashlib

@@ -70,19 +70,18 @@ TRANSFORMER_CASES = [
     ("all-linear", {"target_modules": "all-linear", "lift": 0.5}),
 ]
 OPTIONS = [options for _, options in TRANSFORMER_CASES]
-#: PEFT's tests of models, and the further arguments that each runs with.
+#: PEFT's tests of models. Without further arguments:
+PLAIN_TESTS = (
+    *("prepare_for_training", "training", "unload_adapter", "disable_adapter", "inference_safetensors", "safe_merge"),
+    *("generate", "generate_half_prec", "merge_layers", "merge_layers_fp16", "merge_layers_nan", "delete_adapter"),
+    *("merge_layers_is_idempotent", "merge_layers_multi", "save_pretrained", "load_multiple_adapters"),
+    *("save_pretrained_selected_adapters", "load_model_low_cpu_mem_usage", "peft_model_device_map"),
+    *("delete_inactive_adapter", "get_base_model_state_dict", "lora_conversion", "training_layer_indexing"),
+    "mixed_adapter_batches",
+)
+#: And the further arguments that each runs with.
 MODEL_TESTS = {
-    **dict.fromkeys(
-        [
-            *("prepare_for_training", "training", "unload_adapter", "disable_adapter", "inference_safetensors"),
-            *("generate", "generate_half_prec", "merge_layers", "merge_layers_fp16", "merge_layers_nan", "safe_merge"),
-            *("merge_layers_is_idempotent", "merge_layers_multi", "save_pretrained", "load_multiple_adapters"),
-            *("save_pretrained_selected_adapters", "load_model_low_cpu_mem_usage", "peft_model_device_map"),
-            *("delete_adapter", "delete_inactive_adapter", "get_base_model_state_dict"),
-            *("lora_conversion", "training_layer_indexing", "mixed_adapter_batches"),
-        ],
-        [{}],
-    ),
+    **{name: [{}] for name in PLAIN_TESTS},
     "passing_input_embeds_works": [{"test_name": "MASM"}],
     "generate_pos_args": [{"raises_err": False}],
     "training_gradient_checkpointing": [{"use_reentrant": True}, {"use_reentrant": False}],
