@@ -249,6 +249,11 @@ class MASMLinear(nn.Module):
         return self.mask if self._probing is None else self.mask & (self._probing.to(self.mask.device) == 0)
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter of PEFT, whose weight belongs to the base model; False for a converted layer."""
+        return False
+
+    @property
     def is_active(self) -> bool:
         """Whether the layer takes part in the forward pass; False for a PEFT adapter that is not selected."""
         return True

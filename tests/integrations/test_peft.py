@@ -20,6 +20,7 @@ from masm_ext import (
     MASMLinear,
     convert,
     load_adapter,
+    merge,
     param_groups,
     regularization_loss,
     save_adapter,
@@ -398,3 +399,60 @@ def test_the_principal_part_follows_the_model(seed):
     model.unmerge_adapter()
     model.to(torch.bfloat16)
     assert layer.principal.dtype == torch.bfloat16 and layer.s.dtype == torch.float32
+
+
+def test_functions_for_converted_models_refuse_adapters_of_peft(seed, tmp_path):
+    model = tuned(seed)
+    with pytest.raises(ValueError, match=r"use its merge_and_unload\(\)"):
+        merge(model)
+    with pytest.raises(ValueError, match=r"use its save_pretrained, and .*peft_to_adapter"):
+        save_adapter(model, tmp_path / "own", config=MASMConfig(**SETTINGS))
+    with pytest.raises(ValueError, match="converted already"):
+        convert(model, MASMConfig(target_modules=["4"], **SETTINGS))
+    assert not (tmp_path / "own").exists()
+    disturb(model)
+    x = torch.randn(5, 32)
+    for index in (0, 2):  # with and without a bias in the base
+        tuner = model.base_model.model[index]
+        given = x if index == 0 else torch.randn(5, 64)
+        linear = tuner.masm_subspaces["default"].to_linear()
+        assert relative_error(linear(given), tuner(given)) <= 3 * RELATIVE[torch.float32]
+
+
+def test_compiled_without_a_graph_break(seed):
+    model = tuned(seed)
+    disturb(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(5, 32)
+    compiled(x).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(x).sum().backward()
+    assert len(grads) == 2 * 3 + 2
+    for name, p in model.named_parameters():
+        assert p.grad is None or relative_error(grads[name], p.grad) <= GRADIENT[torch.float32]
+
+
+def test_the_adapters_of_transformers_itself(seed, tmp_path):
+    """``PreTrainedModel.add_adapter`` and ``load_adapter``, which set tensors without a state_dict."""
+    transformers = pytest.importorskip("transformers")
+
+    def bert():
+        torch.manual_seed(seed)
+        shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=40, **shape)).eval()
+
+    ids = torch.randint(0, 40, (2, 5))
+    before = bert()(ids).logits
+    model = bert()
+    model.add_adapter(MASMTunerConfig(target_modules=["query", "value"], num_subspaces=2, subspace_rank=2, lift=1.0))
+    disturb(model)
+    expected = model(ids).logits
+    assert relative_error(expected, before) > 1e-4
+    model.save_pretrained(tmp_path)
+    again = bert()
+    again.load_adapter(str(tmp_path))
+    assert torch.equal(again(ids).logits, expected)
+    assert torch.equal(PeftModel.from_pretrained(bert(), tmp_path).eval()(ids).logits, expected)
+    again.disable_adapters()
+    assert torch.equal(again(ids).logits, before)

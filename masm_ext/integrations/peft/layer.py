@@ -66,7 +66,7 @@ class MASMTunerLinear(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged or not active:
             return self.base_layer(x)
         for layer in active:
-            if not layer.loaded:
+            if not layer.has_values():
                 raise ValueError(
                     f"adapter {layer.adapter!r} was made from the config of a saved adapter, and its factors were not "
                     "loaded: load it by PeftModel.from_pretrained or load_adapter, or set config.layers = None for a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import MASMConfig
 from ...contract import accumulate_dtype
@@ -65,6 +65,11 @@ class AdapterSubspaces(MASMLinear):
         pass
 
     @property
+    def is_adapter(self) -> bool:
+        """True: the weight belongs to the base model."""
+        return True
+
+    @property
     def is_active(self) -> bool:
         """Whether the adapter is one of those selected by ``set_adapter``."""
         return self.adapter in self.tuner.active_adapters
@@ -108,6 +113,14 @@ class AdapterSubspaces(MASMLinear):
         """W with this adapter alone, [N, D] in the dtype of W."""
         return fold(self.base_weight, *difference([self]))
 
+    def to_linear(self) -> nn.Linear:
+        """A plain ``nn.Linear`` with W and this adapter alone, and the bias that it uses, frozen."""
+        linear = super().to_linear()
+        bias = self.tuner.pretrained()[1]
+        if linear.bias is None and bias is not None:
+            linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        return linear
+
     def base_norm(self) -> float:
         """``||W||_F``."""
         return float(torch.linalg.vector_norm(self.base_weight, dtype=torch.float64))
@@ -147,6 +160,15 @@ class AdapterSubspaces(MASMLinear):
             args[-1].append(f"adapter {self.adapter!r}: {prefix.removesuffix('.')} lacks {missing}")  # error_msgs
         elif found:
             self.loaded = True
+
+    def has_values(self) -> bool:
+        """Whether the factors are no placeholders. Waits for the device, once, if another loader than PEFT's set them.
+
+        The rows of all factors but s have a length, so a factor of zeros is a placeholder.
+        """
+        if not self.loaded:
+            self.loaded = all(not t.is_meta and bool(t.any()) for t in (self.u, self.v, self.u0, self.v0))
+        return self.loaded
 
     def record(self) -> dict[str, Any]:
         """What a saved config holds of this layer: row bounds, directions, and the identity of its weight."""
