@@ -24,6 +24,7 @@ from masm_ext import (
     param_groups,
     regularization_loss,
     save_adapter,
+    scale_free_groups,
     weight_gradients,
 )
 from masm_ext.integrations.peft import MASMTunerConfig, adapter_to_peft, peft_to_adapter
@@ -397,8 +398,31 @@ def test_the_principal_part_follows_the_model(seed):
     model.merge_adapter()
     assert torch.equal(layer.principal, kept)
     model.unmerge_adapter()
+    with torch.no_grad():
+        layer.base_weight.mul_(2)
+    assert relative_error(layer.principal, expected + layer.base_weight.double() / 2) <= RELATIVE[torch.float32]
     model.to(torch.bfloat16)
+    assert layer._principal is None  # its memory is free
     assert layer.principal.dtype == torch.bfloat16 and layer.s.dtype == torch.float32
+
+
+def test_merging_one_after_the_other_is_merging_together(seed):
+    model = tuned(seed, modules_to_save=None)
+    model.add_adapter("second", MASMTunerConfig(target_modules=["0"], **SETTINGS))
+    model.base_model.set_adapter(["default", "second"])
+    disturb(model)
+    layer = model.base_model.model[0].base_layer
+    before = layer.weight.clone()
+    model.merge_adapter()
+    together = layer.weight.clone()
+    model.unmerge_adapter()
+    assert torch.equal(layer.weight, before)
+    model.merge_adapter(["default"])
+    assert not torch.equal(layer.weight, together)
+    model.merge_adapter(["second"])
+    assert torch.equal(layer.weight, together)
+    model.unmerge_adapter()
+    assert torch.equal(layer.weight, before)
 
 
 def test_functions_for_converted_models_refuse_adapters_of_peft(seed, tmp_path):
@@ -456,3 +480,23 @@ def test_the_adapters_of_transformers_itself(seed, tmp_path):
     assert torch.equal(PeftModel.from_pretrained(bert(), tmp_path).eval()(ids).logits, expected)
     again.disable_adapters()
     assert torch.equal(again(ids).logits, before)
+
+
+def test_a_loaded_adapter_trains_on_with_a_new_optimizer(seed, tmp_path):
+    model = tuned(seed)
+    masks = train(model, model.peft_config["default"].masm_config(), seed, 9)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(base(seed), tmp_path, is_trainable=True)
+    found = LayerMasks(again, again.peft_config["default"].masm_config())
+    assert torch.equal(found.masks > 0, masks.masks > 0) and not found.masks.all()
+    before = [layer.s.clone() for layer in masm_layers(again).values()]
+    train(again, again.peft_config["default"].masm_config(), seed, 2)
+    assert any(not torch.equal(s, layer.s) for s, layer in zip(before, masm_layers(again).values()))
+
+
+def test_scale_free_rates_are_those_of_convert(seed):
+    plain = base(seed)
+    convert(plain, MASMConfig(target_modules=["0", "2"], modules_to_save=["4"], **SETTINGS), progress=False)
+    expected, found = ([(g["name"], g["lr"]) for g in scale_free_groups(m)] for m in (plain, tuned(seed)))
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert [lr for _, lr in found] == pytest.approx([lr for _, lr in expected], rel=1e-5)
