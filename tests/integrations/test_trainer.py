@@ -1,5 +1,6 @@
 """MASM under the Trainer of transformers: resuming is bit for bit, logs and files hold what the optimizer knows."""
 
+import dataclasses
 import json
 
 import pytest
@@ -196,6 +197,27 @@ def test_logs_and_files(seed, tmp_path, name):
         assert record["layers"] == list(masm_layers(made.model)) and record["step"] == STEPS
         assert record["history"] == optimizer.masks.history and len(record["history"]) >= 3
     assert json.loads((tmp_path / "checkpoint-5" / HISTORY_NAME).read_text())["step"] == 5
+
+
+def test_domains_are_set_in_compute_loss(seed, tmp_path):
+    """Specialists: a step on domain d updates subspace d modulo K only."""
+    torch.manual_seed(seed)
+    model, config = vit(seed)
+    config = dataclasses.replace(config, mask_policy="specialists")
+
+    class Routed(transformers.Trainer):
+        def compute_loss(self, *args, **kwargs):
+            callback.optimizer.masks.domain = 1
+            return super().compute_loss(*args, **kwargs)
+
+    optimizer = masm_optimizer(model, config, lr=2e-2)
+    options = {"train_dataset": Pictures(seed), "optimizers": (optimizer, None)}
+    made = Routed(model, arguments(tmp_path, max_steps=2, save_strategy="no"), **options)
+    callback = MASMCallback.install(made)
+    made.train()
+    assert callback.optimizer is optimizer and optimizer.masks.step == 2
+    for layer in masm_layers(model).values():
+        assert torch.equal(layer.s[:2], layer.s0[:2]) and not torch.equal(layer.s[2:], layer.s0[2:])
 
 
 def test_the_factory_serves_model_init(seed, tmp_path):
