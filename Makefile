@@ -27,7 +27,7 @@ demo: $(BIN)/.installed
 # One process a core. A run that prints nothing for 30 seconds names the tests that are running.
 PYTEST := $(BIN)/python -m pytest -n auto --dist load --maxschedchunk 1
 
-test: $(BIN)/.installed
+test: $(BIN)/.installed $(PEFT_TESTS)
 	$(PYTEST) $(TEST_ARGS)
 
 test-kernels: $(BIN)/.installed $(VENV)/triton-3.6/.installed
@@ -93,8 +93,13 @@ $(BIN)/.tools: $(BIN)/python constraints.txt
 
 $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	@echo "== building masm_ext and installing it with its extras"
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,quantize,test]"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,peft,quantize,test]"
 	@touch $@
+
+# PEFT's own tests, which run on the MASM tuner; they stay in the environment. Without network those tests skip.
+PEFT_TESTS := $(VENV)/test-sources/peft-0.21.2.tar.gz
+$(PEFT_TESTS): $(BIN)/.installed
+	-$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: -d $(@D) peft==0.21.2
 
 # A second Triton, that of common GPU images: kernels are proved on both.
 $(VENV)/triton-3.6/.installed: $(BIN)/python

@@ -108,7 +108,7 @@ def convert(
     if config.needs_gradients:
         parts = _along_gradients(weights, config, gradients, progress)
     elif gradients is None:
-        parts = _along_spectra(weights, hashes, config, SpectrumCache(cache_dir) if use_cache else None, progress)
+        parts = split_along_spectra(weights, hashes, config, SpectrumCache(cache_dir) if use_cache else None, progress)
     else:
         raise ValueError(f"gradients are used with directions='gradient' only, and config has {config.directions!r}")
     built = {
@@ -119,7 +119,7 @@ def convert(
     return replace_layers(model, config, linears, built, saved, base)
 
 
-def _along_spectra(
+def split_along_spectra(
     weights: Mapping[str, Tensor],
     hashes: Mapping[str, str],
     config: MASMConfig,

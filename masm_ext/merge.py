@@ -45,11 +45,13 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
         The number of merged layers.
 
     Raises:
-        ValueError: the model has no MASMLinear.
+        ValueError: the model has no MASMLinear, or its adapters are those of PEFT.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
         raise ValueError("merge: the model has no MASMLinear" + (" (it is merged already)" if _merged(model) else ""))
+    if any(layer.is_adapter for layer in layers.values()):
+        raise ValueError("merge: the model has adapters of PEFT; use its merge_and_unload() or merge_adapter()")
     replace_modules(model, {m: MergedLinear(m) if keep else m.to_linear() for m in layers.values()})
     return len(layers)
 

@@ -263,6 +263,31 @@ class PeftOsf(Provider):
         return Formula(trained, lambda t: base.weight.double() + product(t) - product(start), base.bias, project)
 
 
+class MasmPeft(Provider):
+    """MASM as a method of PEFT (`masm_ext.integrations.peft`): the weight of the base stays as it is, so a forward pass
+    multiplies by the initial factors too, 2R directions in one call.
+    """
+
+    name = "masm-peft"
+
+    def adapt(self, model: nn.Module, names: list[str], setting: Setting) -> None:
+        peft = _needs("peft")
+        from masm_ext.integrations.peft import MASMTunerConfig
+
+        rank = setting.rank // setting.subspaces
+        config = MASMTunerConfig(target_modules=names, num_subspaces=setting.subspaces, subspace_rank=rank)
+        peft.get_peft_model(model, config)
+
+    def formula(self, layer: nn.Module) -> Formula:
+        own = layer.masm_subspaces["default"]
+        start = (own.u0.double().mT * own.s0.double()) @ own.v0.double()
+
+        def dense(t: Mapping[str, Tensor]) -> Tensor:
+            return layer.base_layer.weight.double() - start + (t["u"].mT * t["s"]) @ t["v"]
+
+        return Formula({"u": own.u, "s": own.s, "v": own.v}, dense, layer.base_layer.bias)
+
+
 class EigenTune(Provider):
     """eigentune, `method="diagonal"`: frozen bases of the R *principal* directions, only R scales trained, so it has no
     gradient of u and v to compute. Its Triton and CUDA kernels run on CUDA only; on a CPU it runs its torch formula.
@@ -288,7 +313,7 @@ PROVIDERS: dict[str, Provider] = {
         *(Frozen(), Masm(), MasmMasked()),
         *(MasmForced(strategy) for strategy in (KEXT, SINGLE, STREAM, ADDMM, FOLDED)),
         *(Reference(), Compiled()),
-        *(Effort(), PeftLora(), PeftPissa(), PeftOsf(), EigenTune()),
+        *(Effort(), PeftLora(), PeftPissa(), PeftOsf(), MasmPeft(), EigenTune()),
     )
 }
 

@@ -257,7 +257,8 @@ def _quick(results: Results) -> bool:
 
 #: What the panels call a provider.
 TITLES = {"reference": "plain PyTorch", "compiled": "torch.compile", "effort": "Effort", "peft-lora": "PEFT LoRA",
-          "peft-pissa": "PEFT PiSSA", "peft-osf": "PEFT OSF", "masm": "MASM"}  # fmt: skip
+          "peft-pissa": "PEFT PiSSA", "peft-osf": "PEFT OSF", "masm": "MASM",
+          "masm-peft": "MASM, PEFT"}  # fmt: skip
 
 
 def plot_ratios(results: Results, most: int | None = None) -> Figure | None:

@@ -67,7 +67,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike) -> ConversionRepor
         raise AdapterError(f"the adapter does not fit this model: {error}") from error
     state = saved_state(modules, saved)
     plans = plan_layers(record, tensors, linears, state)
-    base = _check_base(record, linears, frozen)
+    base = check_base(record, linears, frozen)
     built = {name: plan.build(linears[name], config) for name, plan in plans.items()}
     values = {name: tensors[f"saved.{name}"] for name in state}
     return replace_layers(model, config, linears, built, saved, base, values)
@@ -82,10 +82,13 @@ def _saved_names(record: dict[str, Any], modules: Mapping[str, nn.Module], confi
     return record["saved_modules"]
 
 
-def _check_base(
+def check_base(
     record: dict[str, Any], linears: Mapping[str, nn.Linear], frozen: Mapping[str, Tensor]
 ) -> dict[str, BaseEntry]:
-    """Compare a plain model with the base of an adapter; returns the entries of its frozen tensors."""
+    """Compare a plain model with the base of an adapter; returns the entries of its frozen tensors.
+
+    Raises AdapterError if a tensor is missing, or differs in hash, dtype or shape.
+    """
     weights = {f"{name}.weight": linear.weight for name, linear in linears.items()}
     bound = {f"{n}.weight": {**e, "sha256": e["base_sha256"]} for n, e in record["layers"].items()}
     if record["base"] is None:

@@ -57,14 +57,19 @@ def save_adapter(
         The path of ``adapter.json``.
 
     Raises:
-        ValueError: the model has no MASMLinear; ``config`` or ``masks`` do not match its layers; a trainable parameter
-            would not be saved; a frozen tensor changed since conversion; or the adapter could not be loaded again.
-            Nothing is written then.
+        ValueError: the model has no MASMLinear, or has adapters of PEFT; ``config`` or ``masks`` do not match its
+            layers; a trainable parameter would not be saved; a frozen tensor changed since conversion; or the adapter
+            could not be loaded again. Nothing is written then.
         TypeError: ``masks`` is not a LayerMasks.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
         raise ValueError("save_adapter: the model has no MASMLinear (is it merged? unmerge it first)")
+    if any(layer.is_adapter for layer in layers.values()):
+        raise ValueError(
+            "save_adapter: the model has adapters of PEFT: use its save_pretrained, and "
+            "masm_ext.integrations.peft.peft_to_adapter for the format of save_adapter"
+        )
     if masks is not None:
         _check_masks(masks, layers)
     config = _config_of(model, layers, config)

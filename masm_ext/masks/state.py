@@ -248,7 +248,7 @@ class LayerMasks:
         """Move to the device of the layers, make their masks rows of the table, and adopt changes made in them.
 
         Attributes bypass ``nn.Module.__setattr__``, which would cost more than the rest of a small step."""
-        device = next(iter(self.layers.values())).principal.device
+        device = next(iter(self.layers.values())).s.device
         if self._state[0].device != device:
             self._state = [t.to(device) for t in self._state]
             self._views()

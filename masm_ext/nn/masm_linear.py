@@ -95,7 +95,7 @@ class MASMLinear(nn.Module):
         self._probing: Tensor | None = None
         #: Steps read from a state_dict, until the optimizer has compared them with its own.
         self.restored_steps: int | None = None
-        self.register_buffer("principal", parts.weight.detach())
+        self._hold_principal(parts.weight.detach())
         self.u = nn.Parameter(parts.u.detach().clone())
         self.s = nn.Parameter(parts.s.detach().clone())
         self.v = nn.Parameter(parts.v.detach().clone())
@@ -103,13 +103,13 @@ class MASMLinear(nn.Module):
         self.register_buffer("s0", parts.s.detach().clone())
         self.register_buffer("v0", parts.v.detach().clone())
         self.register_buffer("mask", torch.ones(self.num_subspaces, dtype=torch.bool, device=parts.weight.device))
-        # ||weight||_F^2, for the losses
-        self.register_buffer(
-            "weight_norm2",
-            torch.linalg.vector_norm(parts.weight.detach(), dtype=torch.float64).square().to(self.s.dtype),
-        )
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=train_bias)
         LAYERS.add(self)
+
+    def _hold_principal(self, principal: Tensor) -> None:
+        """Keep the principal part [N, D], and its squared norm for the losses. A PEFT adapter keeps neither."""
+        self.register_buffer("principal", principal)
+        self.register_buffer("weight_norm2", squared_norm(principal))
 
     def __setstate__(self, state: dict) -> None:  # copies and pickles
         super().__setstate__(state)
@@ -175,9 +175,7 @@ class MASMLinear(nn.Module):
         steps = self.restored_steps
         if steps is None or steps == ANY_STEP:
             steps = 0 if self._steps is None else int(self._steps)
-        digits = f"{self.base_hash:0>64}{steps:016x}{self.directions_hash:0>16}"
-        # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
-        return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
+        return extra_state(self.base_hash, steps, self.directions_hash)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the identity of base weight and directions, and the step count, from a ``state_dict``.
@@ -198,7 +196,8 @@ class MASMLinear(nn.Module):
         self.restored_steps = int(text[64:80], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
-        wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0, self.weight_norm2]
+        wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0]
+        wide += [t for t in [self._buffers.get("weight_norm2")] if t is not None]
         wide += [p.grad for p in (self.u, self.s, self.v) if p.grad is not None]
         keep = {id(t) for t in wide}
 
@@ -252,6 +251,16 @@ class MASMLinear(nn.Module):
     def selected_mask(self) -> Tensor:
         """bool [K]: the selected mask: ``mask``, but False for subspaces that are unmasked only for a probe."""
         return self.mask if self._probing is None else self.mask & (self._probing.to(self.mask.device) == 0)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter of PEFT, whose weight belongs to the base model; False for a converted layer."""
+        return False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the layer takes part in the forward pass; False for a PEFT adapter that is not selected."""
+        return True
 
     @property
     def num_subspaces(self) -> int:
@@ -320,8 +329,24 @@ class MASMLinear(nn.Module):
         )
 
 
+def extra_state(base_hash: str, steps: int, directions_hash: str) -> Tensor:
+    """uint8 [96] for :meth:`MASMLinear.set_extra_state`: a hexadecimal digit per element."""
+    digits = f"{base_hash:0>64}{steps:016x}{directions_hash:0>16}"
+    # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
+    return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
+
+
+def squared_norm(weight: Tensor) -> Tensor:
+    """``||weight||_F^2``, summed in float64, a scalar in the dtype of the factors beside ``weight``."""
+    norm = torch.linalg.vector_norm(weight, dtype=torch.float64)
+    return norm.square().to(accumulate_dtype(weight.dtype))
+
+
 def masm_layers(model: nn.Module | Sequence[MASMLinear]) -> dict[str, MASMLinear]:
-    """The MASMLinears of a model by module name, in module order; names are those inside wrappers such as DDP."""
+    """The active MASMLinears of a model by module name, in module order; names are those inside wrappers such as DDP.
+
+    Given a sequence, its layers by their index.
+    """
     if not isinstance(model, nn.Module):
         return {str(i): layer for i, layer in enumerate(model)}
-    return modules_of(model, MASMLinear)
+    return {name: layer for name, layer in modules_of(model, MASMLinear).items() if layer.is_active}

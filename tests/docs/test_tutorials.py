@@ -75,6 +75,14 @@ def test_own_model(repo, tmp_path):
     assert "active blocks" in run(repo / "docs/tutorials/own-model.md", tmp_path)
 
 
+def test_trainer(repo, tmp_path):
+    pytest.importorskip("peft", reason="needs the extra masm_ext[peft]")
+    printed = run(repo / "docs/tutorials/trainer.md", tmp_path)
+    assert "resumed run is the same: True" in printed and "loaded adapter is the same: True" in printed
+    losses = [float(x) for x in re.findall(r"step \d+: loss ([\d.]+)", printed)]
+    assert len(losses) == 3 and losses[-1] < losses[0] - 0.1
+
+
 def test_every_page_is_in_the_navigation(repo):
     pages = {str(p.relative_to(repo / "docs")) for p in (repo / "docs").rglob("*.md")}
     listed = set(re.findall(r": ([\w/-]+\.md)$", (repo / "mkdocs.yml").read_text(), re.MULTILINE))

@@ -37,6 +37,7 @@ ORDER = {
         ["adapter"],
         ["checkpoint"],  # the former name of adapter
         ["info"],
+        ["integrations"],
     ],
     "masm_detect": [
         [
