@@ -22,8 +22,17 @@ def make_plain(detector: Detector) -> None:
         merge(detector, keep=False)
     for parent in list(detector.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            if _is_adapted(layer):
                 setattr(parent, name, _as_linear(layer))
+
+
+def is_plain(detector: Detector) -> bool:
+    """Whether no layer is one of a method: `make_plain` would change nothing."""
+    return not any(_is_adapted(layer) for layer in detector.modules())
+
+
+def _is_adapted(layer: nn.Module) -> bool:
+    return type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features")
 
 
 def _as_linear(layer: nn.Module) -> nn.Linear:

@@ -84,6 +84,13 @@ def load_pretrained(
     return model.eval()
 
 
+def without_folder(name: str) -> tuple[str, bool]:
+    """A backbone's name without the folder of this machine that it may be in, and whether it is such a folder."""
+    prefix = open_clip_wrapper.PREFIX if name.startswith(open_clip_wrapper.PREFIX) else ""
+    path = Path(name.removeprefix(prefix))
+    return (prefix + path.name, True) if path.exists() else (name, False)
+
+
 def _is_open_clip(name: str, **options: Any) -> bool:
     try:
         return _checkpoint_file(name, "open_clip_config.json", **options) is not None

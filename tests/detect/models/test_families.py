@@ -13,7 +13,7 @@ from masm_detect.models.detector import Detector
 from model_families import FAMILIES, LAYERS, SIZE, open_clip_model, saved
 from torch.nn import functional as F
 
-from masm_ext import MASMConfig, MaskedAdamW, MASMLinear, convert, load_adapter, merge, save_adapter, scale_free_groups
+from masm_ext import MaskedAdamW, MASMConfig, MASMLinear, convert, load_adapter, merge, save_adapter, scale_free_groups
 
 needs_open_clip = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed (the extra open_clip)"

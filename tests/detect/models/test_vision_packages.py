@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.long
 VISION = Path(sys.prefix) / "vision"
-FILES = ("models/test_timm.py", "models/test_families.py")
+FILES = ("models/test_timm.py", "models/test_families.py", "hub/test_families.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed: nothing is skipped here")
