@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The program; returns its exit code."""
     options = _parser().parse_args(arguments)
     before = load_average()
+    _detector("tiny")  # imports what transformers loads when it is used first
     with tempfile.TemporaryDirectory(prefix="masm-backbone-") as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # an SVD from the cache would be no conversion
         stages = measure(options.model, options.steps, Path(folder), options.progress)
