@@ -47,10 +47,10 @@ with torch.inference_mode():
 
 Commands that take a run take this folder: `masm eval {name} --data DATA`."""
 
-_HUB = """With masm_ext and its extra `detect` (transformers has no model of its own that computes these logits):
+_HUB = """With masm_ext and its extra `detect`; without `import masm_detect.hub`, transformers does not know this model:
 
 ```python
-import masm_detect.hub  # registers the model with transformers
+import masm_detect.hub
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="{name}")

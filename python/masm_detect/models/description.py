@@ -10,8 +10,9 @@ from masm_detect.errors import BackboneError
 from masm_detect.models import open_clip_wrapper
 from masm_detect.models.backbone import Backbone
 
-#: Keys of a configuration of transformers that are no property of the architecture.
+#: Keys of a configuration of transformers that are no property of the backbone: the labels are of a former classifier.
 _NOT_THE_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+_NOT_THE_MODEL += ("id2label", "label2id", "num_labels", "label_names", "label_descriptions", "problem_type")
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import masm_detect.hub
@@ -9,10 +10,10 @@ import pytest
 import tiny
 import torch
 import transformers
+from command_line import code_of
 from masm_detect.config import MasmOptions, MethodConfig
 from masm_detect.data import content_cache
 from masm_detect.evaluation.runs import load_run
-from masm_detect.export.export import export_run
 from masm_detect.methods.adapters import base_sha256
 from masm_detect.methods.build import build_method
 from masm_detect.models.backbone import load_backbone
@@ -63,7 +64,7 @@ def test_round_trip(family, tmp_path, seed):
 
 
 @pytest.mark.parametrize("family", ["clip-l14", "dinov3", "siglip2", "perception-encoder", "open_clip"])
-def test_export_of_a_run(family, tmp_path, monkeypatch, capfd):
+def test_export_of_a_run(family, tmp_path, monkeypatch, capsys):
     """`masm export --format hf` of a run on a backbone without an exact classifier in transformers; then a pipeline."""
     monkeypatch.setattr(content_cache, "default_cache_file", lambda: tmp_path / "contents.sqlite")
     (tmp_path / "base").mkdir()
@@ -72,8 +73,10 @@ def test_export_of_a_run(family, tmp_path, monkeypatch, capfd):
     config = tiny.run_config(data, name, tmp_path / "run")
     config = replace(config, optim=replace(config.optim, epochs=1), model=replace(config.model, image_size=None))
     train(config)
-    options = {"data": [str(data)], "allow_fewer": True, "progress": False}
-    certificate = export_run(str(tmp_path / "run"), format="hf", out=str(tmp_path / "model"), **options)
+    arguments = ["export", str(tmp_path / "run"), "--format", "hf", "--out", str(tmp_path / "model")]
+    assert code_of([*arguments, "--data", str(data), "--allow-fewer", "--progress", "false"]) == 0
+    assert "needed: import masm_detect.hub, before transformers loads the folder: " in capsys.readouterr().out
+    certificate = json.loads((tmp_path / "model" / "certificate.json").read_text())
     assert certificate["needed_import"]["module"] == "masm_detect.hub"
     assert certificate["difference_on_the_same_pixels"]["largest"] < 1e-4
     assert certificate["difference_from_image_files"]["masm_detect.hub"]["largest"] < 1e-4
