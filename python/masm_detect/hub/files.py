@@ -56,7 +56,7 @@ def find(name: str, file: str, **hub: Any) -> str | None:
 
     try:
         return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no form of a hub id
         raise HubError(f"{name} is neither a local folder nor a hub id that can be reached ({error})") from error
 
 
