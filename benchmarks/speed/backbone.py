@@ -117,15 +117,15 @@ def measure(name: str, steps: int, folder: Path, progress: bool = True) -> dict[
     stages.run("load adapter", lambda: load_method(loaded, MethodConfig(), folder / "adapter"))
     loaded.eval()
     with torch.no_grad():
-        stages.found["load adapter"]["logit_difference"] = float((loaded(pixels) - expected).abs().max())
+        stages.found["load adapter"]["feature_difference"] = float((loaded.backbone(pixels) - expected).abs().max())
         stages.run("merge", lambda: merge(loaded, keep=False))
-        stages.found["merge"]["logit_difference"] = float((loaded(pixels) - expected).abs().max())
+        stages.found["merge"]["feature_difference"] = float((loaded.backbone(pixels) - expected).abs().max())
     stages.bar.close()
     return stages.found
 
 
 def _train(stages: Stages, name: str, steps: int, folder: Path, pixels: Tensor) -> Tensor:
-    """All stages until the adapter is saved; returns the logits [1] of the trained model."""
+    """All stages until the adapter is saved; returns the features [1, D] of the trained model."""
     method, label = MethodConfig(), torch.ones(1)
     torch.manual_seed(0)
     detector = stages.run("build", lambda: _detector(name))
@@ -147,7 +147,7 @@ def _train(stages: Stages, name: str, steps: int, folder: Path, pixels: Tensor) 
     size = sum(path.stat().st_size for path in (folder / "adapter").iterdir())
     stages.found["save adapter"]["file_bytes"] = size
     with torch.no_grad():
-        return detector(pixels)
+        return detector.backbone(pixels)
 
 
 def table(result: dict[str, Any]) -> str:

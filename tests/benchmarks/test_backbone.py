@@ -18,6 +18,6 @@ def test_every_stage_is_measured(tmp_path, monkeypatch, capsys):
     assert all(entry["seconds"] > 0 and entry["peak_bytes"] > 1e7 for entry in stages.values())
     assert stages["convert"]["layers"] == 8 and stages["save adapter"]["file_bytes"] > 1000
     # what was loaded is what was trained
-    assert stages["load adapter"]["logit_difference"] == 0 and stages["merge"]["logit_difference"] < 1e-4
+    assert stages["load adapter"]["feature_difference"] == 0 and stages["merge"]["feature_difference"] < 1e-4
     assert "| merge |" in capsys.readouterr().out
     assert str(tmp_path) not in out.read_text()
