@@ -147,6 +147,16 @@ def test_open_clip_feature_is_that_of_open_clip(tmp_path, seed, size):
         expected = model.eval().encode_image(pixels)
         projected = backbone(pixels) @ model.visual.proj
     torch.testing.assert_close(projected, expected, rtol=1e-4, atol=1e-5)
+    model.visual.output_tokens = True
+    for pool in ("cls", "mean"):
+        backbone = load_backbone(f"open_clip:{tmp_path}", image_size=size, pool=pool, local_files_only=True)
+        with torch.no_grad():
+            _, tokens = model.visual(pixels)  # of the patches, behind the final norm
+            feature = backbone(pixels)
+        if pool == "mean":
+            torch.testing.assert_close(feature, tokens.mean(1), rtol=1e-4, atol=1e-5)
+        else:
+            torch.testing.assert_close(feature @ model.visual.proj, expected, rtol=1e-4, atol=1e-5)
     assert backbone.mean == (0.1, 0.2, 0.3) and backbone.std == (0.4, 0.5, 0.6)
 
 
