@@ -93,7 +93,7 @@ $(VENV)/triton-3.6/.installed: $(BIN)/python
 # timm and open_clip need torchvision. PyPI has its CUDA build only, and beside a CPU build of torch that build stops
 # transformers from loading any model. So they are in a folder of their own (tests/detect/models/test_vision_packages.py).
 $(VENV)/vision/.installed: $(BIN)/python constraints.txt
-	@echo "== installing timm, open_clip and torchvision for their own tests (45 MB), beside the installed torch"
+	@echo "== installing timm, open_clip and torchvision for their own tests (50 MB), beside the installed torch"
 	$(PIP) --quiet --no-deps --upgrade --target $(@D) torchvision timm open_clip_torch ftfy wcwidth
 	@touch $@
 

@@ -117,6 +117,9 @@ def test_merged_folder_needs_no_layer_of_masm_ext(model, tmp_path, seed):
     assert not any(isinstance(m, MASMLinear) for m in loaded.modules())
     pixels = torch.randn(4, *PIXELS)
     assert (fake_logits(loaded, pixels) - fake_logits(model, pixels)).abs().max() < 1e-5
+    # an empty model of the same configuration: random weights of the same shapes
+    empty = transformers.AutoModelForImageClassification.from_config(loaded.config)
+    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in loaded.named_parameters()}
     # saved again: the same weights, bit for bit
     loaded.save_pretrained(tmp_path / "again")
     first, second = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "again"))
@@ -134,6 +137,9 @@ def test_adapter_folder_is_small_and_exact(model, tiny_run, tmp_path, seed):
     loaded.detector.backbone.set_attention("eager")  # as runs do on the CPU
     assert torch.equal(fake_logits(loaded, pixels), logits_of(tiny_run, pixels))
     assert any(isinstance(m, MASMLinear) for m in loaded.modules())
+    # training can go on: the same parameters learn, and no others
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == learning
     # one kind after the other in one folder: nothing of the first is left
     loaded.save_pretrained(tmp_path)
     assert not (tmp_path / "adapter").exists()
