@@ -39,7 +39,7 @@ from .upload import push_folder
 #: Arguments of `from_pretrained` that name a place on the hub.
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 #: Arguments that transformers' Auto classes and pipelines add; none of them changes what is loaded.
-_OF_AUTO = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "code_revision", "use_safetensors")
+_OF_AUTO = ("_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "code_revision")
 
 
 class DetectorForImageClassification(PreTrainedModel):
@@ -157,6 +157,7 @@ class DetectorForImageClassification(PreTrainedModel):
         base: str | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
+        attn_implementation: str | None = None,
         **kwargs: Any,
     ) -> DetectorForImageClassification:
         """The model that `save_pretrained` wrote, in eval mode.
@@ -167,6 +168,7 @@ class DetectorForImageClassification(PreTrainedModel):
             base: folder or name of the pretrained backbone, in place of the saved name; for adapters only.
             dtype: of the weights; None or "auto": as saved.
             device_map: one device; None: the CPU.
+            attn_implementation: "sdpa" (fused) or "eager", as runs compute on the CPU; None: the backbone's default.
             **kwargs: `cache_dir`, `force_download`, `local_files_only`, `proxies`, `revision`, `subfolder`, `token`,
                 as of `transformers.PreTrainedModel.from_pretrained`.
 
@@ -179,6 +181,11 @@ class DetectorForImageClassification(PreTrainedModel):
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         if kwargs.pop("trust_remote_code", None):
             raise HubError("trust_remote_code is not needed: no code of a checkpoint is run; leave it out")
+        attention = attn_implementation or getattr(config, "_attn_implementation", None)
+        if attention not in (None, "sdpa", "eager"):
+            raise HubError(f"attn_implementation is {attention!r}: give sdpa or eager")
+        if kwargs.pop("use_safetensors", None) is False:
+            raise HubError("use_safetensors=False: weights are read as safetensors only; leave it out")
         hub = {key: kwargs.pop(key) for key in _HUB if kwargs.get(key) is not None}
         unknown = sorted(key for key, value in kwargs.items() if key not in _OF_AUTO and value is not None)
         if unknown:
@@ -191,6 +198,8 @@ class DetectorForImageClassification(PreTrainedModel):
             model = cls._with_weights(config, files.read_weights(name, **hub))
         else:
             model = cls._with_adapter(config, name, base, hub)
+        if attention is not None:
+            model.detector.backbone.set_attention(attention)
         return model.to(device=_device(device_map), dtype=_dtype(dtype, config)).eval()
 
     @classmethod

@@ -131,10 +131,11 @@ def test_adapter_folder_is_small_and_exact(model, tiny_run, tmp_path, seed):
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert size < 2e6 and not list(tmp_path.glob("*.safetensors"))
     assert len(list((tmp_path / "adapter").glob("*.safetensors"))) == 1
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, local_files_only=True)
     pixels = torch.randn(4, *PIXELS)
+    load = transformers.AutoModelForImageClassification.from_pretrained
+    loaded = load(tmp_path, local_files_only=True)
     assert (fake_logits(loaded, pixels) - logits_of(tiny_run, pixels)).abs().max() < 1e-5
-    loaded.detector.backbone.set_attention("eager")  # as runs do on the CPU
+    loaded = load(tmp_path, local_files_only=True, attn_implementation="eager")  # as runs do on the CPU
     assert torch.equal(fake_logits(loaded, pixels), logits_of(tiny_run, pixels))
     assert any(isinstance(m, MASMLinear) for m in loaded.modules())
     # training can go on: the same parameters learn, and no others
@@ -354,6 +355,8 @@ def test_mistakes_name_what_to_do(model, tiny_run, tmp_path):
         (tmp_path / "nowhere" / "x" / "y", {"local_files_only": True}, "neither a local folder nor a hub id|has no"),
         (tmp_path / "good", {"trust_remote_code": True}, "no code of a checkpoint is run"),
         (tmp_path / "good", {"quantization_config": {"load_in_8bit": True}}, "loaded with quantization_config"),
+        (tmp_path / "good", {"use_safetensors": False}, "weights are read as safetensors only"),
+        (tmp_path / "good", {"attn_implementation": "flash_attention_2"}, "give sdpa or eager"),
         (tmp_path / "good", {"base": "bundled:dinov2-small"}, "needs no base"),
         (tmp_path / "good", {"device_map": "auto"}, "device_map is 'auto': a detector is on one device"),
         (tmp_path / "good", {"dtype": "int8"}, "dtype is 'int8': give a floating dtype"),
