@@ -27,7 +27,7 @@ demo: $(BIN)/.installed
 # One process a core. A run that prints nothing for 30 seconds names the tests that are running.
 PYTEST := $(BIN)/python -m pytest -n auto --dist load --maxschedchunk 1
 
-test: $(BIN)/.installed $(PEFT_TESTS)
+test: $(BIN)/.installed $(PEFT_TESTS) $(VENV)/vision/.installed
 	$(PYTEST) $(TEST_ARGS)
 
 test-kernels: $(BIN)/.installed $(VENV)/triton-3.6/.installed
@@ -105,6 +105,13 @@ $(PEFT_TESTS): $(BIN)/.installed
 $(VENV)/triton-3.6/.installed: $(BIN)/python
 	@echo "== installing Triton 3.6 beside the pinned one"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(@D) triton==3.6.0
+	@touch $@
+
+# timm and open_clip need torchvision. PyPI has its CUDA build only, and beside a CPU build of torch that build stops
+# transformers from loading any model. So they are in a folder of their own (tests/detect/models/test_vision_packages.py).
+$(VENV)/vision/.installed: $(BIN)/python constraints.txt
+	@echo "== installing timm, open_clip and torchvision for their own tests (50 MB), beside the installed torch"
+	$(PIP) --quiet --no-deps --upgrade --target $(@D) torchvision timm open_clip_torch ftfy wcwidth
 	@touch $@
 
 clean:

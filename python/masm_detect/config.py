@@ -24,7 +24,8 @@ class ModelConfig:
     """The frozen backbone.
 
     Attributes:
-        backbone: a hub id or local folder of a vision transformer of transformers or timm, or bundled:dinov2-small
+        backbone: a hub id or local folder of a vision transformer of transformers or timm, open_clip: and a hub id or
+            folder of open_clip, or bundled:dinov2-small
         image_size: input side in pixels, a multiple of the model's patch size (14 for bundled:dinov2-small and the
             default backbone); null: the model's own (224 for DINOv2)
         pool: the feature of an image: cls (class token after the final norm), mean (of the patches), pooler (the

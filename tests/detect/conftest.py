@@ -31,3 +31,12 @@ def tiny_backbone(tmp_path):
     folder = tmp_path / "backbone"
     tiny.detector().backbone.model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a run of masm on `tiny.write_data`; its data are beside it, in data/."""
+    folder = tmp_path_factory.mktemp("tiny-run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content_cache, "default_cache_file", lambda: folder / "contents.sqlite")
+        return tiny.trained_run(folder)

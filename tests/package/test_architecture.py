@@ -60,7 +60,7 @@ ORDER = {
         ["doctor"],
         ["report"],  # knows the names of the metrics, and results
         ["evaluation"],
-        ["export", "run_report"],
+        ["export", "run_report", "hub"],
         ["training"],
         ["casework"],
         ["robustness"],

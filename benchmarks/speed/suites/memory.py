@@ -91,21 +91,21 @@ def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any
     device = torch.device(options.device)
     if device.type == "cuda":
         torch.zeros(1, device=device)
-    before = _resident(device)
+    before = resident_bytes(device)
     size = MODELS[values["model"]]
     program = Program(name, size, DTYPES[dtype], device, values["batch"], options.cache, which=values["converted"])
     program()  # the first step makes the gradients' and the optimizer's memory
-    method = _reset_peak(device)
+    method = reset_peak(device)
     for _ in range(values["steps"]):
         program()
-    peak = _peak(device)
+    peak = peak_bytes(device)
     known = [*program.model.parameters(), *program.model.buffers(), program.images]
     # recompute_inputs decides with the same hooks that the count would need
     saved = None if program.kind.recompute else saved_bytes(program.loss, known)
     return {"step memory": peak - before, "process peak": peak, "saved": saved, "method": method}
 
 
-def _reset_peak(device: torch.device) -> str:
+def reset_peak(device: torch.device) -> str:
     """Forget earlier peaks where the system allows it; returns the name of the counter."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -120,14 +120,14 @@ def _reset_peak(device: torch.device) -> str:
     return "VmHWM of the steps"
 
 
-def _peak(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _resident(device: torch.device) -> int:
+def resident_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or 0
 
 

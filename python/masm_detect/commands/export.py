@@ -47,6 +47,8 @@ def run(values: Any) -> None:
     print(f"largest difference of a logit over {crops['count']} crops ({crops['source']}); limit {limit:g}")
     for name, part in found.items():
         print(f"  {name}: {part['largest']:.2g}{_note(name, part, certificate)}")
+    if (needed := certificate["needed_import"]) is not None:
+        print(f"needed: import {needed['module']}, before transformers loads the folder: {needed['reason']}")
     print(f"written: {options['out']}")
 
 

@@ -26,6 +26,7 @@ class AdapterFormat(ExportFormat):
     """adapter/, config.yaml and, if the run has them, crops.json and the calibration."""
 
     library = "masm_ext"
+    usage = "adapter"
     compared = "masm_detect (load_run: load_adapter on the base model)"
 
     def write(self, run: Run, folder: Path) -> None:

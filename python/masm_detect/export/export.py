@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,9 @@ def export_run(
 
     Args:
         run: the run folder written by `masm train`
-        format: onnx: standard ONNX operators, for onnxruntime; hf: a folder for transformers.pipeline; adapter: the
-            trained weights only, for masm_ext
+        format: onnx: standard ONNX operators, for onnxruntime; hf: a folder for transformers.pipeline (with
+            masm_detect.hub where transformers has no model of its own for the backbone); adapter: the trained weights
+            only, for masm_ext
         out: the folder to write; it must not exist, or be empty
         data: the images of the certificate: data sets as in masm eval; null: the validation data of the run
         split: of data, read this split only; null: all
@@ -104,19 +106,21 @@ def export_run(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", suffix=".tmp", dir=target.parent) as parent:
             folder = Path(parent) / target.name
             folder.mkdir()
+            source = replace(source, base_hash=base_sha256(new_detector(config.model)))
             exporter.write(source, folder)
             loaded = exporter.load(source, folder)
             certificate = certify(exporter, loaded, folder, reference, crops, limit, progress)
+            needed = exporter.needed_import(source)
+            certificate["needed_import"] = needed and {"module": needed[0], "reason": needed[1]}
             write_json(folder / FILE, certificate)
             write_model_card(
                 source,
-                exporter,
                 folder,
                 read_json(folder / FILE),
-                format_name=format,
+                library="masm_ext" if needed else exporter.library,
+                usage="hub" if needed else exporter.usage,
                 name=target.name,
                 license=license,
-                base_hash=base_sha256(new_detector(config.model)),
             )
             for path in folder.rglob("*"):  # some writers make files that only their owner reads
                 path.chmod(0o755 if path.is_dir() else 0o644)

@@ -26,11 +26,13 @@ class Run:
         folder: the run folder
         config: its settings
         detector: its detector on the CPU, in eval mode; `ExportFormat.write` may change it
+        base_hash: `methods.adapters.base_sha256` of its pretrained backbone; None: not computed yet
     """
 
     folder: Path
     config: TrainConfig
     detector: Detector
+    base_hash: str | None = None
 
     def config_without_paths(self) -> TrainConfig:
         """The settings with the names of the data sets in place of their paths on this machine."""
@@ -69,16 +71,22 @@ class ExportFormat:
 
     Attributes:
         library: name of the library that loads it, for the model card
+        usage: key of `usage.USAGE`, for the model card
         compared: what `load` loads the files with, for the certificate
         packages: Python packages that the format adds to the versions in the certificate
     """
 
     library: ClassVar[str]
+    usage: ClassVar[str]
     compared: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
 
     def check(self, run: Run) -> None:
         """Raise ExportError if the run cannot have this format; called before any image is read."""
+
+    def needed_import(self, run: Run) -> tuple[str, str] | None:
+        """A module that must be imported before the library loads this run, and why; None: none."""
+        return None
 
     def write(self, run: Run, folder: Path) -> None:
         """Write the model files to `folder`."""

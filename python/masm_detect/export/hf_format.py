@@ -2,7 +2,8 @@
 
 The classification models of transformers have a head of their own on fixed features. The export is exact where these
 features contain the one that the detector pools: a part of the head's weight is then the detector's head, the rest is
-zero. Where they do not (CLIP: the mean of the patch tokens before the final norm), the export is refused.
+zero. Where they do not (CLIP: the mean of the patch tokens before the final norm), and for recompression before
+resizing, the export is a model of `masm_detect.hub`, which must be imported before transformers loads it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from .preprocessing import preprocessing_of
 
 #: Pillow's number of bicubic resampling, as preprocessor_config.json gives it.
 BICUBIC = 3
+#: Registers models on every backbone with transformers; imported only where it is needed, for it loads transformers.
+HUB = "masm_detect.hub"
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,29 @@ class HfFormat(ExportFormat):
     """config.json, model.safetensors and preprocessor_config.json, with the labels real and fake."""
 
     library = "transformers"
+    usage = "hf"
     compared = "transformers (AutoModelForImageClassification, AutoImageProcessor)"
 
-    def check(self, run: Run) -> None:
-        classifier_of(run.detector.backbone)
+    def needed_import(self, run: Run) -> tuple[str, str] | None:
         if run.config.data.normalize_first is not None:
-            raise ExportError(
+            return HUB, (
                 "the run recompresses every image first (data.normalize_first), which no image processor of "
-                "transformers does: use --format onnx or --format adapter"
+                "transformers does"
             )
+        try:
+            classifier_of(run.detector.backbone)
+        except ExportError as error:
+            return HUB, str(error)
+        return None
 
     def write(self, run: Run, folder: Path) -> None:
         make_plain(run.detector)
-        with _no_progress_bars():
-            classification_model(run.detector).save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", processor_config(run))
+        if self.needed_import(run) is not None:
+            _save_for_hub(run, folder)
+        else:
+            with _no_progress_bars():
+                classification_model(run.detector).save_pretrained(folder)
+            write_json(folder / "preprocessor_config.json", processor_config(run))
         write_json(folder / "preprocessing.json", preprocessing_of(run))
 
     def load(self, run: Run, folder: Path) -> Loaded:
@@ -88,6 +100,9 @@ class HfFormat(ExportFormat):
         from transformers.image_utils import load_image
         from transformers.utils import is_torchvision_available
 
+        hub = self.needed_import(run) is not None
+        if hub:
+            import_module(HUB)
         with _no_progress_bars():
             model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
 
@@ -99,6 +114,8 @@ class HfFormat(ExportFormat):
         def by(processor: Any) -> Callable[[str], float]:
             return lambda path: float(logits(processor(load_image(path), return_tensors="pt")["pixel_values"]))
 
+        if hub:
+            return Loaded(logits, {HUB: by(transformers.AutoImageProcessor.from_pretrained(folder))}, (HUB,))
         processors, missing = {"pil": by(_processor(folder, "pil"))}, {}
         if is_torchvision_available():
             processors["torchvision"] = by(_processor(folder, "torchvision"))
@@ -107,13 +124,20 @@ class HfFormat(ExportFormat):
         return Loaded(logits, processors, ("pil",), missing)
 
 
+def _save_for_hub(run: Run, folder: Path) -> None:
+    from masm_detect.hub.modeling import DetectorForImageClassification
+
+    DetectorForImageClassification.from_detector(
+        run.detector, base_model=run.config.model.backbone, base_hash=run.base_hash, data=run.config.data
+    ).save_pretrained(folder)
+
+
 def classifier_of(backbone: Backbone) -> Classifier:
     """The classification model of transformers that can compute the logits of a detector on `backbone`.
 
     Raises:
         ExportError: there is none, or its head does not read the feature that the backbone pools.
     """
-    others = "use --format onnx or --format adapter, which are exact for every backbone"
     classifier = CLASSIFIERS.get(backbone.model_type)
     if classifier is None:
         reason = (
@@ -123,12 +147,12 @@ def classifier_of(backbone: Backbone) -> Classifier:
         )
         raise ExportError(
             f"transformers has no classification model that computes the logits of a detector on "
-            f"{backbone.model_type!r} ({reason}): {others}"
+            f"{backbone.model_type!r} ({reason})"
         )
     if backbone.pool not in classifier.features:
         raise ExportError(
             f"the detector pools {backbone.pool!r} (model.pool), but the head of {classifier.name} reads "
-            f"{' and '.join(classifier.features)}: {others}"
+            f"{' and '.join(classifier.features)}"
         )
     return classifier
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from masm_detect.evaluation.metrics import METRICS
+from masm_detect.models.pretrained import without_folder
 from masm_detect.report.tables import format_cell, interval_of
 from masm_detect.results import read_json, write_text
 
-from .format import ExportFormat, Run
+from .format import Run
 from .preprocessing import CALIBRATION, CROPS
 from .usage import USAGE
 
@@ -20,53 +21,51 @@ UNKNOWN_LICENSE = "unknown: ask the base model's"
 
 def write_model_card(
     run: Run,
-    format: ExportFormat,
     folder: Path,
-    certificate: Mapping[str, Any],
+    certificate: Mapping[str, Any] | None,
     *,
-    format_name: str,
+    library: str,
+    usage: str,
     name: str,
     license: str | None,
-    base_hash: str,
 ) -> None:
     """Write README.md to an export.
 
     Args:
-        run: the run.
-        format: its format,
-        folder: and its folder, which has the name `name` at the end.
-        certificate: as `certificate.certify` returns it.
-        format_name: name of the format in the registry.
+        run: the run, with `base_hash`.
+        folder: of the export, which has the name `name` at the end.
+        certificate: as `certificate.certify` returns it; None: the model was not compared with the run.
+        library: name of the library that loads the model.
+        usage: key of `usage.USAGE`: how it is used.
         name: of the exported model.
         license: identifier of a license; None: `UNKNOWN_LICENSE`.
-        base_hash: SHA-256 of the weights of the base model.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     metrics = read_json(run.folder / "metrics.json")
     validation = metrics["source_validation"]
-    backbone = run.config.model.backbone
-    on_hub = not Path(backbone).exists() and ":" not in backbone
+    backbone, local = without_folder(run.config.model.backbone)
+    on_hub = not local and not backbone.startswith("bundled:")
     data = ModelCardData(
         license=license or UNKNOWN_LICENSE,
-        library_name=format.library,
+        library_name=library,
         pipeline_tag="image-classification",
-        base_model=backbone if on_hub else None,
+        base_model=backbone.removeprefix("open_clip:") if on_hub else None,
         tags=["deepfake-detection", "image-forensics", "masm"],
     )
     values = {
         "name": name,
         "method": metrics["method"],
-        "calibration": _calibration(run, format_name),
-        "usage": USAGE[format_name].format(name=name, size=run.detector.backbone.image_size),
-        "crops": _crops(run, format_name),
+        "calibration": _calibration(run, usage),
+        "usage": USAGE[usage].format(name=name, size=run.detector.backbone.image_size),
+        "crops": _crops(run, usage),
         "data_sentence": _data_sentence(run, metrics),
         "data_table": _data_table(validation),
         "selection": metrics["selection"],
         "interval_note": _interval_note(validation),
         "metric_table": _metric_table(validation),
-        "fact_table": _table(("", ""), _facts(run, metrics, base_hash)),
-        **_certificate_values(certificate),
+        "fact_table": _table(("", ""), _facts(run, metrics)),
+        **({"crops_count": None} if certificate is None else _certificate_values(certificate)),
     }
     template = files("masm_detect.export").joinpath("templates/model_card.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(data, template_str=template, **values)
@@ -128,18 +127,18 @@ def _metric_table(validation: Mapping[str, Any]) -> str:
     return _table(("data set", "forgery", "AUC", "video AUC", *titles.values()), rows)
 
 
-def _calibration(run: Run, format_name: str) -> str:
+def _calibration(run: Run, usage: str) -> str:
     if not (run.folder / CALIBRATION).is_file():
         return "It is not calibrated."
-    if format_name == "adapter":
+    if usage == "adapter":
         return f"`{CALIBRATION}` holds the calibration of the run."
     return "It is not calibrated: the calibration of the run is in the format `adapter` only."
 
 
-def _crops(run: Run, format_name: str) -> str:
+def _crops(run: Run, usage: str) -> str:
     if not (run.folder / CROPS).is_file():
         return "The images must be crops like those of the training data; the run does not record how these were cut."
-    place = f"`{CROPS}`" if format_name == "adapter" else "`crops` in `preprocessing.json`"
+    place = f"`{CROPS}`" if usage == "adapter" else "`crops` in `preprocessing.json`"
     return f"The images must be crops, cut as for training: {place} holds how."
 
 
@@ -149,14 +148,14 @@ def _interval_note(validation: Mapping[str, Any]) -> str:
     return "No intervals: too few independent groups, or an AUC of exactly 0 or 1."
 
 
-def _facts(run: Run, metrics: Mapping[str, Any], base_hash: str) -> list[tuple[str, str]]:
+def _facts(run: Run, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     config, backbone = run.config, run.detector.backbone
-    local = Path(config.model.backbone).exists()
-    base = f"`{Path(config.model.backbone).name}` (a local folder)" if local else f"`{config.model.backbone}`"
+    name, local = without_folder(config.model.backbone)
+    base = f"`{name}`{' (a local folder)' if local else ''}"
     packages = metrics["provenance"]["packages"]
     return [
         ("base model", base),
-        ("SHA-256 of the base weights", f"`{base_hash}`"),
+        ("SHA-256 of the base weights", f"`{run.base_hash}`"),
         ("input", f"{backbone.image_size} x {backbone.image_size} pixels, crop: {config.data.crop}"),
         ("feature", f"{backbone.pool}, {backbone.feature_dim} values, linear head"),
         ("method", f"{metrics['method']} on {config.method.targets}"),

@@ -35,6 +35,7 @@ class OnnxFormat(ExportFormat):
     """model.onnx, preprocessing.json and predict.py."""
 
     library = "onnx"
+    usage = "onnx"
     compared = "onnxruntime (CPU)"
     packages = ("onnx", "onnxruntime", "onnxscript")
 

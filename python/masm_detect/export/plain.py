@@ -26,8 +26,17 @@ def make_plain(detector: Detector) -> None:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, QuantizedLinear):
                 setattr(parent, name, layer.to_linear())
-            elif type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            elif _is_adapted(layer):
                 setattr(parent, name, _as_linear(layer))
+
+
+def is_plain(detector: Detector) -> bool:
+    """Whether no layer is one of a method: `make_plain` would change nothing."""
+    return not any(_is_adapted(layer) for layer in detector.modules())
+
+
+def _is_adapted(layer: nn.Module) -> bool:
+    return type(layer) is not nn.Linear and hasattr(layer, "in_features") and hasattr(layer, "out_features")
 
 
 def _as_linear(layer: nn.Module) -> nn.Linear:

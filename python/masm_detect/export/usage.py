@@ -47,5 +47,25 @@ with torch.inference_mode():
 
 Commands that take a run take this folder: `masm eval {name} --data DATA`."""
 
-#: Name of a format -> how its export is used; `name` and `size` (pixels) are filled in.
-USAGE = {"onnx": _ONNX, "hf": _HF, "adapter": _ADAPTER}
+_HUB = """With masm_ext and its extra `detect`; without `import masm_detect.hub`, transformers does not know this model:
+
+```python
+import masm_detect.hub
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{name}")
+print(classify("face.png"))  # labels real and fake; the score of fake is P(fake)
+```
+
+Its image processor resizes as in training, with and without torchvision."""
+
+_HUB_ADAPTER = (
+    _HUB
+    + """
+
+The folder holds what training changed. The base model is loaded beside it, and the hash of its weights is checked."""
+)
+
+#: How a model is used, by the format of its export, or hub and hub-adapter for `masm_detect.hub`; `name` and `size`
+#: (pixels) are filled in.
+USAGE = {"onnx": _ONNX, "hf": _HF, "adapter": _ADAPTER, "hub": _HUB, "hub-adapter": _HUB_ADAPTER}

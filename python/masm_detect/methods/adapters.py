@@ -22,7 +22,7 @@ from masm_detect.results import ResultError, read_json, remove_stale, write_json
 from masm_ext.files import write_atomically
 
 from .build import prepare_detector, resolve
-from .method import Method
+from .method import Method, MethodSpec
 from .quantized import quantize_backbone
 from .registry import load
 from .trainable import load_trainable_state, trainable_state
@@ -39,7 +39,9 @@ def base_sha256(detector: Detector) -> str:
     return tensors_sha256(detector.backbone.model.state_dict())
 
 
-def save_method(detector: Detector, method: Method, config: MethodConfig, folder: Path, *, base: str) -> None:
+def save_method(
+    detector: Detector, method: Method | MethodSpec, config: MethodConfig, folder: Path, *, base: str
+) -> None:
     """Write the trained weights of `detector` to `folder`, each file atomically, the JSON last.
 
     `base` is the `base_sha256` of the backbone that the method was built on.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from masm_detect.errors import BackboneError as BackboneError
-from masm_detect.models import timm_wrapper
+from masm_detect.models import naflex, open_clip_wrapper, timm_wrapper
 from masm_detect.models.bundled import load_bundled_dinov2
+from masm_detect.models.pretrained import load_pretrained, pixel_statistics
 
 BUNDLED = "bundled:dinov2-small"
 POOLS = ("auto", "cls", "mean", "pooler")
@@ -28,27 +27,22 @@ HALF = (0.5, 0.5, 0.5)
 _PIXEL_STATISTICS = {
     "clip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": (HALF, HALF),
+    naflex.MODEL_TYPE: (HALF, HALF),
     "vit": (HALF, HALF),
 }
 
-# Names of the linear layers of a block, in transformers 4 and 5. A layer number in front is required: SigLIP's pooling
-# head has an `attention.out_proj` too, which nn.MultiheadAttention reads as a raw weight, so it must stay a Linear.
-_BLOCK = r"(?:^|\.)(?:layers?|blocks?)\.\d+\."
+# Names of the linear layers of a block, in transformers 4 and 5, timm and open_clip. A layer number in front is
+# required: SigLIP's pooling head has an `attention.out_proj` too, which nn.MultiheadAttention reads as a raw weight, so
+# it must stay a Linear.
+_BLOCK = r"(?:^|\.)(?:layers?|(?:res)?blocks?)\.\d+\."
 _ATTENTION = re.compile(
     _BLOCK + r"(?:self_attn|attention|attn)\.(?:attention\.)?"
     r"(?:q_proj|k_proj|v_proj|out_proj|o_proj|query|key|value|qkv|proj|output\.dense)$"
 )
 _MLP = re.compile(
     _BLOCK
-    + r"(?:mlp\.(?:fc1|fc1_g|fc1_x|fc2|weights_in|weights_out|gate_proj|up_proj|down_proj)"
+    + r"(?:mlp\.(?:fc1|fc1_g|fc1_x|fc2|c_fc|c_proj|weights_in|weights_out|gate_proj|up_proj|down_proj)"
     + r"|intermediate\.dense|output\.dense)$"
-)
-
-_NO_OPEN_CLIP = (
-    "{name!r} is an open_clip checkpoint, which is not read: its attention keeps query, key and value in one raw "
-    "parameter, which no method can replace. Use the same weights in another format: as a CLIP or SigLIP of "
-    "transformers (a config.json beside the open_clip files, as in laion/CLIP-ViT-L-14-laion2B-s32B-b82K), or as an "
-    "image tower of timm (timm/vit_large_patch14_clip_224.laion2b)"
 )
 
 
@@ -79,7 +73,8 @@ class Backbone(nn.Module):
             timm_wrapper.complete_config(model)
         self.feature_dim: int = config.hidden_size
         self.patch_size: int = _square(getattr(config, "patch_size", None), "patch_size")
-        pretrained_size = _square(config.image_size, "image_size")
+        is_naflex = self.model_type == naflex.MODEL_TYPE
+        pretrained_size = naflex.natural_size(config) if is_naflex else _square(config.image_size, "image_size")
         # DINOv2 was trained at 518 px at the end, but its own preprocessing crops 224 px, the default here.
         natural = 224 if self.model_type.startswith("dinov2") and pretrained_size == 518 else pretrained_size
         self.image_size: int = natural if image_size is None else int(image_size)
@@ -89,11 +84,12 @@ class Backbone(nn.Module):
             )
         self._interpolate = self._position_arguments(pretrained_size)
 
-        default_mean, default_std = (
-            timm_wrapper.pixel_statistics(model)
-            if self._is_timm
-            else _PIXEL_STATISTICS.get(self.model_type, (IMAGENET_MEAN, IMAGENET_STD))
-        )
+        if self._is_timm:
+            default_mean, default_std = timm_wrapper.pixel_statistics(model)
+        elif self._is_open_clip:
+            default_mean, default_std = open_clip_wrapper.pixel_statistics(config)
+        else:
+            default_mean, default_std = _PIXEL_STATISTICS.get(self.model_type, (IMAGENET_MEAN, IMAGENET_STD))
         self.mean, self.std = tuple(mean or default_mean), tuple(std or default_std)
         self.pool = self._resolve_pool(pool)
         self.attention_targets = _patterns(self.linear_names("attention"))
@@ -107,6 +103,8 @@ class Backbone(nn.Module):
         """Choose how attention is computed: "sdpa" (fused) or "eager". The result is the same up to rounding."""
         if self._is_timm:
             timm_wrapper.set_attention(self.model, implementation)
+        elif self._is_open_clip:
+            open_clip_wrapper.set_attention(self.model, implementation)
         else:
             self.model.set_attn_implementation(implementation)
 
@@ -131,7 +129,10 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"expected pixel_values of shape [B, {', '.join(map(str, expected))}], got {list(pixel_values.shape)}"
             )
-        output = self.model(pixel_values=pixel_values, **self._interpolate)
+        if self.model_type == naflex.MODEL_TYPE:
+            output = self.model(**naflex.inputs_of(pixel_values, self.patch_size))
+        else:
+            output = self.model(pixel_values=pixel_values, **self._interpolate)
         if self.pool == "pooler":
             return output.pooler_output
         tokens = output.last_hidden_state  # [B, prefix + patches, feature_dim]
@@ -147,6 +148,10 @@ class Backbone(nn.Module):
         return self.model_type == timm_wrapper.MODEL_TYPE
 
     @property
+    def _is_open_clip(self) -> bool:
+        return self.model_type == open_clip_wrapper.MODEL_TYPE
+
+    @property
     def _num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
@@ -155,6 +160,8 @@ class Backbone(nn.Module):
             raise BackboneError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
         if self._is_timm:
             return timm_wrapper.resolve_pool(self.model, pool)
+        if self._is_open_clip:
+            return open_clip_wrapper.resolve_pool(self.model, pool)
         siglip = self.model_type.startswith("siglip")
         if siglip and pool == "cls":
             raise BackboneError('SigLIP has no class token: pool must be "auto", "pooler" or "mean"')
@@ -173,8 +180,9 @@ class Backbone(nn.Module):
         return "cls" if has_class_token else "mean"
 
     def _position_arguments(self, pretrained_size: int) -> dict[str, bool]:
-        if self.image_size == pretrained_size or self.model_type.startswith("dinov") or self._is_timm:
-            return {}  # DINOv2 and timm interpolate by themselves; DINOv3 has rotary positions
+        interpolates = self._is_timm or self.model_type == naflex.MODEL_TYPE or self.model_type.startswith("dinov")
+        if self.image_size == pretrained_size or interpolates:
+            return {}  # DINOv3 has rotary positions
         if "interpolate_pos_encoding" not in inspect.signature(self.model.forward).parameters:
             raise BackboneError(
                 f"{type(self.model).__name__} takes {pretrained_size} px only (it cannot interpolate its positions); "
@@ -190,7 +198,8 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
     Args:
         name: "bundled:dinov2-small", a local folder in Hugging Face layout, or a hub id such as
             "openai/clip-vit-large-patch14". The vision tower of a text and image model (CLIP, SigLIP) is loaded.
-            Vision transformers of timm are loaded with the extra timm.
+            Vision transformers of timm are loaded with the extra timm; "open_clip:" and a folder or hub id loads one
+            of open_clip, with the extra open_clip.
         image_size: input side in pixels, a multiple of the patch size; None = the model's own (224 for DINOv2).
         pool: "auto" (class token after the final norm; SigLIP's pooling head; timm's own pooling; else the mean),
             "cls", "mean", "pooler".
@@ -212,9 +221,9 @@ def load_backbone(name: str, *, image_size: int | None = None, pool: str = "auto
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )
-    name = re.sub(r"^hf[-_]hub:", "", name)  # as timm and open_clip write a hub id
-    model = _load_pretrained(name, image_size, dtype or torch.float32, local_files_only, cache_dir)
-    mean, std = _pixel_statistics(name, local_files_only, cache_dir)
+    name = re.sub(r"^(open_clip:)?hf[-_]hub:", r"\1", name)  # as timm and open_clip write a hub id
+    model = load_pretrained(name, image_size, dtype or torch.float32, local_files_only, cache_dir)
+    mean, std = pixel_statistics(name, local_files_only, cache_dir)
     backbone = Backbone(model, image_size=image_size, pool=pool, mean=mean, std=std)
     _check_features(backbone, name)
     return backbone
@@ -260,96 +269,6 @@ def _discards(names: dict[str, None], name: str) -> Callable[..., None]:
         names.pop(name, None)
 
     return hook
-
-
-def _load_pretrained(
-    name: str, image_size: int | None, dtype: torch.dtype, local_files_only: bool, cache_dir: str | Path | None
-) -> nn.Module:
-    import transformers
-
-    options = {"local_files_only": local_files_only, "cache_dir": cache_dir}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-    except ImportError as error:
-        raise BackboneError(f"cannot load {name!r}: {timm_wrapper.NEEDS_TIMM} ({error})") from error
-    except (OSError, ValueError, KeyError) as error:
-        if _is_open_clip(name, **options):
-            raise BackboneError(_NO_OPEN_CLIP.format(name=name)) from error
-        raise BackboneError(
-            f"cannot read the configuration of {name!r}: neither a local folder with config.json "
-            f"nor a reachable hub id ({error})"
-        ) from error
-    # from_pretrained only warns of missing weights and leaves them random; output_loading_info lets us raise.
-    options |= {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
-    vision_towers = {
-        "clip": transformers.CLIPVisionModel, "clip_vision_model": transformers.CLIPVisionModel,
-        "siglip": transformers.SiglipVisionModel, "siglip_vision_model": transformers.SiglipVisionModel,
-    }  # fmt: skip
-    if config.model_type in vision_towers:
-        loader = vision_towers[config.model_type]
-        options["config"] = getattr(config, "vision_config", config)
-    elif config.model_type == timm_wrapper.MODEL_TYPE:
-        timm_wrapper.prepare_config(config, image_size)
-        loader, options["config"] = transformers.AutoModel, config
-    elif hasattr(config, "vision_config") or not hasattr(config, "patch_size"):
-        raise BackboneError(
-            f"{name!r} is a {config.model_type!r} model; known are CLIP, SigLIP, ViT, DINOv2, vision-only ViTs "
-            "and those of timm"
-        )
-    else:
-        loader = transformers.AutoModel
-        if config.model_type == "vit":
-            options["add_pooling_layer"] = False
-    try:
-        model, info = loader.from_pretrained(name, **options)
-    except (OSError, SafetensorError) as error:
-        raise BackboneError(f"cannot load the weights of {name!r} as safetensors (damaged?): {error}") from error
-    except (TypeError, ImportError) as error:  # timm does not know an argument, or the architecture
-        if config.model_type != timm_wrapper.MODEL_TYPE:
-            raise
-        raise BackboneError(
-            f"{name!r}: timm cannot build {config.architecture!r} with {config.model_args} ({error}): upgrade timm if "
-            "it does not know the name; leave image_size unset if the model takes one size only"
-        ) from error
-    problems = {k: sorted(map(str, info.get(k) or ())) for k in ("missing_keys", "mismatched_keys", "error_msgs")}
-    if any(problems.values()):
-        detail = "; ".join(f"{k} ({len(v)}): {v[:5]}" for k, v in problems.items() if v)
-        raise BackboneError(f"the checkpoint {name!r} does not fill a {type(model).__name__}: {detail}")
-    return model.eval()
-
-
-def _is_open_clip(name: str, **options: Any) -> bool:
-    try:
-        return _checkpoint_file(name, "open_clip_config.json", **options) is not None
-    except OSError:  # no such repository
-        return False
-
-
-def _checkpoint_file(name: str, file: str, local_files_only: bool, cache_dir: str | Path | None) -> str | None:
-    """The path of a file of a checkpoint; None if the checkpoint does not have it or cannot be reached."""
-    from transformers.utils import cached_file
-
-    return cached_file(
-        name, file, local_files_only=local_files_only, cache_dir=cache_dir,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-
-
-def _pixel_statistics(name: str, local_files_only: bool, cache_dir: str | Path | None):
-    """Mean and std of preprocessor_config.json, or (None, None) if the checkpoint has none."""
-    path = _checkpoint_file(name, "preprocessor_config.json", local_files_only, cache_dir)
-    if path is None:
-        return None, None
-    try:
-        settings = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise BackboneError(f"{path} is not valid JSON ({error})") from error
-    mean, std = settings.get("image_mean"), settings.get("image_std")
-    if mean is None or std is None:
-        return None, None
-    if len(mean) != 3 or len(std) != 3:
-        raise BackboneError(f"{path}: image_mean and image_std must have 3 values, got {mean} and {std}")
-    return tuple(mean), tuple(std)
 
 
 def _patterns(names: list[str]) -> tuple[str, ...]:

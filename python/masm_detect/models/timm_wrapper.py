@@ -37,10 +37,16 @@ def prepare_config(config: Any, image_size: int | None) -> None:
 def complete_config(model: nn.Module) -> None:
     """Set `hidden_size`, `patch_size` and `image_size` of the configuration from the model that it made.
 
+    An attention with a bias beside its fused projection (EVA-02, BEiT) reads the weight of the projection, so that a
+    layer in its place would train nothing; here it calls the projection and adds the bias.
+
     Raises:
         BackboneError: the model has no patches, such as a convolutional network.
     """
     inner = model.timm_model
+    for module in inner.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True
     patches = getattr(inner, "patch_embed", None)
     sizes = [getattr(patches, key, None) for key in ("patch_size", "img_size")]
     if None in sizes:

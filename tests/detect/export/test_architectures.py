@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -75,18 +76,20 @@ def test_transformers_gives_the_logits(kind, pool, size, tmp_path, seed):
         ("vit", "mean", "ViTForImageClassification reads cls"),
     ],
 )
-def test_what_is_not_exact_is_refused(kind, pool, message):
-    with pytest.raises(ExportError, match=message) as error:
-        classifier_of(Backbone(backbone_model(kind), pool=pool))
-    assert "--format onnx or --format adapter" in str(error.value)
+def test_what_transformers_does_not_compute_needs_our_model(kind, pool, message):
+    detector = Detector(Backbone(backbone_model(kind), pool=pool))
+    with pytest.raises(ExportError, match=message):
+        classifier_of(detector.backbone)
+    run = SimpleNamespace(detector=detector, config=SimpleNamespace(data=DataConfig(paths=["x"])))
+    module, reason = HfFormat().needed_import(run)
+    assert module == "masm_detect.hub" and re.search(message, reason)
 
 
-def test_recompression_is_refused():
-    run = SimpleNamespace(
-        detector=tiny.detector(), config=SimpleNamespace(data=DataConfig(paths=["x"], normalize_first=(64, 90)))
-    )
-    with pytest.raises(ExportError, match="normalize_first"):
-        HfFormat().check(run)
+def test_recompression_needs_our_image_processor():
+    for size, needed in ((None, None), ((64, 90), "masm_detect.hub")):
+        data = DataConfig(paths=["x"], normalize_first=size)
+        found = HfFormat().needed_import(SimpleNamespace(detector=tiny.detector(), config=SimpleNamespace(data=data)))
+        assert (found and found[0]) == needed
 
 
 @pytest.mark.parametrize("method", ["probe", "full", "ln", "bitfit", "lora", "milora", "osf", "effort", "masm"])

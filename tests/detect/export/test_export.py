@@ -164,7 +164,7 @@ def test_validation_data_by_default(tiny_run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("changes", "formats"),
-    [({"crop": "center"}, ("onnx", "hf")), ({"normalize_first": (24, 80)}, ("onnx",))],
+    [({"crop": "center"}, ("onnx", "hf")), ({"normalize_first": (24, 80)}, ("onnx", "hf"))],
 )
 def test_other_preprocessing(tiny_run, tmp_path, seed, monkeypatch, changes, formats):
     """Larger images, a centre crop, JPEG before everything else: the export's own code reads the files."""
@@ -185,6 +185,7 @@ def test_other_preprocessing(tiny_run, tmp_path, seed, monkeypatch, changes, for
         certificate = export(tiny_run, tmp_path / format, format, data=[str(tmp_path / "large")])
         [found] = certificate["difference_from_image_files"].values()
         assert found["count"] == 6 and found["largest"] < 1e-4
-    if "hf" not in formats:
-        with pytest.raises(ExportError, match="use --format onnx or --format adapter"):
-            export(tiny_run, tmp_path / "hf", "hf", data=[str(tmp_path / "large")])
+        needed = certificate["needed_import"]
+        assert (needed is not None) == (format == "hf" and "normalize_first" in changes)
+        if needed is not None:
+            assert needed["module"] == "masm_detect.hub" and "normalize_first" in needed["reason"]
