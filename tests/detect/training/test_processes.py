@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from launched import finished, launch, workers_of
 from masm_detect.config_files import load_config, save_config
 from masm_detect.evaluation.runs import load_run
 from masm_detect.methods.trainable import trainable_state
@@ -36,21 +35,9 @@ def configured(folder: Path, method: str = "masm", **optim) -> Path:
     return folder / "config.yaml"
 
 
-def launch(config: Path, out: Path, processes: int, *more: str, restarts: int = 0) -> subprocess.Popen:
-    """`masm train` in processes that torchrun starts."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, f"--max-restarts={restarts}", "-m", "masm_detect", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [*command, "--config", str(config), "--out", str(out), *more],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-    )  # fmt: skip
-
-
-def finished(process: subprocess.Popen, seconds: float = 180) -> str:
-    text, _ = process.communicate(timeout=seconds)
-    assert process.returncode == 0, text
-    return text
+def command(config: Path, out: Path) -> list[str]:
+    """The arguments that train as the config file says, into another folder."""
+    return ["train", "--config", str(config), "--out", str(out)]
 
 
 def same_as(first: Path, second: Path, tolerance: float) -> None:
@@ -79,7 +66,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, method, optim):
         pytest.importorskip("peft")
     config = configured(tmp_path, method, **optim)
     train(replace(load_config(config), out=str(tmp_path / "one")))
-    finished(launch(config, tmp_path / "two", 2))
+    finished(launch(2, *command(config, tmp_path / "two")))
     same_as(tmp_path / "one", tmp_path / "two", 2e-4)
     assert [read_json(tmp_path / name / "metrics.json")["processes"] for name in ("one", "two")] == [1, 2]
 
@@ -87,8 +74,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, method, optim):
 @pytest.mark.long
 def test_a_killed_process_ends_the_run_and_resume_goes_on(tmp_path):
     config = configured(tmp_path, epochs=30)
-    finished(launch(config, tmp_path / "whole", 2))
-    process = launch(config, tmp_path / "cut", 2)
+    finished(launch(2, *command(config, tmp_path / "whole")))
+    process = launch(2, *command(config, tmp_path / "cut"))
     checkpoint = tmp_path / "cut" / "last" / "state.json"
     started = time.monotonic()
     while not checkpoint.is_file() or load(checkpoint.parent)["position"]["epoch"] < 1:
@@ -100,14 +87,14 @@ def test_a_killed_process_ends_the_run_and_resume_goes_on(tmp_path):
     assert process.returncode != 0 and "SIGKILL" in text
     step = load(checkpoint.parent)["position"]["step"]
     assert 0 < step < 30 * 4
-    finished(launch(config, tmp_path / "cut", 2, "--resume"))
+    finished(launch(2, *command(config, tmp_path / "cut"), "--resume"))
     same_as(tmp_path / "whole", tmp_path / "cut", 0.0)
 
 
 @pytest.mark.long
 def test_the_launcher_restarts_the_run_itself(tmp_path):
     config = configured(tmp_path, epochs=30)
-    process = launch(config, tmp_path / "run", 2, restarts=1)
+    process = launch(2, *command(config, tmp_path / "run"), restarts=1)
     checkpoint = tmp_path / "run" / "last" / "state.json"
     started = time.monotonic()
     while not checkpoint.is_file():
@@ -116,9 +103,3 @@ def test_the_launcher_restarts_the_run_itself(tmp_path):
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     finished(process)
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 30
-
-
-def workers_of(launcher: int) -> list[int]:
-    """The processes that a launcher has started, in their order."""
-    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True).stdout.split()
-    return sorted(int(number) for number in found)
