@@ -59,10 +59,9 @@ def _problems(thing) -> Iterator[str]:
 def _arguments(thing) -> list[str]:
     if thing.is_class:
         if thing.has_labels("dataclass"):
-            fields = thing.attributes.values()  # properties among them
-            return [
-                m.name for m in fields if m.annotation and not m.name.startswith("_") and "property" not in m.labels
-            ]
+            members = thing.attributes.values()  # properties and class variables among them
+            fields = [m for m in members if m.annotation and "property" not in m.labels]
+            return [m.name for m in fields if not m.name.startswith("_") and "ClassVar" not in str(m.annotation)]
         thing = thing.members.get("__init__")
         if thing is None or thing.is_alias:
             return []

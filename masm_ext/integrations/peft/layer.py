@@ -132,7 +132,11 @@ class MASMTunerLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: ``peft.convert_to_lora`` with a rank of 2R gives the adapter exactly, up to rounding."""
+        """True: ``peft.convert_to_lora`` with a rank of 2R gives the adapter exactly, up to rounding.
+
+        Args:
+            adapter_name: any adapter.
+        """
         return True
 
     def __repr__(self) -> str:

@@ -19,15 +19,7 @@ from .subspaces import AdapterSubspaces, decompose, placeholder, randomize, unfi
 
 
 class MASMTunerModel(BaseTuner):
-    """The tuner behind ``get_peft_model(model, MASMTunerConfig(...))``; PEFT makes it.
-
-    Args:
-        model: the base model.
-        peft_config: the config, or configs by the names of their adapters.
-        adapter_name: name of the adapter to put in.
-        low_cpu_mem_usage: make placeholders on the meta device, for a state_dict to fill; no SVD is computed.
-        state_dict: adapt the layers that its keys name.
-    """
+    """The tuner behind ``get_peft_model(model, MASMTunerConfig(...))``; PEFT makes it, with the arguments of BaseTuner."""
 
     prefix = "masm_"
     tuner_layer_cls = MASMTunerLinear

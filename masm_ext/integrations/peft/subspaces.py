@@ -105,7 +105,11 @@ class AdapterSubspaces(MASMLinear):
         return {**self.__dict__, "_principal": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Not called: :class:`MASMTunerLinear` computes the sum of all active adapters at once."""
+        """Not called: :class:`MASMTunerLinear` computes the sum of all active adapters at once.
+
+        Args:
+            x: not read.
+        """
         raise NotImplementedError("call the MASMTunerLinear that holds this adapter")
 
     @torch.no_grad()

@@ -133,6 +133,9 @@ class DetectorForImageClassification(PreTrainedModel):
     def from_run(cls, run: Path | str) -> DetectorForImageClassification:
         """The detector of a run folder written by `masm train`, on the CPU, in eval mode.
 
+        Args:
+            run: the run folder.
+
         Raises:
             ConfigError: the folder holds no finished run.
         """

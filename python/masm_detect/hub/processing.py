@@ -47,7 +47,11 @@ class DetectorImageProcessor(BaseImageProcessor):
 
     @classmethod
     def for_model(cls, config: DetectorConfig) -> DetectorImageProcessor:
-        """The image processor of the detector with this configuration."""
+        """The image processor of a detector.
+
+        Args:
+            config: the configuration of the detector.
+        """
         backbone = config.backbone
         return cls(
             size={"height": backbone["image_size"], "width": backbone["image_size"]},
