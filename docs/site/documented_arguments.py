@@ -60,8 +60,8 @@ def _arguments(thing) -> list[str]:
     if thing.is_class:
         if thing.has_labels("dataclass"):
             members = thing.attributes.values()  # properties and class variables among them
-            fields = [m for m in members if m.annotation and "property" not in m.labels]
-            return [m.name for m in fields if not m.name.startswith("_") and "ClassVar" not in str(m.annotation)]
+            fields = [m for m in members if m.annotation and "instance-attribute" in m.labels]
+            return [m.name for m in fields if not m.name.startswith("_")]
         thing = thing.members.get("__init__")
         if thing is None or thing.is_alias:
             return []
