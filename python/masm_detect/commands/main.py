@@ -47,6 +47,9 @@ COMMANDS: dict[str, str] = {
     "demo": "masm_detect.commands.demo",
 }
 
+#: Commands that divide their work among the processes of a launcher.
+IN_PROCESSES = ("train", "eval", "predict")
+
 #: Exit code of a mistake that the user can correct.
 USER_ERROR = 2
 #: Exit code of a command that is done, but had to skip some of the files.
@@ -98,6 +101,13 @@ def _main(arguments: Sequence[str] | None) -> int:
             print(f"masm: error: {one_line(str(error))}", file=sys.stderr)
             return USER_ERROR
         command = values.subcommand
+        if is_launched() and command not in IN_PROCESSES:
+            print(
+                f"masm {command}: error: it runs in one process; start it without torchrun or accelerate launch (in "
+                f"several processes run {', '.join(IN_PROCESSES)})",
+                file=sys.stderr,
+            )
+            return USER_ERROR
         try:
             return commands[command].run(instantiate(parser, values)[command]) or 0
         except Exception as error:

@@ -294,3 +294,9 @@ def test_nothing_slow_is_imported_before_ctrl_c_is_handled():
     code = "import sys, masm_detect.commands.main; sys.exit(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)) or 0)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_command_of_one_process_is_refused_under_a_launcher(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert code_of(["doctor", "nowhere"]) == 2
+    assert_one_line(capsys.readouterr().err, "it runs in one process")
