@@ -57,7 +57,7 @@ class MASMTunerModel(BaseTuner):
         unmatched = sorted(set(saved or {}) - self._found)
         if unmatched:
             raise ValueError(
-                f"adapter {adapter_name!r} was trained on {len(saved)} layers, of which this model lacks "
+                f"adapter {adapter_name!r} was trained on {len(saved)} layers, and this model lacks "
                 f"{', '.join(unmatched[:3])}: it is another architecture"
             )
 
