@@ -1,12 +1,14 @@
 """Times layers with a frozen weight of 8 bits against the same layers in bfloat16, and measures a model's memory.
 
-    python benchmarks/speed/quantized.py                 # results/quantized-cpu.json
+    python benchmarks/speed/quantized.py                                # results/quantized-cpu.json
+    python benchmarks/speed/quantized.py --run RUN --pictures CROPS     # and what it changes in the logits of a run
 
 Layers of N = D = 1024 with K = 2 subspaces of rank 8; M rows of activations in bfloat16. In each round every contender
 does the same work once, in a random order, in one process. `bfloat16`: MASMLinear with its dense weight. `int8`,
 `float8`: the same layer after masm_ext.quantize. `linear`, `torchao int8`: a frozen nn.Linear, dense, and with
 torchao's own kernel for a weight of 8 bits. The memory is that of all parameters and buffers of the vision tower of
-CLIP ViT-L/14, with random weights and converted attention.
+CLIP ViT-L/14, with random weights and converted attention. With `--run`, the logits of a trained run on crops are
+compared with those after masm_ext.quantize, and with those of the same head on the backbone as it was before training.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ from typing import Any
 import torch
 from bench import statistics
 from machine import describe
+from masm_detect.casework.files import find_files
+from masm_detect.data.frames import frame_dataset
+from masm_detect.data.sample import Sample
+from masm_detect.evaluation.predict import predict
+from masm_detect.evaluation.runs import load_run
 from masm_detect.results import write_json
 from torch import nn
 
@@ -48,6 +55,8 @@ def main() -> int:
                 result["times"][name] = statistics(samples, "bfloat16")
     if not options.no_memory:
         result["memory"] = memory_of_clip()
+    if options.run is not None:
+        result["logits"] = logits_of_run(options.run, options.pictures)
     write_json(options.out, result)
     print(table(result))
     print(f"written: {options.out}")
@@ -118,6 +127,30 @@ def memory_of_clip() -> dict[str, Any]:
     return found
 
 
+def logits_of_run(run: Path, pictures: Path) -> dict[str, Any]:
+    """Changes of the logits of a run on the crops in a folder: by each format, and by what it learned."""
+    config, detector = load_run(run)
+    files = find_files([pictures])
+    samples = [Sample(str(file), 0, "", "real", "") for file in files]
+    dataset = frame_dataset(samples, detector.backbone, config.data)
+    logits = predict(detector, dataset)
+    found: dict[str, Any] = {"images": len(files), "method": config.method.name, "deviation": float(logits.std())}
+    changes = {}
+    for format in ("int8", "float8"):
+        quantised = copy.deepcopy(detector)
+        quantize(quantised, format, include=lambda name, _: name.startswith("backbone."))
+        changes[format] = predict(quantised, dataset) - logits
+    start = copy.deepcopy(detector)
+    for layer in start.modules():
+        if isinstance(layer, MASMLinear):
+            for name in ("u", "s", "v"):
+                getattr(layer, name).data.copy_(getattr(layer, f"{name}0"))
+    changes["learned part of the backbone"] = logits - predict(start, dataset)
+    for name, change in changes.items():
+        found[name] = {"mean": float(change.abs().mean()), "largest": float(change.abs().max())}
+    return found
+
+
 def _bytes(model: nn.Module) -> int:
     total = 0
     for tensor in (*model.parameters(), *model.buffers()):
@@ -136,6 +169,11 @@ def table(result: dict[str, Any]) -> str:
     if memory := result.get("memory"):
         lines += [f"{name}: {value / 2**20:.0f} MiB" for name, value in memory.items() if isinstance(value, int)]
         lines.append(f"int8 / bfloat16: {memory['int8'] / memory['bfloat16']:.2f}")
+    if logits := result.get("logits"):
+        lines.append(f"logits of {logits['images']} crops, standard deviation {logits['deviation']:.3f}; changes:")
+        for name, change in logits.items():
+            if isinstance(change, dict):
+                lines.append(f"  {name}: mean {change['mean']:.4f}, largest {change['largest']:.4f}")
     return "\n".join(lines)
 
 
@@ -144,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 257, 2056], help="rows of activations, M")
     parser.add_argument("--rounds", type=int, default=21, help="times that each contender runs")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--run", type=Path, help="run folder of masm, for the change of its logits")
+    parser.add_argument("--pictures", type=Path, help="with --run: folder of crops")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of CLIP ViT-L/14")
     parser.add_argument("--out", type=Path, default=RESULTS / "quantized-cpu.json", help="the result")
     return parser
