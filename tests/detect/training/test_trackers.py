@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from masm_detect.training.run import train
 from masm_detect.training.schedule import one_cycle
 from masm_detect.training.trackers import Trackers, check_trackers, hyperparameters
 from run_folders import assert_same_run
+from tracked_runs import EPOCHS, STEPS, expected, history, scalars_of, tracked
 
 tracking = pytest.importorskip("accelerate.tracking", reason="trackers are those of accelerate")
-EPOCHS, STEPS = 3, 5
 
 
 class Recorder(tracking.GeneralTracker):
@@ -61,36 +60,6 @@ def recorder(monkeypatch):
     kind = type("Fresh", (Recorder,), {})
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "recorder", kind)
     return kind
-
-
-def tracked(data, backbone, out: Path, *names: str, every: int = 2, method: str = "masm", resume: bool = False):
-    config = tiny.run_config(data, backbone, out, method, resume=resume)
-    return replace(config, runtime=replace(config.runtime, trackers=list(names), track_every=every))
-
-
-def history(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def expected(entry: dict) -> dict[str, float]:
-    """The scalars of an epoch, computed from its entry here."""
-    drift = np.array(list(entry["drift"].values()))
-    shares = {f"masks/active/subspace-{k}": share for k, share in enumerate(entry["active_by_subspace"])}
-    return {
-        "train/loss": entry["train_loss"], "train/penalty": entry["penalty"],
-        "val/auc": entry["val_auc"], "val/loss": entry["val_loss"],
-        "masks/active": entry["active_fraction"], **shares,
-        "drift/mean": drift.mean(), "drift/largest": drift.max(),
-        "train/images_per_second": entry["images"] / entry["seconds"],
-    }  # fmt: skip
-
-
-def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value) of the event files in a folder, by TensorBoard's own reader."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_steps_epochs_and_settings_arrive(tiny_data, tiny_backbone, tmp_path, recorder):
@@ -194,14 +163,14 @@ def test_trackers_of_other_processes_do_nothing(tmp_path):
 
 
 def test_unknown_and_absent_trackers_are_refused(monkeypatch):
-    with pytest.raises(ConfigError, match="'tensorbord', which is no tracker .* give some of .*tensorboard"):
+    with pytest.raises(ConfigError, match=r"'tensorbord', which is no tracker .* give some of .*tensorboard"):
         check_trackers(["tensorbord"])
     monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(ConfigError, match="'wandb', whose package is not installed: pip install wandb"):
         check_trackers(["wandb"])
-    with pytest.raises(ConfigError, match="runtime.trackers is .*; it must be a list of different names"):
+    with pytest.raises(ConfigError, match=r"runtime.trackers is .*; it must be a list of different names"):
         RuntimeConfig(trackers=["wandb", "wandb"])
-    with pytest.raises(ConfigError, match="runtime.track_every is 0"):
+    with pytest.raises(ConfigError, match=r"runtime.track_every is 0"):
         RuntimeConfig(track_every=0)
 
 
