@@ -14,6 +14,7 @@ from masm_detect.config import ConfigError, RuntimeConfig
 from masm_detect.results import read_json
 from masm_detect.training.run import train
 from masm_detect.training.schedule import one_cycle
+from masm_detect.training.step_losses import StepLosses
 from masm_detect.training.trackers import Trackers, check_trackers, hyperparameters
 from run_folders import assert_same_run
 from tracked_runs import EPOCHS, STEPS, expected, history, scalars_of, tracked
@@ -83,6 +84,18 @@ def test_steps_epochs_and_settings_arrive(tiny_data, tiny_backbone, tmp_path, re
     assert found.settings["optim.epochs"] == EPOCHS
     assert found.settings["data.paths"] == json.dumps([Path(tiny_data).name])
     assert not [value for value in found.settings.values() if str(tmp_path) in str(value)]
+
+
+def test_losses_that_arrive_late_keep_their_step_and_rate(tiny_data, tiny_backbone, tmp_path, recorder, monkeypatch):
+    """As on CUDA, where the loss of a step is read after the next one was launched."""
+    received, real = [], StepLosses._read
+    for folder, late in (("at-once", False), ("late", True)):
+        if late:
+            monkeypatch.setattr(StepLosses, "_read", lambda self, left: real(self, 2))
+            monkeypatch.setattr(StepLosses, "drain", lambda self: real(self, 0))
+        train(tracked(tiny_data, tiny_backbone, tmp_path / folder, "recorder", every=1, method="probe"))
+        received.append({step: values for step, values in recorder.last.received if "step/loss" in values})
+    assert received[0] == received[1] and len(received[0]) == EPOCHS * STEPS
 
 
 def test_every_step_gives_the_loss_of_the_epoch(tiny_data, tiny_backbone, tmp_path, recorder):
