@@ -93,7 +93,7 @@ $(BIN)/.tools: $(BIN)/python constraints.txt
 
 $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	@echo "== building masm_ext and installing it with its extras"
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,peft,quantize,test]"
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation ".[detect,app,c2pa,dask,datasets,demo,heic,peers,peft,quantize,tensorboard,test]"
 	@touch $@
 
 # PEFT's own tests, which run on the MASM tuner; they stay in the environment. Without network those tests skip.

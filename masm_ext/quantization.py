@@ -90,9 +90,9 @@ def quantize(
 
     These are ``principal`` of every :class:`masm_ext.MASMLinear`, and ``weight`` of every plain, frozen ``nn.Linear``.
     Trained weights, weights that several modules share, embeddings, convolutions and norms stay. Training goes on as
-    before, with the gradients of the rounded weights: the dense weight of a layer exists only during its products. :func:`masm_ext.save_adapter` and
-    :func:`masm_ext.merge` work; the adapter belongs to the exact base, and the merged weight is the rounded one with
-    the learned part. Groups (``MASMLinear.group``) are dissolved.
+    before, with the gradients of the rounded weights: the dense weight of a layer exists only during its products.
+    :func:`masm_ext.save_adapter` and :func:`masm_ext.merge` work; the adapter belongs to the exact base, and the merged
+    weight is the rounded one with the learned part. Groups (``MASMLinear.group``) are dissolved.
 
     Args:
         model: a converted model, or any model with frozen linear layers.

@@ -121,6 +121,8 @@ class RuntimeConfig:
         eval_batch_size: images in a batch of validation or scoring
         checkpoint_every: steps between checkpoints within an epoch; 0: only at the end of each epoch
         progress: show progress bars
+        trackers: of a training run: where its numbers are also sent, e.g. [tensorboard], [wandb] or [trackio]
+        track_every: steps between two entries of the training loss in the trackers
     """
 
     device: str = "auto"
@@ -131,6 +133,8 @@ class RuntimeConfig:
     eval_batch_size: int = 32
     checkpoint_every: int = 200
     progress: bool = True
+    trackers: list[str] = field(default_factory=list)
+    track_every: int = 50
 
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "at least 1, or null")
@@ -147,6 +151,9 @@ class RuntimeConfig:
             self.checkpoint_every,
             "a number of steps (0: only at the end of each epoch)",
         )
+        distinct = len(set(self.trackers)) == len(self.trackers)
+        _require(distinct, "runtime.trackers", self.trackers, "a list of different names")
+        _require(self.track_every >= 1, "runtime.track_every", self.track_every, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Processes:
     size = 1
 
     @property
+    def steps_between_flags(self) -> int:
+        """Steps after which the processes exchange flags: with many of them, that takes longer than a short step."""
+        return max(1, self.size // 8)
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes files."""
         return self.rank == 0
@@ -85,7 +90,8 @@ class _Several(Processes):
         from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.utils import DistributedType
 
-        if is_restarted():
+        if is_restarted() and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # on one machine; the machines of a cluster may count their restarts differently
             _connect_again(device)
         patient = InitProcessGroupKwargs(timeout=_PATIENCE)
         self._accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patient])

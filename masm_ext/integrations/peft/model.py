@@ -19,7 +19,7 @@ from .subspaces import AdapterSubspaces, decompose, placeholder, randomize, unfi
 
 
 class MASMTunerModel(BaseTuner):
-    """The tuner behind ``get_peft_model(model, MASMTunerConfig(...))``; PEFT makes it, with the arguments of BaseTuner."""
+    """The tuner behind ``get_peft_model(model, MASMTunerConfig(...))``; PEFT makes it, as any BaseTuner."""
 
     prefix = "masm_"
     tuner_layer_cls = MASMTunerLinear

@@ -69,9 +69,9 @@ class MethodSpec:
         """The optimizer of the trainable parameters; each group carries its peak rate as "lr"."""
         adapter = [parameter for parameter in detector.backbone.parameters() if parameter.requires_grad]
         head = list(detector.head.parameters())
-        groups = [{"params": head, "lr": config.head_lr, "weight_decay": config.weight_decay}]
+        groups = [{"name": "head", "params": head, "lr": config.head_lr, "weight_decay": config.weight_decay}]
         if adapter:
-            groups.append({"params": adapter, "lr": config.lr, "weight_decay": config.weight_decay})
+            groups.append({"name": "adapter", "params": adapter, "lr": config.lr, "weight_decay": config.weight_decay})
         return torch.optim.AdamW(groups, lr=config.lr)
 
     def penalty(self, optimizer: torch.optim.Optimizer, config: MethodConfig) -> Callable[[], Tensor] | None:

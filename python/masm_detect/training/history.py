@@ -77,7 +77,9 @@ def epoch_entry(
     if drift is not None:
         entry["drift"] = drift
     if method.masks is not None:
-        entry["active_fraction"] = float((method.masks.masks > 0).float().mean())
+        active = (method.masks.masks > 0).float()  # [L, K]
+        entry["active_fraction"] = float(active.mean())
+        entry["active_by_subspace"] = active.mean(0).tolist()
     if hasattr(method.optimizer, "skipped_steps"):
         entry["skipped_steps"] = int(method.optimizer.skipped_steps)
     return entry, logits

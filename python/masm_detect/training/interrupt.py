@@ -15,9 +15,9 @@ class Interrupted(KeyboardInterrupt):
 class CtrlC:
     """A context in which the first Ctrl-C only sets `pressed`; the second one raises KeyboardInterrupt.
 
-    SIGTERM counts as Ctrl-C: batch systems and launchers send it some seconds before they kill. A signal is left as it
-    is if `wait` is false, outside the main thread (which alone receives signals), or if the caller has a handler of its
-    own for it.
+    SIGTERM counts as the first Ctrl-C, however often it comes: batch systems and launchers send it some seconds before
+    they kill, and a process may get it from both. A signal is left as it is if `wait` is false, outside the main thread
+    (which alone receives signals), or if the caller has a handler of its own for it.
     """
 
     def __init__(self, wait: bool) -> None:
@@ -40,10 +40,12 @@ class CtrlC:
         for number, handler in self._defaults.items():
             signal.signal(number, handler)
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: object) -> None:
         if os.getpid() != self._process:  # a worker that was forked with this handler and has not started yet
             return
         if self.pressed:
+            if number == signal.SIGTERM:  # of SLURM, and passed on by torchrun
+                return
             raise KeyboardInterrupt
         self.pressed = True
         with suppress(OSError):  # the reader may be gone: `2>&1 | tee` is stopped by the same Ctrl-C

@@ -30,10 +30,11 @@ from .batches import epoch_batches, forgery_of
 from .gpu_usage import GpuUsage, mean_busy
 from .history import epoch_entry, mask_history, write_history
 from .interrupt import CtrlC
-from .schedule import one_cycle
+from .schedule import group_rates, one_cycle
 from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
-from .step_losses import StepLosses
+from .step_losses import StepLoss, StepLosses
+from .trackers import Trackers
 
 #: ||dW||_F / ||W||_F of a layer above which training warns. In the studies (benchmarks/generalization/results) the one
 #: run with a larger value, 0.27, scored below the linear probe; those that learned had at most 0.15.
@@ -79,6 +80,7 @@ def fit(
     folder: Path | None = None,
     resume: bool = False,
     ranks: Processes | None = None,
+    trackers: Trackers | None = None,
 ) -> FitResult:
     """Train `detector` by `method` on `train_set` and validate it on `val_set` after each epoch.
 
@@ -93,6 +95,7 @@ def fit(
         resume: continue from the checkpoint in `folder`.
         ranks: the processes that divide each batch and the validation (`distributed.processes`); the first one writes
             the files. None: one process.
+        trackers: where the numbers are also sent; None: nowhere.
 
     Returns:
         The numbers of the run. The detector holds the weights of the best validation epoch, or of the last epoch if
@@ -104,7 +107,8 @@ def fit(
         TrainingError: a loss, an output or a weight is not finite.
     """
     ranks = ranks or Processes()
-    run = _Run(detector, method, train_set, val_set, optim, runtime, folder, ranks)
+    trackers = trackers or Trackers()
+    run = _Run(detector, method, train_set, val_set, optim, runtime, folder, ranks, trackers)
     torch.manual_seed(runtime.seed)
     if resume:
         run.restore()
@@ -116,7 +120,7 @@ def fit(
         disable=not runtime.progress,
         smoothing=0.1,
     )
-    with bar, CtrlC(wait=folder is not None) as ctrl_c:
+    with bar, CtrlC(wait=folder is not None) as ctrl_c, trackers.running(run.position.step):
         while run.position.epoch < optim.epochs:
             rate = run.train_epoch(bar, ctrl_c)
             run.end_epoch(rate)
@@ -139,7 +143,9 @@ class _Run:
         runtime: RuntimeConfig,
         folder: Path | None,
         ranks: Processes,
+        trackers: Trackers,
     ) -> None:
+        self.trackers = trackers
         self.ranks, self.model = ranks, ranks.parallel(detector)
         self.detector, self.method, self.train_set, self.val_set = detector, method, train_set, val_set
         self.optim, self.runtime, self.folder = optim, runtime, folder
@@ -194,7 +200,7 @@ class _Run:
             self.usage.sample()
             if self.ranks.size > 1:  # dropout: other numbers in every process, the same ones after a resume
                 torch.manual_seed(self.runtime.seed * 1_000_003 + position.step * self.ranks.size + self.ranks.rank)
-            rate = one_cycle(position.step, self.steps_per_epoch * optim.epochs, optim.warmup, optim.final)
+            rate = self.rate(position.step)
             for group in self.method.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
             task, penalty = train_step(
@@ -209,23 +215,37 @@ class _Run:
                 ranks=self.ranks,
                 scale=self.ranks.loss_scale(indices),
             )
-            position.add(self.losses.put(position.step, len(indices), task, penalty), self.method)
+            self.add(self.losses.put(position.step, len(indices), task, penalty))
             position.batch += 1
             position.step += 1
             every = self.runtime.checkpoint_every
-            ctrl_c.pressed = self.ranks.any(ctrl_c.pressed)  # all processes stop after the same step
-            due = ctrl_c.pressed or (every and position.step % every == 0)
+            # all processes stop after the same step
+            stop = position.step % self.ranks.steps_between_flags == 0 and self.ranks.any(ctrl_c.pressed)
+            due = stop or (every and position.step % every == 0)
             if self.folder is not None and due and position.batch < self.steps_per_epoch:
-                position.add(self.losses.drain(), self.method)
+                self.add(self.losses.drain())
                 clock.read()
                 self.save()
-                ctrl_c.raise_if_pressed(position.step)
+                if stop:
+                    ctrl_c.pressed = True
+                    ctrl_c.raise_if_pressed(position.step)
             # After the checkpoint: drawing fails if the same Ctrl-C has closed the terminal or pipe.
             bar.set_postfix(epoch=position.epoch, loss=f"{position.mean_losses()[0]:.3f}", refresh=False)
             bar.update(len(indices))
-        position.add(self.losses.drain(), self.method)
+        self.add(self.losses.drain())
         clock.read()
         return rate
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step as a fraction of the peak."""
+        optim = self.optim
+        return one_cycle(step, self.steps_per_epoch * optim.epochs, optim.warmup, optim.final)
+
+    def add(self, losses: list[StepLoss]) -> None:
+        """Add losses that have reached the host to those of the epoch, and track them."""
+        self.position.add(losses, self.method)
+        groups = self.method.optimizer.param_groups
+        self.trackers.steps(losses, lambda step: group_rates(groups, self.rate(step)))
 
     def end_epoch(self, rate: float) -> None:
         """Validate, keep the weights if they are the best so far, and write a checkpoint."""
@@ -242,6 +262,7 @@ class _Run:
             ranks=self.ranks,
         )
         self.history.append(entry | used)
+        self.trackers.epoch(self.history[-1])
         self._warn_of_drift(entry.get("drift", {}))
         auc, loss = entry["val_auc"], entry["val_loss"]
         kept = self.optim.select == "last" or self.chosen.is_worse_than(auc, loss)

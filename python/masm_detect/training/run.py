@@ -39,6 +39,7 @@ from masm_detect.runtime import process_settings, resolve_precision
 
 from .calibration import calibration_on
 from .loop import FitResult, fit
+from .trackers import Trackers, check_trackers
 
 
 @dataclass
@@ -64,8 +65,8 @@ def train(config: TrainConfig) -> RunResult:
         The run with its trained detector.
 
     Raises:
-        ConfigError: the folder holds another run, or `config.resume` is set and it holds none; or the data sets were
-            cut differently, and `config.data.as_is` is not set.
+        ConfigError: the folder holds another run, or `config.resume` is set and it holds none; the data sets were cut
+            differently, and `config.data.as_is` is not set; or a tracker is not known or installed.
         DatasetError: the data cannot be used (`data.sources.read_splits`), or a file is in two splits or real and fake,
             byte for byte (`data.copies.check_contents`).
         UnreadableImage: a file is absent or damaged.
@@ -73,6 +74,7 @@ def train(config: TrainConfig) -> RunResult:
     """
     folder = Path(config.out)
     config = replace(config, method=resolve(config.method))
+    check_trackers(config.runtime.trackers)
     with process_settings(config.runtime) as device, processes(device) as ranks:
         started = _check_folder(folder, config)
         ranks.wait()  # before the first process writes into it
@@ -112,6 +114,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
             write_recipe(folder, recipe)
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
+    trackers = Trackers(runtime.trackers, runtime.track_every, folder, to_dict(config)) if first else Trackers()
     result = fit(
         detector,
         method,
@@ -122,6 +125,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
         folder=folder,
         resume=resume,
         ranks=ranks,
+        trackers=trackers,
     )
     metrics = _metrics(config, method, train_set, val_set, result, device) | {"processes": ranks.size}
     if not first:
@@ -220,7 +224,10 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     ignored = (
         "out",
         "resume",
-        *(f"runtime.{name}" for name in ("device", "progress", "checkpoint_every", "threads", "workers")),
+        *(
+            f"runtime.{name}"
+            for name in ("device", "progress", "checkpoint_every", "threads", "workers", "trackers", "track_every")
+        ),
     )
     same = (list(old) if isinstance(old, tuple) else old) == (list(new) if isinstance(new, tuple) else new)
     return [] if same or name in ignored else [f"{name} was {old!r}, is {new!r}"]

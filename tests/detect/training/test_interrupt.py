@@ -65,6 +65,24 @@ def test_a_second_ctrl_c_stops_at_once(tiny_data, tiny_backbone, tmp_path, monke
     assert checkpoint.load(tmp_path / "run" / "last")["position"]["step"] == 2
 
 
+def test_sigterm_twice_ends_with_a_checkpoint(tiny_data, tiny_backbone, tmp_path, monkeypatch):
+    """As from SLURM and from torchrun; the process may be between two steps or in one."""
+    before, real = signal.signal(signal.SIGTERM, signal.SIG_DFL), loop.train_step
+
+    def signalled(*arguments, **options):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", signalled)
+    try:
+        with pytest.raises(Interrupted, match="after step 1, whose"):
+            train(run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert checkpoint.load(tmp_path / "run" / "last")["position"]["step"] == 1
+
+
 @pytest.mark.parametrize("progress", [False, True])
 def test_ctrl_c_keeps_its_checkpoint_if_the_output_is_closed(tiny_data, tiny_backbone, tmp_path, progress):
     """`masm train ... 2>&1 | tee log`: the reader is stopped by the same Ctrl-C."""
