@@ -21,6 +21,7 @@ from masm_ext import (
     spectral_consistency_loss,
 )
 from masm_ext.integrations.fsdp import TrainingState, accelerate_options, shard
+from masm_ext.nn.projections import group_projections
 
 STEPS = 20
 ROWS = 16  # of a batch over all processes
@@ -169,6 +170,44 @@ def gradients(folder, rank, size, seed):
         head.weight.grad = None
     (head.bias.sum() * (rank + 1)).backward()
     torch.save(found | {"after": head.bias.grad}, folder / f"gradients-{rank}.pt")
+
+
+def vit(seed):
+    """A vision transformer of transformers, with grouped projections, that learns norms too."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 28}
+    backbone = Dinov2Model(Dinov2Config(**sizes, patch_size=14, hidden_dropout_prob=0.0, drop_path_rate=0.0))
+    config = MASMConfig(
+        target_modules="re:.*(attention.*|fc1)", modules_to_save="*.norm2",
+        num_subspaces=2, subspace_rank=1, mask_warmup=2, mask_interval=2,
+    )  # fmt: skip
+    convert(backbone, config, use_cache=False, progress=False)
+    assert group_projections(backbone) == 3
+    enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    return backbone, config
+
+
+def train_vit(model, config, seed, rank=0, size=1):
+    model.train()
+    optimizer = MaskedAdamW(param_groups(model, 1e-3), masks=LayerMasks(model, config), orthogonality=1e-2)
+    for step in range(8):
+        images = torch.randn(8, 3, 28, 28, generator=torch.Generator().manual_seed(100 * seed + step))
+        own = images.chunk(size)[rank]
+        model(own).last_hidden_state[:, 0].float().square().mean(1).sub(own.mean((1, 2, 3))).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return outcome(model, optimizer)
+
+
+def transformer(folder, rank, size, seed):
+    for name, dtype in (("vit", None), ("vit-bf16", torch.bfloat16)):
+        model, config = vit(seed)
+        shard(model, init_device_mesh("cpu", (size,)), mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
+        assert [type(block).__name__ for block in model.encoder.layer] == 3 * ["FSDPDinov2Layer"]
+        torch.save(train_vit(model, config, seed, rank, size), folder / f"{name}-{rank}.pt")
 
 
 def checkpoint(folder, rank, size, seed):

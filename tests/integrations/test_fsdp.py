@@ -56,6 +56,8 @@ def runs(request, tmp_path_factory):
     scenarios = "several,accumulated,bf16,replicas,checkpoint,gradients,refused"
     if importlib.util.find_spec("accelerate") is not None:
         scenarios += ",accelerated,accelerated_without_shard"
+    if importlib.util.find_spec("transformers") is not None:
+        scenarios += ",transformer"
     processes = [start(scenarios, folder, rank, seed) for rank in range(2)]
     runs = Runs(folder, seed)
     for process in processes:
@@ -113,6 +115,20 @@ def test_the_adapter_loads_on_the_plain_model(runs, name):
     tolerance = {"rtol": 1e-5, "atol": 1e-6} if name == "several" else {"rtol": 0.02, "atol": 0.02}
     for output in runs.ranks(f"output-{name}"):
         torch.testing.assert_close(output, y, **tolerance)
+
+
+def test_a_vision_transformer(runs):
+    """Blocks as units, projections that run as one call, recomputed activations, norms that learn."""
+    pytest.importorskip("transformers")
+    single = worker.train_vit(*worker.vit(runs.seed), runs.seed)
+    assert 0 < single["selected"].mean() < 1
+    single.pop("history")  # holds quotients of small sums
+    for name in ("vit", "vit-bf16"):
+        first, second = runs.ranks(name)
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    first, _ = runs.ranks("vit")
+    for key, value in single.items():
+        torch.testing.assert_close(first[key], value, rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_a_checkpoint_resumes_bit_for_bit(runs):

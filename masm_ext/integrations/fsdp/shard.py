@@ -81,7 +81,7 @@ def shard(
     for module in model.modules():
         direct = [p for p in module.parameters(recurse=False) if p.requires_grad]
         if direct and not isinstance(module, MASMLinear):
-            module.register_forward_pre_hook(partial(_to_own_dtype, direct[0]))
+            module.register_forward_pre_hook(partial(_to_own_dtype, direct[0]), with_kwargs=True)
             module.register_forward_hook(_to_dtype_of_input)
     average = GradientAverage(learning, mesh)
     model.__dict__["gradient_average"] = average
@@ -141,16 +141,20 @@ def _blocks(model: nn.Module) -> Iterable[nn.Module]:
     ]
 
 
-def _to_own_dtype(parameter: nn.Parameter, module: nn.Module, args: tuple) -> tuple:
+def _to_own_dtype(parameter: nn.Parameter, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Inputs in the dtype of a parameter that learns: a policy of mixed precision casts the frozen weights only."""
     module.__dict__["dtype_of_input"] = None
     if torch.is_autocast_enabled(parameter.device.type):
-        return args
-    other = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != parameter.dtype]
-    if not other or not {other[0], parameter.dtype} & set(HALF):
-        return args
-    module.__dict__["dtype_of_input"] = other[0]
-    return tuple(a.to(parameter.dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+        return args, kwargs
+    dtypes = [a.dtype for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+    if not dtypes or dtypes[0] == parameter.dtype or not {dtypes[0], parameter.dtype} & set(HALF):
+        return args, kwargs
+    module.__dict__["dtype_of_input"] = dtypes[0]
+
+    def cast(a: Any) -> Any:
+        return a.to(parameter.dtype) if isinstance(a, Tensor) and a.is_floating_point() else a
+
+    return tuple(map(cast, args)), {key: cast(value) for key, value in kwargs.items()}
 
 
 def _to_dtype_of_input(module: nn.Module, args: tuple, output: Any) -> Any:
