@@ -15,6 +15,7 @@ from masm_ext import (
     MaskedAdamW,
     MASMConfig,
     convert,
+    merge,
     orthogonality_loss,
     param_groups,
     save_adapter,
@@ -271,6 +272,8 @@ def refused(folder, rank, size, seed):
     mesh = init_device_mesh("cpu", (size,))
     messages = []
     model = fully_shard(converted(seed), mesh=mesh)
+    sharded = shard(converted(seed), mesh)
+    (folder / "file").touch()
     for call in (
         lambda: LayerMasks(model, CONFIG),
         lambda: MaskedAdamW(model.parameters()),
@@ -279,12 +282,15 @@ def refused(folder, rank, size, seed):
         lambda: save_adapter(model, folder / "none"),
         lambda: shard(Net(seed), mesh),
         lambda: shard(converted(seed), mesh, ignored_params=set()),
+        lambda: shard(converted(seed).to("meta"), mesh),
+        lambda: merge(sharded),
+        lambda: save_adapter(sharded, folder / "file"),
     ):
         try:
             call()
             messages.append("nothing raised")
-        except ValueError as error:
-            messages.append(str(error))
+        except (ValueError, RuntimeError, OSError) as error:
+            messages.append(f"{type(error).__name__}: {error}")
     torch.save(messages, folder / f"messages-{rank}.pt")
 
 

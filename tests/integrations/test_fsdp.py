@@ -137,6 +137,7 @@ def test_a_checkpoint_resumes_bit_for_bit(runs):
     check_equal(runs, "whole", runs.single, **ROUNDING)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_checkpoint_of_two_processes_loads_in_one(runs):
     """Here without a process group and without sharding, on another model that has trained already."""
     model = worker.converted(runs.seed + 1)
@@ -184,11 +185,16 @@ def test_without_shard_the_error_says_what_to_call(runs):
         "masm_ext.integrations.fsdp.shard",
         "no MASMLinear",
         "ignored_params",
+        "is on meta, the mesh on cpu",
+        "divided among processes; save_adapter",
     ]
-    for messages in runs.ranks("messages"):
+    for rank, messages in enumerate(runs.ranks("messages")):
+        *messages, not_written = messages
         assert len(messages) == len(parts)
         for message, part in zip(messages, parts):
-            assert part in message, message
+            assert part in message and message.startswith("ValueError"), message
+        # only process 0 writes, and the others do not wait for ever
+        assert not_written.startswith(["FileExistsError", "RuntimeError: process 0 failed: FileExistsError"][rank])
 
 
 def test_accelerate(runs):
