@@ -14,6 +14,7 @@ from .contract import dtype_name
 from .hashing import tensor_hashes
 from .nn.masm_linear import MASMLinear
 from .selection import is_under, saved_modules, saved_state
+from .sharded import is_sharded
 from .wrappers import modules_of, own_state, unwrap, unwrapped_modules
 
 #: Attributes of a converted model: its config, and the identity of its frozen tensors at conversion.
@@ -25,7 +26,12 @@ BaseEntry = dict[str, Any]
 
 
 def base_tensors(
-    modules: Mapping[str, nn.Module], layers: Collection[str], saved: Collection[str], train_bias: bool
+    modules: Mapping[str, nn.Module],
+    layers: Collection[str],
+    saved: Collection[str],
+    train_bias: bool,
+    *,
+    sharded: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of the base that an adapter is bound to, beside the weights of its ``layers``, by full name.
 
@@ -33,7 +39,7 @@ def base_tensors(
     conversion.
 
     Raises:
-        ValueError: a tensor is on the meta device, or a DTensor, which holds only the part of one rank.
+        ValueError: a tensor is on the meta device, or, unless ``sharded``, a DTensor, which holds the part of one rank.
     """
     travelling = {id(t) for t in saved_state(modules, saved).values()}
     found: dict[str, Tensor] = {}
@@ -46,7 +52,8 @@ def base_tensors(
                 continue
             if id(value) in travelling or (own in module._buffers and not value.is_floating_point()):
                 continue
-            check_whole(key, value)
+            if not (sharded and is_sharded(value)):
+                check_whole(key, value)
             found[key] = value
     return found
 
@@ -55,7 +62,7 @@ def check_whole(name: str, value: Tensor) -> None:
     """Raises ValueError for a tensor on the meta device or a DTensor."""
     if value.is_meta:
         raise ValueError(f"{name} is on the meta device; load the pretrained weights first")
-    if type(value).__name__ == "DTensor" or type(value.data).__name__ == "DTensor":
+    if is_sharded(value):
         raise ValueError(f"{name} is a DTensor, each rank holds a part of it: gather the model first (full_tensor())")
 
 

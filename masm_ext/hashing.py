@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .sharded import is_sharded, whole_tensor
+
 
 def weight_hash(weight: Tensor) -> str:
     """SHA-256 over shape, dtype and bytes of a tensor; of a wrapper subclass, over the tensors that it holds."""
@@ -31,10 +33,14 @@ def directions_hash(directions: Sequence[int]) -> str:
 
 
 def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """:func:`weight_hash` of named tensors. A tensor with several names is hashed once."""
-    distinct = {id(t): t for t in tensors.values()}
+    """:func:`weight_hash` of named tensors. A tensor with several names is hashed once.
+
+    A DTensor is gathered from all processes and hashed as a whole, one after another: all processes must call this.
+    """
+    gathered = {id(t): weight_hash(whole_tensor(t)) for t in tensors.values() if is_sharded(t)}
+    distinct = {id(t): t for t in tensors.values() if id(t) not in gathered}
     # Hashing releases the interpreter lock. Large tensors first: no thread is left with one at the end.
     order = sorted(distinct, key=lambda i: distinct[i].numel() * distinct[i].element_size(), reverse=True)
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-        hashes = dict(zip(order, pool.map(weight_hash, (distinct[i] for i in order))))
+        hashes = gathered | dict(zip(order, pool.map(weight_hash, (distinct[i] for i in order))))
     return {name: hashes[id(t)] for name, t in tensors.items()}

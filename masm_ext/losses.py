@@ -16,7 +16,7 @@ from .config import MASMConfig
 from .contract import accumulate_dtype
 from .nn.masm_linear import MASMLinear, masm_layers
 from .ops import subspace_penalty
-from .quantized_weight import dense_weight, is_quantized
+from .quantized_weight import dense_weight, is_made_dense
 from .registry import PENALTIES
 
 Layers = nn.Module | Sequence[MASMLinear]
@@ -152,11 +152,11 @@ def _penalties(model: Layers) -> tuple[Tensor, Tensor]:
 
 
 def _by_dtype(layers: Sequence[MASMLinear]) -> list[list[MASMLinear]]:
-    """One call of the op computes layers of one dtype and device, of any shapes. A layer with a quantised weight has a
-    call of its own, so that only one dense weight exists at a time."""
+    """One call of the op computes layers of one dtype and device, of any shapes. A layer with a quantised or sharded
+    weight has a call of its own, so that only one dense weight exists at a time."""
     groups: dict[tuple, list[MASMLinear]] = {}
     for layer in layers:
-        alone = id(layer) if is_quantized(layer.principal) else None
+        alone = id(layer) if is_made_dense(layer.principal) else None
         groups.setdefault((layer.u.dtype, layer.u.device, alone), []).append(layer)
     return list(groups.values())
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from .nn.masm_linear import MASMLinear
 from .selection import replace_modules
+from .sharded import is_sharded
 from .wrappers import modules_of
 
 
@@ -45,13 +46,18 @@ def merge(model: nn.Module, *, keep: bool = True) -> int:
         The number of merged layers.
 
     Raises:
-        ValueError: the model has no MASMLinear, or its adapters are those of PEFT.
+        ValueError: the model has no MASMLinear, its adapters are those of PEFT, or it is sharded.
     """
     layers = modules_of(model, MASMLinear)
     if not layers:
         raise ValueError("merge: the model has no MASMLinear" + (" (it is merged already)" if _merged(model) else ""))
     if any(layer.is_adapter for layer in layers.values()):
         raise ValueError("merge: the model has adapters of PEFT; use its merge_and_unload() or merge_adapter()")
+    if any(is_sharded(p) for p in model.parameters()):
+        raise ValueError(
+            "merge: the model is divided among processes; save_adapter(model, folder) in every process, and "
+            "load_adapter(pretrained, folder) on a whole model"
+        )
     replace_modules(model, {m: MergedLinear(m) if keep else m.to_linear() for m in layers.values()})
     return len(layers)
 

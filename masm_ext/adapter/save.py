@@ -25,8 +25,9 @@ from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
 from ..quantized_weight import is_quantized
 from ..selection import saved_modules, saved_state
+from ..sharded import check_not_divided, in_first_process, reshard, whole_tensor
 from ..wrappers import modules_of, unwrap, unwrapped_modules
-from .files import FORMAT, FORMAT_VERSION, AdapterError, some, write_adapter
+from .files import FORMAT, FORMAT_VERSION, JSON_NAME, AdapterError, some, write_adapter
 from .plan import FACTORS, plan_layers
 
 
@@ -46,6 +47,9 @@ def save_adapter(
 
     Before an adapter in ``folder`` is replaced, the new one is read back and checked as :func:`load_adapter` would
     check it, against the base of this model. If anything fails, ``folder`` stays as it was.
+
+    For a model of :func:`masm_ext.integrations.fsdp.shard` every process must call it: frozen weights are gathered one
+    after another for their hashes. Process 0 writes, and the others wait for it.
 
     Args:
         model: a converted model, or a wrapper around it.
@@ -73,9 +77,12 @@ def save_adapter(
     if masks is not None:
         _check_masks(masks, layers)
     config = _config_of(model, layers, config)
+    sharded = reshard(model)
+    check_not_divided((p for x in layers.values() for p in (x.u, x.s, x.v)), "save_adapter")
     modules = dict(unwrapped_modules(model))
     saved = saved_modules(modules, config.modules_to_save)
-    state = saved_state(modules, saved)
+    # A frozen tensor may be divided among processes; one that learns must not be.
+    state = {k: t if t.requires_grad else whole_tensor(t) for k, t in saved_state(modules, saved).items()}
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         for factor in FACTORS:
@@ -92,16 +99,21 @@ def save_adapter(
         "config": config.to_dict(),
         "layers": {name: _layer_entry(name, layer, config) for name, layer in layers.items()},
         "saved_modules": saved,
-        "base": _base_of(model, base_tensors(modules, layers, saved, config.train_bias)),
+        "base": _base_of(model, base_tensors(modules, layers, saved, config.train_bias, sharded=True)),
         "masks": [layer.selected_mask.int().tolist() for layer in layers.values()],
     }
-    try:
-        return write_adapter(Path(folder), record, tensors, lambda *written: _check_loadable(*written, state))
-    except AdapterError as error:
-        raise ValueError(
-            f"save_adapter: this model makes an adapter that cannot be loaded: {error} (if the model is sharded, "
-            "gather it first)"
-        ) from error
+
+    def write() -> None:
+        try:
+            write_adapter(Path(folder), record, tensors, lambda *written: _check_loadable(*written, state))
+        except AdapterError as error:
+            raise ValueError(
+                f"save_adapter: this model makes an adapter that cannot be loaded: {error} (if the model is sharded, "
+                "gather it first)"
+            ) from error
+
+    in_first_process(write) if sharded else write()
+    return Path(folder) / JSON_NAME
 
 
 def _check_loadable(record: dict[str, Any], tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

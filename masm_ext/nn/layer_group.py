@@ -28,6 +28,8 @@ class Member(Protocol):
     offsets: tuple[int, ...]
     layer_group: LayerGroup | None
 
+    def own_bias(self) -> Tensor | None: ...
+
 
 class LayerGroup:
     """MASMLinears of one shape that the forward of one module calls with the same x.
@@ -86,7 +88,7 @@ class LayerGroup:
             [layer.u for layer in layers],
             [layer.s for layer in layers],
             [layer.v for layer in layers],
-            [] if layers[0].bias is None else [layer.bias for layer in layers],
+            [] if layers[0].bias is None else [layer.own_bias() for layer in layers],
             offsets=layers[0].offsets,
             mask=[layer.mask for layer in layers],
         )
@@ -98,6 +100,8 @@ class LayerGroup:
     @torch.no_grad()
     def _lay_out(self, names: Sequence[str]) -> None:
         for name in names:
+            if name in ("principal", "bias") and isinstance(self.layers[0].principal, nn.Parameter):
+                continue  # sharded: FSDP2 owns the memory of frozen parameters
             tensors = [getattr(layer, name) for layer in self.layers]
             if tensors[0] is None or len({(t.dtype, t.device) for t in tensors}) > 1 or not tensors[0].is_cuda:
                 continue

@@ -22,6 +22,7 @@ from ..decomposition import (
 from ..hashing import directions_hash, weight_hash
 from ..ops import fold, quantized_subspace_linear, subspace_linear
 from ..quantized_weight import dense_weight
+from ..sharded import check_not_divided
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
 from .layer_group import LayerGroup, check_group
@@ -284,7 +285,14 @@ class MASMLinear(nn.Module):
             if y is not None:
                 return y
         product = quantized_subspace_linear if self.quantized else subspace_linear
-        return product(x, self.principal, self.u, self.s, self.v, self.bias, offsets=self.offsets, mask=self.mask)
+        bias = self.own_bias()
+        return product(x, self.principal, self.u, self.s, self.v, bias, offsets=self.offsets, mask=self.mask)
+
+    def own_bias(self) -> Tensor | None:
+        """The bias in the dtype of ``principal``. They differ only under a mixed-precision policy of FSDP2, where a
+        bias that learns stays float32."""
+        bias = self.bias
+        return bias if bias is None or bias.dtype == self.principal.dtype else bias.to(self.principal.dtype)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
@@ -345,8 +353,11 @@ def squared_norm(weight: Tensor) -> Tensor:
 def masm_layers(model: nn.Module | Sequence[MASMLinear]) -> dict[str, MASMLinear]:
     """The active MASMLinears of a model by module name, in module order; names are those inside wrappers such as DDP.
 
-    Given a sequence, its layers by their index.
+    Given a sequence, its layers by their index. Raises ValueError if their factors are divided among processes.
     """
-    if not isinstance(model, nn.Module):
-        return {str(i): layer for i, layer in enumerate(model)}
-    return {name: layer for name, layer in modules_of(model, MASMLinear).items() if layer.is_active}
+    if isinstance(model, nn.Module):
+        layers = {name: layer for name, layer in modules_of(model, MASMLinear).items() if layer.is_active}
+    else:
+        layers = {str(i): layer for i, layer in enumerate(model)}
+    check_not_divided((p for x in layers.values() for p in (x.u, x.s, x.v)), "MASMLinear")
+    return layers

@@ -15,6 +15,7 @@ from ..losses import penalty_gradients, term_gradients
 from ..masks import LayerMasks
 from ..ops import masked_adamw_
 from ..registry import PENALTIES
+from ..sharded import check_not_divided
 from .blocks import Blocks, layers_of
 from .hyper_table import HyperTable
 from .step_plan import StepPlan
@@ -95,6 +96,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         values = (lr, betas, eps, weight_decay, orthogonality, spectral_consistency)
         super().__init__(params, dict(zip(SETTINGS, values, strict=True)))
         every = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        check_not_divided(every, "MaskedAdamW")
         layers = layers_of(every, {id(layer) for layer in masks.layers.values()} if masks is not None else set())
         if masks is None and layers:  # the masks of the layers stay as they are
             masks = LayerMasks(layers, MASMConfig(num_subspaces=layers[0].num_subspaces, mask_policy="none"))
@@ -278,6 +280,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         """The last plan if it still fits: hundreds of small parameters make Python time step time."""
         plan = self._last_plan
         if plan is None or not plan.fits(params, self.state, self.param_groups):
+            check_not_divided(params, "MaskedAdamW.step")  # accelerate replaces parameters after the constructor
             for p in params:
                 self._init_state(p)
             plan = self._last_plan = StepPlan(params, self.state, self.param_groups, self._blocks)

@@ -16,7 +16,7 @@ from .errors import require_setting as _require
 from .method_config import MasmOptions as MasmOptions
 from .method_config import MethodConfig
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class RuntimeConfig:
 
     Attributes:
         device: cpu, cuda, one of several GPUs (cuda:0, cuda:1, ...), or auto: cuda if torch sees a GPU, else cpu
-        precision: bf16 (autocast), fp32, or auto: bf16 if the device is fast at it, else fp32
+        precision: bf16 (autocast), fp16 (autocast; training scales the loss), fp32, or auto: bf16 if the device is fast
+            at it, else fp32
         threads: threads of torch on the CPU; null: torch's own setting
         workers: processes that read the images; 0: the process that trains; null: 0 on the CPU, on CUDA one less than
             the usable cores, at most 16; no result depends on it

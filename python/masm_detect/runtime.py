@@ -77,7 +77,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> str:
-    """The precision "bf16" or "fp32"; "auto" is bf16 where the device is fast at it.
+    """The precision "bf16", "fp16" or "fp32"; "auto" is bf16 where the device is fast at it, else fp32.
 
     That is a GPU from CUDA sm_80 on, and a CPU with AMX, or with AVX512-BF16 if it is not Intel's: of an Intel CPU that
     has AVX512-BF16 but no AMX, torch's bf16 product was half as fast as its fp32 product (78 against 150 GFLOP/s in
@@ -104,5 +104,6 @@ def choose_attention(backbone: Backbone, device: torch.device) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Context of a forward pass in `precision` ("bf16" or "fp32")."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Context of a forward pass in `precision` ("bf16", "fp16" or "fp32")."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -25,6 +25,7 @@ ORDER = {
             "wrappers",
             "recompute",
             "quantized_weight",
+            "sharded",
         ],
         ["ops", "kernels"],  # ops/dispatch.py imports kernels when they are called
         ["config", "selection", "spectra"],

@@ -47,7 +47,7 @@ def calibrate(
     outside_rate: float = 0.05,
     as_is: bool = False,
     device: str = "auto",
-    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     workers: int | None = None,
     batch_size: int = 32,
     progress: bool = True,
@@ -65,7 +65,7 @@ def calibrate(
         outside_rate: share of videos like these that may be called unlike the validation data.
         as_is: do not compare how the images were cut with how the training images were (crops.json).
         device: cpu, cuda, or auto.
-        precision: bf16, fp32, or auto: bf16 if the device is fast at it.
+        precision: bf16, fp16, fp32, or auto: bf16 if the device is fast at it.
         workers: processes that read the images, as runtime.workers of `masm train`.
         batch_size: images in a batch.
         progress: show a progress bar.

@@ -52,7 +52,7 @@ class ScoreOptions:
         frames_per_video: most frames of a video, evenly spread
         tiles: most tiles of a picture, if the run was trained on tiles
         batch_size: images in a batch
-        precision: bf16, fp32 or auto (bf16 if the device is fast at it)
+        precision: bf16, fp16, fp32 or auto (bf16 if the device is fast at it)
         workers: processes that read and cut files; None: 0 on the CPU, on CUDA one less than the usable cores
     """
 
@@ -67,8 +67,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.faces not in ("all", "largest", None):
             raise PredictError(f"faces is {self.faces!r}; it must be all or largest")
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise PredictError(f"precision is {self.precision!r}; it must be auto, bf16 or fp32")
+        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
+            raise PredictError(f"precision is {self.precision!r}; it must be auto, bf16, fp16 or fp32")
         if self.workers is not None and self.workers < 0:
             raise PredictError(f"workers is {self.workers}; it must be 0 or more")
         for name in ("frames_per_video", "tiles", "batch_size"):
@@ -227,7 +227,7 @@ class TrainedDetector:
         Args:
             images: n crops, RGB uint8 [H, W, 3].
             batch_size: images in a batch.
-            precision: bf16, fp32 or auto.
+            precision: bf16, fp16, fp32 or auto.
 
         Returns:
             Logits [n] and features [n, feature_dim], float32.

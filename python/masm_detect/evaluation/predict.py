@@ -37,7 +37,7 @@ def predict(
         detector: the model; it is set to eval mode and stays on its device.
         dataset: the samples, with the transform of the detector's backbone (`data.frames.frame_dataset`).
         batch_size: images in a batch.
-        precision: "bf16" (autocast) or "fp32".
+        precision: "bf16" or "fp16" (autocast), or "fp32".
         workers: processes that read the images, as in `data.loading.Batches`.
         progress: label of a progress bar; None: no bar.
         ranks: the processes that divide the batches; each returns all logits, those of one process bit for bit.

@@ -70,7 +70,7 @@ class Network:
 
     Attributes:
         trained: the run
-        precision: bf16 or fp32
+        precision: bf16, fp16 or fp32
         batch_size: images in a batch
     """
 

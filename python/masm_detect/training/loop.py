@@ -30,6 +30,7 @@ from .batches import epoch_batches, forgery_of
 from .gpu_usage import GpuUsage, mean_busy
 from .history import epoch_entry, mask_history, write_history
 from .interrupt import CtrlC
+from .scaling import LossScale
 from .schedule import group_rates, one_cycle
 from .state import Chosen, Position, load_state, run_conditions, save_state
 from .step import class_weights, train_step
@@ -151,6 +152,7 @@ class _Run:
         self.optim, self.runtime, self.folder = optim, runtime, folder
         self.device = next(detector.parameters()).device
         self.precision = resolve_precision(runtime.precision, self.device)
+        self.loss_scale = LossScale(self.precision, self.device)
         choose_attention(detector.backbone, self.device)
         first = self.batches(0)  # every epoch has as many
         labels = train_set.samples.labels[[index for batch in first for index in batch]].tolist()
@@ -176,7 +178,7 @@ class _Run:
 
     def restore(self) -> None:
         """Continue from the last checkpoint."""
-        state = load_state(self.folder, self.detector, self.method, self.conditions)
+        state = load_state(self.folder, self.detector, self.method, self.conditions, self.loss_scale)
         self.position, self.chosen, self.history = state
         self.write_history()
 
@@ -184,7 +186,7 @@ class _Run:
         """Write a checkpoint, in the first process."""
         state = self.position, self.chosen, self.history
         if self.ranks.is_first:
-            save_state(self.folder, self.detector, self.method, self.conditions, *state)
+            save_state(self.folder, self.detector, self.method, self.conditions, *state, self.loss_scale)
 
     def train_epoch(self, bar: Progress, ctrl_c: CtrlC) -> float:
         """The rest of the current epoch; returns the rate of its last step, as a fraction of the peak."""
@@ -214,6 +216,7 @@ class _Run:
                 forgery=self.forgeries.get(forgery_of(self.train_set.samples, indices)),
                 ranks=self.ranks,
                 scale=self.ranks.loss_scale(indices),
+                loss_scale=self.loss_scale,
             )
             self.add(self.losses.put(position.step, len(indices), task, penalty))
             position.batch += 1
@@ -306,7 +309,7 @@ class _Run:
             images_per_second=sum(entry["images"] for entry in history) / seconds if seconds else 0.0,
             seconds=seconds,
             waited=waited,
-            skipped_steps=int(getattr(self.method.optimizer, "skipped_steps", 0)),
+            skipped_steps=int(getattr(self.method.optimizer, "skipped_steps", self.loss_scale.skipped)),
             peak_memory_bytes=max((entry.get("peak_memory_bytes", 0) for entry in history), default=0) or None,
             gpu_busy=mean_busy(history),
             mask_history=mask_history(self.method),

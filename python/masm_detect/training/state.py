@@ -22,6 +22,7 @@ from masm_detect.methods.trainable import frozen_sha256, load_trainable_state, t
 from masm_detect.models.detector import Detector
 
 from . import checkpoint
+from .scaling import LossScale
 from .step_losses import StepLoss
 
 
@@ -94,6 +95,7 @@ def save_state(
     position: Position,
     chosen: Chosen,
     history: list[dict[str, Any]],
+    loss_scale: LossScale,
 ) -> None:
     """Write the checkpoint in place of the previous one.
 
@@ -112,6 +114,7 @@ def save_state(
             "position": asdict(position),
             "weights": weights,
             "optimizer": method.optimizer.state_dict(),
+            "loss_scale": loss_scale.state_dict(),
             "chosen": asdict(chosen),
             "history": history,
             "rng": torch.get_rng_state(),
@@ -121,9 +124,13 @@ def save_state(
 
 
 def load_state(
-    folder: Path | None, detector: Detector, method: Method, conditions: dict[str, Any]
+    folder: Path | None,
+    detector: Detector,
+    method: Method,
+    conditions: dict[str, Any],
+    loss_scale: LossScale,
 ) -> tuple[Position, Chosen, list[dict[str, Any]]]:
-    """Restore weights, optimizer and random generators from the checkpoint in `folder`.
+    """Restore weights, optimizer, scale of the loss and random generators from the checkpoint in `folder`.
 
     Raises:
         CheckpointError: damaged, of another method, or a condition of the run has changed.
@@ -140,6 +147,8 @@ def load_state(
             raise CheckpointError(f"{folder} cannot be resumed: {reason}")
     load_trainable_state(detector, state["weights"])
     method.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    if "loss_scale" in state:  # not in checkpoints of bf16 and fp32 from before fp16 existed
+        loss_scale.load_state_dict(state["loss_scale"])
     masks = getattr(method.optimizer, "masks", None)
     if masks is not None:
         masks.accept_layers()  # weights and optimizer come from one checkpoint

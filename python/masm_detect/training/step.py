@@ -13,8 +13,10 @@ from masm_detect.distributed import Processes
 from masm_detect.methods.method import Method
 
 from .metric_losses import alignment_loss, uniformity_loss
+from .scaling import LossScale
 
 ONE = Processes()
+UNSCALED = LossScale()
 
 
 def train_step(
@@ -29,6 +31,7 @@ def train_step(
     forgery: int | None = None,
     ranks: Processes = ONE,
     scale: float = 1.0,
+    loss_scale: LossScale = UNSCALED,
 ) -> tuple[Tensor, Tensor]:
     """One update of the trainable weights.
 
@@ -41,6 +44,7 @@ def train_step(
         forgery: number of the forgery of this batch, for masks that compare the gradients of forgeries.
         ranks: the processes that divide the batch.
         scale: factor of the task loss, `ranks.loss_scale` of the batch.
+        loss_scale: factor of the whole loss in fp16, which the update removes.
 
     Returns:
         (task loss, penalty and losses on features), scalars on the device, of the whole batch. The host does not wait
@@ -56,13 +60,14 @@ def train_step(
         with nullcontext() if last else ranks.without_averaging(model):
             loss, on_features = _losses(model, own_images, own_labels, weights, optim, autocast_context, ranks)
             loss = loss * (scale * len(own_labels) / len(labels)) if len(parts) > 1 or scale != 1 else loss
-            (loss if on_features is None else loss + on_features).backward()
+            loss_scale.scaled(loss if on_features is None else loss + on_features).backward()
         task = loss.detach() if task is None else task + loss.detach()
     if optim.grad_clip is not None:
+        loss_scale.unscale(method.optimizer)
         # Masked blocks have no gradient, so they do not add to the norm.
         trained = [p for group in method.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, optim.grad_clip)
-    method.optimizer.step()
+    loss_scale.step(method.optimizer)
     method.optimizer.zero_grad(set_to_none=True)
     penalty = method.penalty() if method.penalty is not None else torch.zeros((), device=task.device)
     return ranks.mean(task), penalty if on_features is None else penalty + on_features.detach()
