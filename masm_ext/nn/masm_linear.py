@@ -289,10 +289,10 @@ class MASMLinear(nn.Module):
         return product(x, self.principal, self.u, self.s, self.v, bias, offsets=self.offsets, mask=self.mask)
 
     def own_bias(self) -> Tensor | None:
-        """The bias in the dtype of ``principal``. They differ only under a mixed-precision policy of FSDP2, where a
-        bias that learns stays float32."""
-        bias = self.bias
-        return bias if bias is None or bias.dtype == self.principal.dtype else bias.to(self.principal.dtype)
+        """The bias, in the dtype of a ``principal`` that FSDP2 gathers in half precision: a bias that learns stays
+        float32 under its mixed-precision policy."""
+        bias, sharded = self.bias, self._parameters.get("principal")
+        return bias if bias is None or sharded is None else bias.to(sharded.dtype)
 
     @torch.no_grad()
     def folded_weight(self) -> Tensor:
