@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,10 @@ def quantize(
         if isinstance(module, MASMLinear) or (type(module) is nn.Linear and not module.weight.requires_grad)
         if id(module.weight) not in shared and (include is None or include(name, module))
     }
+    if any(layer.is_adapter for layer in layers.values() if isinstance(layer, MASMLinear)):
+        raise ValueError(
+            "quantize: the model has MASM adapters of PEFT, and PEFT owns its weights: convert() it instead"
+        )
     if modules_of(model, QuantizedLinear) or any(is_quantized(layer.weight) for layer in layers.values()):
         raise ValueError("quantize: the model has quantised weights already")
     if not layers:
@@ -123,6 +128,7 @@ def quantize(
     for name, layer in layers.items():
         if layer.weight.is_meta or not layer.weight.isfinite().all():
             raise ValueError(f"quantize: {name}.weight is on the meta device or not finite")
+    _tensor_types()  # before anything changes
     MASMLinear.ungroup([layer for layer in layers.values() if isinstance(layer, MASMLinear)])
     rows, replaced = [], {}
     for name, layer in layers.items():
@@ -143,11 +149,16 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     return {key for key, number in owners.items() if number > 1}
 
 
-def _rounded(weight: Tensor, format: str) -> Tensor:
+def _tensor_types() -> tuple[Any, Any, Any]:
     try:
         from torchao.quantization import Float8Tensor, Int8Tensor, PerRow
     except ImportError as error:
         raise ImportError("quantize needs torchao: pip install 'masm_ext[quantize]'") from error
+    return Int8Tensor, Float8Tensor, PerRow
+
+
+def _rounded(weight: Tensor, format: str) -> Tensor:
+    Int8Tensor, Float8Tensor, PerRow = _tensor_types()
     weight = weight.float() if weight.dtype == torch.float64 else weight  # torchao knows up to float32
     if format == "int8":
         return Int8Tensor.from_hp(weight, PerRow())

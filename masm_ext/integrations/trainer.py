@@ -207,7 +207,12 @@ class MASMCallback(TrainerCallback):
             control: of the Trainer.
             kwargs: not read.
         """
-        self._write(Path(args.output_dir) / f"checkpoint-{state.global_step}", state)
+        name = f"checkpoint-{state.global_step}"
+        # a trial of a hyperparameter search has a folder of its own in output_dir
+        output = Path(args.output_dir)
+        written = [folder for folder in (output / name, *output.glob(f"*/{name}")) if folder.is_dir()]
+        if written:
+            self._write(max(written, key=lambda folder: folder.stat().st_mtime), state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

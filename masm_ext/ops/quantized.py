@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autocast import cast_for_autocast
+from ..autocast import autocast_dtype, cast_for_autocast
 from ..quantized_weight import dense_weight
 from .derivative import below_autograd
 from .subspace_linear import backward, setup_context, subspace_linear
@@ -56,8 +56,10 @@ def quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
     Under autocast, x and bias are cast to its dtype. ``bias`` may be trained.
     """
-    x, _, _, _, _, bias_list = cast_for_autocast(x, [], [x], [x], [x], [] if bias is None else [bias])
-    return _Linear.apply(x, weight, bias_list[0] if bias_list else None)
+    dtype = autocast_dtype(x)
+    if dtype is not None and x.dtype != torch.float64:
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    return _Linear.apply(x, weight, bias)
 
 
 class _SubspaceLinear(torch.autograd.Function):
@@ -86,4 +88,4 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):
         (weight,) = ctx.saved_tensors
         dx = dy @ dense_weight(weight, dy.dtype) if ctx.needs_input_grad[0] else None
-        return dx, None, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return dx, None, dy.reshape(-1, dy.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None

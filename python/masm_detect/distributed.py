@@ -24,7 +24,7 @@ from .launch import is_launched, is_restarted
 
 Item = TypeVar("Item")
 
-#: How long processes wait for each other: the first one alone reads every file once before training.
+#: How long `wait` waits: the first process alone reads every file once before training.
 _PATIENCE = timedelta(hours=12)
 
 
@@ -53,8 +53,9 @@ class Processes:
         """The items of this process: every `size`-th one, or all of them if there are fewer items than processes."""
         return items if len(items) < self.size else items[self.rank :: self.size]
 
-    def loss_scale(self, items: Sequence[Any]) -> float:
-        """Factor of the mean loss over `share(items)`, so that the mean over the processes is that over all items."""
+    def loss_scale(self, own: int, whole: int) -> float:
+        """Factor of the mean loss over the `own` items of this process: the mean over the processes is then that over all
+        of the `whole` batch."""
         return 1.0
 
     def parallel(self, model: nn.Module) -> nn.Module:
@@ -77,8 +78,14 @@ class Processes:
         """The items of all processes, in the order of their numbers."""
         return items
 
-    def features(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and labels [B] of the batches of all processes; gradients flow to each process's own."""
+    def features(self, features: Tensor, labels: Tensor, whole: int) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and labels [B] of the shares of all processes; gradients flow to each process's own.
+
+        Args:
+            features: [b, D] of the share of this process.
+            labels: [b].
+            whole: B, the size of the whole batch.
+        """
         return features, labels
 
     def wait(self) -> None:
@@ -87,14 +94,15 @@ class Processes:
 
 class _Several(Processes):
     def __init__(self, device: torch.device) -> None:
-        from accelerate import Accelerator, InitProcessGroupKwargs
+        from accelerate import Accelerator
         from accelerate.utils import DistributedType
 
         if is_restarted() and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # on one machine; the machines of a cluster may count their restarts differently
             _connect_again(device)
-        patient = InitProcessGroupKwargs(timeout=_PATIENCE)
-        self._accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patient])
+        threads = torch.get_num_threads()
+        self._accelerator = Accelerator(cpu=device.type == "cpu")
+        torch.set_num_threads(threads)  # accelerate sets its own number where OMP_NUM_THREADS is not set
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             raise ConfigError(
@@ -103,17 +111,20 @@ class _Several(Processes):
             )
         self._device = device
         self.rank, self.size = self._accelerator.process_index, self._accelerator.num_processes
-        # Flags of the host go through the CPU, so that no process waits for its GPU.
+        # Flags of the host go through the CPU, so that no process waits for its GPU. This group is patient; the other
+        # one, which averages gradients, has torch's own timeout, so that the death of a machine is noticed.
         self._host_group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
-    def loss_scale(self, items: Sequence[Any]) -> float:
-        return 1.0 if len(items) < self.size else len(self.share(items)) * self.size / len(items)
+    def loss_scale(self, own: int, whole: int) -> float:
+        return 1.0 if whole < self.size else own * self.size / whole
 
     def parallel(self, model: nn.Module) -> nn.Module:
         # Frozen weights are buffers: sent once, in case that machines decompose them differently in the last bits, and
         # not in each forward pass. accelerate cannot ask for that.
         for buffer in _dense_buffers(model):
-            torch.distributed.broadcast(buffer, 0)
+            # gloo does not know float8
+            plain = buffer.view(torch.uint8) if buffer.is_floating_point() and buffer.element_size() == 1 else buffer
+            torch.distributed.broadcast(plain, 0)
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         devices = [self._device] if self._device.type == "cuda" else None
@@ -137,11 +148,13 @@ class _Several(Processes):
         torch.distributed.all_gather_object(found, items, group=self._host_group)
         return [item for part in found for item in part]
 
-    def features(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, features: Tensor, labels: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         from torch.distributed.nn.functional import all_gather
 
-        # Batches may differ by one image, and all_gather takes equal shapes.
-        longest = max(self.gather([len(labels)]))
+        if whole < self.size:  # every process has the whole batch
+            return features, labels
+        # Shares may differ by one image, and all_gather takes equal shapes.
+        longest = -(-whole // self.size)
         padded = nn.functional.pad(features, (0, 0, 0, longest - len(features)))
         marked = nn.functional.pad(labels, (0, longest - len(labels)), value=-1)
         everywhere = [torch.empty_like(marked) for _ in range(self.size)]
@@ -172,10 +185,10 @@ def _connect_again(device: torch.device) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = distributed.TCPStore(host, port, size, is_master=rank == 0 and not served, timeout=_PATIENCE)
+    store = distributed.TCPStore(host, port, size, is_master=rank == 0 and not served)
     attempt = distributed.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "gloo" if device.type == "cpu" else "cuda:nccl,cpu:gloo"
-    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=_PATIENCE)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
 
 
 @contextmanager

@@ -20,6 +20,11 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def local_size() -> int:
+    """Number of processes of the launcher on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))

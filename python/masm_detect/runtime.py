@@ -59,6 +59,10 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and is_launched():  # each process of a launcher has a GPU of its own
         name = f"cuda:{local_rank()}"
+    elif is_launched() and name.startswith("cuda:"):
+        raise ConfigError(
+            f"runtime.device is {name!r}, but each process of a launcher has its own GPU: give cuda or auto"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:

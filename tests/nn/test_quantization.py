@@ -89,6 +89,9 @@ def test_a_frozen_linear_layer(format, bias):
     leaves = [x, linear.bias] if bias else [x]
     for found, wanted in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy)):
         torch.testing.assert_close(found, wanted)
+    one = torch.randn(13, requires_grad=True)
+    QuantizedLinear(linear, weight)(one).sum().backward()
+    torch.testing.assert_close(one.grad, weight.dequantize().sum(0))
 
 
 def test_gradcheck():

@@ -173,7 +173,7 @@ def _settings(detector: TrainedDetector, options: ScoreOptions) -> dict[str, Any
         "adapter": folder_sha256(detector.run / "adapter"),
         "recipe": None if detector.recipe is None or options.as_is else asdict(detector.recipe),
         "calibration": _calibration_hash(detector.run),
-        "device": str(detector.device),
+        "device": detector.device.type,  # processes of a launcher have one GPU each
         **{name: value for name, value in asdict(options).items() if name not in _SPEED},
         "faces": faces_of(None if options.as_is else detector.recipe, options),
         "precision": resolve_precision(options.precision, detector.device),

@@ -9,8 +9,6 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
-from masm_detect.launch import is_restarted
-
 from .arguments import add_config_file, add_flag, options_of
 
 HELP = "train a detector; writes a run folder"
@@ -41,8 +39,6 @@ def complete(arguments: list[str]) -> list[str]:
     so that `--out` and `--resume` suffice; any other setting must equal that of the run.
     """
     arguments = _with_recipe(arguments)
-    if is_restarted():  # by torchrun --max-restarts: the same command again
-        arguments = [*arguments, "--resume"]
     if not any(word.partition("=")[0] == "--resume" and word != "--resume=false" for word in arguments):
         return arguments
     places = [i for i, word in enumerate(arguments) if word.partition("=")[0] == "--out"]
@@ -51,8 +47,6 @@ def complete(arguments: list[str]) -> list[str]:
     _, equals, out = arguments[places[-1]].partition("=")
     out = out if equals else (arguments[places[-1] + 1 : places[-1] + 2] or [""])[0]
     config = os.path.join(out, "config.yaml")
-    if is_restarted() and not os.path.isfile(config):
-        return arguments[:-1]  # it failed before the run began
     return ["--config", config, *arguments] if os.path.isfile(config) else arguments
 
 

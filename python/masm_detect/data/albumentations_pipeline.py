@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,8 @@ def apply_pipeline(transforms: Sequence[dict[str, Any]], rgb: np.ndarray, seed: 
         PipelineError: the result is no uint8 image of three channels, for example after Normalize.
     """
     pipeline = build_pipeline(transforms)
-    pipeline.set_random_seed(seed)
+    # not set_random_seed: it gives every transform a generator with the same seed, so that all act together or none
+    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
     out = pipeline(image=rgb)["image"]
     if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
         found = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__

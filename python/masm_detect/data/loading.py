@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from masm_detect.data.frames import FrameDataset
 from masm_detect.errors import UserError
+from masm_detect.launch import local_size
 
 #: Largest default number of worker processes; more of them mostly cost memory.
 MOST_WORKERS = 16
@@ -23,13 +24,15 @@ MOST_WORKERS = 16
 def worker_count(workers: int | None, device: torch.device) -> int:
     """`workers`, or its default if None.
 
-    The default is 0 on the CPU, whose cores train, and on CUDA the usable cores less one, at most `MOST_WORKERS`.
+    The default is 0 on the CPU, whose cores train, and on CUDA the usable cores less one, at most `MOST_WORKERS`. The
+    processes of a launcher share the cores of their machine.
     """
     if workers is not None:
         return workers
     if device.type != "cuda":
         return 0
-    return min(MOST_WORKERS, joblib.cpu_count() - 1)  # respects affinity and the limits of containers
+    cores = joblib.cpu_count() // local_size()  # respects affinity and the limits of containers
+    return min(MOST_WORKERS, max(0, cores - 1))
 
 
 class WorkerDied(UserError, RuntimeError):
@@ -141,8 +144,9 @@ def _without_frames(error: UserError) -> UserError:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training process handles Ctrl-C and ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which it may end them; not its own handler
+    # The training process handles Ctrl-C and SIGTERM, which launchers send to all its processes, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # OpenCV's own threads would compete with the workers, and its pool does not survive a fork. 0, not 1: 1 waits for
     # the end of threads that the fork did not copy.
     cv2.setNumThreads(0)

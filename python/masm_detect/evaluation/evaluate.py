@@ -177,7 +177,11 @@ def _score_runs(
             check_same_crops(read_recipe(folder), paths, Path(folder).name)
         run, detector = load_run(folder, device)
         if not contents:
+            if not ranks.is_first:
+                ranks.wait()  # then the cache holds what the first process has read
             contents = read_contents(samples, config.runtime.progress and ranks.is_first)
+            if ranks.is_first:
+                ranks.wait()
             for source in sources:
                 check_contents(samples[source], contents[source])
         logits = predict(

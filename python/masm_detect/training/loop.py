@@ -215,7 +215,7 @@ class _Run:
                 autocast_context=autocast(self.precision, self.device),
                 forgery=self.forgeries.get(forgery_of(self.train_set.samples, indices)),
                 ranks=self.ranks,
-                scale=self.ranks.loss_scale(indices),
+                whole=len(indices),
                 loss_scale=self.loss_scale,
             )
             self.add(self.losses.put(position.step, len(indices), task, penalty))
@@ -230,6 +230,7 @@ class _Run:
                 clock.read()
                 self.save()
                 if stop:
+                    self.ranks.wait()  # until the first process has written it: the end of one may end all
                     ctrl_c.pressed = True
                     ctrl_c.raise_if_pressed(position.step)
             # After the checkpoint: drawing fails if the same Ctrl-C has closed the terminal or pipe.

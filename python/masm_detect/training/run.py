@@ -28,6 +28,7 @@ from masm_detect.data.seen import write_groups
 from masm_detect.data.sources import read_splits
 from masm_detect.distributed import Processes, processes
 from masm_detect.evaluation.metrics import evaluate_scores
+from masm_detect.launch import is_restarted
 from masm_detect.methods.adapters import base_sha256, save_method
 from masm_detect.methods.build import build_method, resolve
 from masm_detect.methods.method import Method
@@ -76,6 +77,8 @@ def train(config: TrainConfig) -> RunResult:
     config = replace(config, method=resolve(config.method))
     check_trackers(config.runtime.trackers)
     with process_settings(config.runtime) as device, processes(device) as ranks:
+        if is_restarted() and (folder / "config.yaml").is_file():  # by the launcher, with the same command
+            config = replace(config, resume=True)
         started = _check_folder(folder, config)
         ranks.wait()  # before the first process writes into it
         if not ranks.is_first:
@@ -114,6 +117,7 @@ def _train(config: TrainConfig, folder: Path, started: bool, device: torch.devic
             write_recipe(folder, recipe)
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", provenance(str(device)))
+    ranks.wait()  # the first process has read every file
     trackers = Trackers(runtime.trackers, runtime.track_every, folder, to_dict(config)) if first else Trackers()
     result = fit(
         detector,

@@ -30,7 +30,7 @@ def train_step(
     autocast_context: AbstractContextManager,
     forgery: int | None = None,
     ranks: Processes = ONE,
-    scale: float = 1.0,
+    whole: int | None = None,
     loss_scale: LossScale = UNSCALED,
 ) -> tuple[Tensor, Tensor]:
     """One update of the trainable weights.
@@ -43,7 +43,7 @@ def train_step(
         autocast_context: precision of the forward pass.
         forgery: number of the forgery of this batch, for masks that compare the gradients of forgeries.
         ranks: the processes that divide the batch.
-        scale: factor of the task loss, `ranks.loss_scale` of the batch.
+        whole: size of the whole batch; None: B.
         loss_scale: factor of the whole loss in fp16, which the update removes.
 
     Returns:
@@ -52,13 +52,15 @@ def train_step(
     """
     if method.masks is not None and forgery is not None:
         method.masks.domain = forgery
+    whole = len(labels) if whole is None else whole
+    scale = ranks.loss_scale(len(labels), whole)
     size = optim.micro_batch or max(1, len(labels))
     parts = list(zip(images.split(size), labels.split(size)))
     task = on_features = None
     for number, (own_images, own_labels) in enumerate(parts):
         last = number == len(parts) - 1
         with nullcontext() if last else ranks.without_averaging(model):
-            loss, on_features = _losses(model, own_images, own_labels, weights, optim, autocast_context, ranks)
+            loss, on_features = _losses(model, own_images, own_labels, weights, optim, autocast_context, ranks, whole)
             loss = loss * (scale * len(own_labels) / len(labels)) if len(parts) > 1 or scale != 1 else loss
             loss_scale.scaled(loss if on_features is None else loss + on_features).backward()
         task = loss.detach() if task is None else task + loss.detach()
@@ -81,6 +83,7 @@ def _losses(
     optim: OptimConfig,
     autocast_context: AbstractContextManager,
     ranks: Processes,
+    whole: int,
 ) -> tuple[Tensor, Tensor | None]:
     """The task loss, and the weighted losses on features, None without any."""
     if not (optim.alignment or optim.uniformity):
@@ -89,7 +92,7 @@ def _losses(
         return task_loss(logits, labels, weights), None
     with autocast_context:
         logits, features = model(images, return_features=True)  # [B], [B, feature_dim]
-    features, everywhere = ranks.features(features, labels)
+    features, everywhere = ranks.features(features, labels, whole)
     loss = optim.alignment * alignment_loss(features, everywhere) + optim.uniformity * uniformity_loss(features)
     return task_loss(logits, labels, weights), loss
 

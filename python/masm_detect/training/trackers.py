@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from masm_detect.errors import ConfigError
-from masm_detect.results import read_json, write_json
+from masm_detect.results import ResultError, read_json, write_json
 
 from .step_losses import StepLoss
 
@@ -100,7 +100,12 @@ def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    """The last part of an absolute path (of a path after `hf:`, too); any other value as it is."""
+    """The last part of an absolute path (of a path after `hf:`, too), also inside lists and mappings; any other value as
+    it is."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(item) for item in value]
     kind, path = (
         re.fullmatch(r"(hf:|open_clip:)?(.*)", value, re.DOTALL).groups("") if isinstance(value, str) else ("", "")
     )
@@ -139,7 +144,13 @@ class Trackers:
         if not self._names:
             yield
             return
-        resumed, identity = self._identity()
+        try:
+            resumed, identity = self._identity()
+        except (ResultError, KeyError, TypeError) as error:
+            resumed, identity = False, uuid.uuid4().hex[:8]
+            warnings.warn(
+                f"{self._folder / RECORD} cannot be read ({error}); the trackers start a new run", stacklevel=2
+            )
         with _accelerate_state():
             classes, _ = _tracker_classes()
             for name in self._names:

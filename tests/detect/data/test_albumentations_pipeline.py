@@ -26,6 +26,14 @@ def test_the_same_seed_gives_the_same_image(seed):
     assert len({apply_pipeline(PIPELINE, rgb, seed + i).tobytes() for i in range(4)}) == 4
 
 
+def test_transforms_are_drawn_independently(seed):
+    rgb = image(seed)
+    flips = [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, {"InvertImg": {"p": 0.5}}]
+    found = [apply_pipeline(flips, rgb, seed + i).tobytes() for i in range(200)]
+    counts = [found.count(one) for one in set(found)]
+    assert len(counts) == 8 and max(counts) < 60  # 25 expected of each combination
+
+
 def test_names_and_arguments_reach_the_library(seed):
     import albumentations
 
