@@ -54,8 +54,7 @@ class Processes:
         return items if len(items) < self.size else items[self.rank :: self.size]
 
     def loss_scale(self, own: int, whole: int) -> float:
-        """Factor of the mean loss over the `own` items of this process: the mean over the processes is then that over all
-        of the `whole` batch."""
+        """Factor of the mean loss over the `own` items of this process, for the mean over the `whole` batch."""
         return 1.0
 
     def parallel(self, model: nn.Module) -> nn.Module:

@@ -100,8 +100,7 @@ def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _without_folders(value: Any) -> Any:
-    """The last part of an absolute path (of a path after `hf:`, too), also inside lists and mappings; any other value as
-    it is."""
+    """The last part of an absolute path (of a path after `hf:`, too), also inside lists and mappings."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -23,14 +23,15 @@ from masm_detect.training.run import train
 pytest.importorskip("accelerate", reason="several processes need accelerate")
 
 
-def configured(folder: Path, method: str = "masm", **optim) -> Path:
+def configured(folder: Path, method: str = "masm", quantize: str | None = None, workers: int = 0, **optim) -> Path:
     """The config file of a run in folder/run, of batches of five: two processes get three and two images."""
     data = tiny.write_data(folder / "data")
     tiny.detector().backbone.model.save_pretrained(folder / "backbone")
     config = tiny.run_config(data, folder / "backbone", folder / "run", method)
     options = {"batch_size": 5, "epochs": 2, **optim}
     config = replace(config, optim=replace(config.optim, **options))
-    config = replace(config, runtime=replace(config.runtime, threads=1, eval_batch_size=2))
+    runtime = replace(config.runtime, threads=1, eval_batch_size=2, workers=workers)
+    config = replace(config, runtime=runtime, method=replace(config.method, quantize=quantize))
     save_config(config, folder / "config.yaml")
     return folder / "config.yaml"
 
@@ -58,12 +59,16 @@ def same_as(first: Path, second: Path, tolerance: float) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(
     "method, optim",
-    [("masm", {}), ("lora", {"micro_batch": 2}), ("ln", {"alignment": 0.1, "uniformity": 0.5, "class_balance": True})],
-    ids=["masm", "lora in micro-batches", "ln with losses on features"],
+    [
+        ("masm", {"quantize": "float8"}),
+        ("lora", {"micro_batch": 2}),
+        # 19 images: the last batch holds one, so that both processes take it
+        ("ln", {"alignment": 0.1, "uniformity": 0.5, "class_balance": True, "batch_size": 6}),
+    ],
+    ids=["masm in 8 bits", "lora in micro-batches", "ln with losses on features"],
 )
 def test_two_processes_give_the_numbers_of_one(tmp_path, method, optim):
-    if method == "lora":
-        pytest.importorskip("peft")
+    pytest.importorskip({"lora": "peft", "masm": "torchao"}.get(method, "torch"))
     config = configured(tmp_path, method, **optim)
     train(replace(load_config(config), out=str(tmp_path / "one")))
     finished(launch(2, *command(config, tmp_path / "two")))
@@ -77,10 +82,7 @@ def test_a_killed_process_ends_the_run_and_resume_goes_on(tmp_path):
     finished(launch(2, *command(config, tmp_path / "whole")))
     process = launch(2, *command(config, tmp_path / "cut"))
     checkpoint = tmp_path / "cut" / "last" / "state.json"
-    started = time.monotonic()
-    while not checkpoint.is_file() or load(checkpoint.parent)["position"]["epoch"] < 1:
-        assert process.poll() is None and time.monotonic() - started < 120, process.communicate()[0]
-        time.sleep(0.05)
+    wait_for(process, lambda: checkpoint.is_file() and load(checkpoint.parent)["position"]["epoch"] >= 1)
     [victim] = workers_of(process.pid)[-1:]
     os.kill(victim, signal.SIGKILL)
     text, _ = process.communicate(timeout=90)
@@ -96,10 +98,28 @@ def test_the_launcher_restarts_the_run_itself(tmp_path):
     config = configured(tmp_path, epochs=30)
     process = launch(2, *command(config, tmp_path / "run"), restarts=1)
     checkpoint = tmp_path / "run" / "last" / "state.json"
-    started = time.monotonic()
-    while not checkpoint.is_file():
-        assert process.poll() is None and time.monotonic() - started < 120, process.communicate()[0]
-        time.sleep(0.05)
+    wait_for(process, checkpoint.is_file)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     finished(process)
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 30
+
+
+@pytest.mark.long
+def test_sigterm_to_all_processes_writes_a_checkpoint(tmp_path):
+    # as a batch system or the launcher sends it: to every process of the group, those that read images among them
+    config = configured(tmp_path, epochs=200, workers=1)
+    process = launch(2, *command(config, tmp_path / "run"))
+    checkpoint = tmp_path / "run" / "last"
+    wait_for(process, lambda: (checkpoint / "state.json").is_file())
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=90)
+    assert "whose checkpoint is written" in text and "WorkerDied" not in text, text
+    assert 0 < load(checkpoint)["position"]["step"] < 200 * 4
+
+
+def wait_for(process, ready) -> None:
+    """Wait until `ready()`; the process must not end before."""
+    started = time.monotonic()
+    while not ready():
+        assert process.poll() is None and time.monotonic() - started < 120, process.communicate()[0]
+        time.sleep(0.05)
