@@ -7,7 +7,6 @@ rounding of the sums. Only the first process writes files.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -119,15 +118,14 @@ class _Several(Processes):
 
     def parallel(self, model: nn.Module) -> nn.Module:
         # Frozen weights are buffers: sent once, in case that machines decompose them differently in the last bits, and
-        # not in each forward pass. accelerate cannot ask for that.
+        # not by DistributedDataParallel, which sends them in each forward pass and does not know weights of 8 bits.
         for buffer in _dense_buffers(model):
             # gloo does not know float8
             plain = buffer.view(torch.uint8) if buffer.is_floating_point() and buffer.element_size() == 1 else buffer
             torch.distributed.broadcast(plain, 0)
-        known = inspect.signature(DistributedDataParallel).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        devices = [self._device] if self._device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, **{option: False})
+        names = [name for name, _ in model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+        return DistributedDataParallel(model, device_ids=[self._device] if self._device.type == "cuda" else None)
 
     def without_averaging(self, model: nn.Module) -> AbstractContextManager:
         return model.no_sync()
