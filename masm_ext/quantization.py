@@ -1,4 +1,4 @@
-"""Frozen weights in 8 bits: half the memory of bfloat16, because they never learn.
+"""Stores the frozen weights of linear layers in 8 bits, about half the memory of bfloat16.
 
 Decompose first (:func:`masm_ext.convert` or :func:`masm_ext.load_adapter`), then quantise: the singular directions are
 those of the exact weight, and the learned factors stay in float32.
@@ -20,10 +20,10 @@ from .quantized_weight import dense_weight, is_quantized
 from .selection import replace_modules
 from .wrappers import modules_of, unwrapped_modules
 
-#: Names of the formats, with the largest relative rounding error of one element.
+#: Names of the formats, with the largest rounding error of one element.
 FORMATS = {
-    "int8": "8-bit integers with one scale a row: at most 1/254 of the largest element of the row",
-    "float8": "float8_e4m3fn with one scale a row: at most 1/16 of the element",
+    "int8": "8-bit integers with one scale per row: at most 1/254 of the largest element of the row",
+    "float8": "float8_e4m3fn with one scale per row: at most 1/16 of the element (near zero: 2e-6 of the row's)",
 }
 
 

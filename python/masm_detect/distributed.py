@@ -73,7 +73,7 @@ class Processes:
         return flag
 
     def gather(self, items: list[Item]) -> list[Item]:
-        """The items of all processes, in the order of their numbers."""
+        """The items of all processes, ordered by rank."""
         return items
 
     def features(self, features: Tensor, labels: Tensor, whole: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class Processes:
         return features, labels
 
     def wait(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has reached this call."""
 
 
 class _Several(Processes):
@@ -117,8 +117,8 @@ class _Several(Processes):
         return 1.0 if whole < self.size else own * self.size / whole
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        # Frozen weights are buffers: sent once, in case that machines decompose them differently in the last bits, and
-        # not by DistributedDataParallel, which sends them in each forward pass and does not know weights of 8 bits.
+        # The frozen weights of converted layers are buffers. They are sent once: machines may decompose them differently
+        # in the last bits. DistributedDataParallel would send them in every forward pass, and cannot send 8 bits.
         for buffer in _dense_buffers(model):
             # gloo does not know float8
             plain = buffer.view(torch.uint8) if buffer.is_floating_point() and buffer.element_size() == 1 else buffer
@@ -190,7 +190,7 @@ def _connect_again(device: torch.device) -> None:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """The processes of this run; those of a launcher are connected, and disconnected at exit.
+    """The processes of this run. Under a launcher: joins its group, and leaves it at exit, except after an error.
 
     Args:
         device: where this process computes.

@@ -85,7 +85,7 @@ def epoch_scalars(entry: dict[str, Any]) -> dict[str, float]:
 def hyperparameters(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of `config.yaml` as one flat dict, as trackers take them.
 
-    Lists become JSON. Of an absolute path only the last part is kept: folders of this machine are not sent to a server.
+    Lists become JSON. Absolute paths are reduced to their last part; relative paths are kept.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -114,7 +114,7 @@ def _without_folders(value: Any) -> Any:
 
 
 class Trackers:
-    """The trackers of a run; without names every call does nothing.
+    """The trackers of a run; without names, no call does anything.
 
     Args:
         names: of `accelerate.tracking`, checked by `check_trackers`.
