@@ -118,7 +118,8 @@ class _Several(Processes):
 
     def parallel(self, model: nn.Module) -> nn.Module:
         # The frozen weights of converted layers are buffers. They are sent once: machines may decompose them
-        # differently in the last bits. DistributedDataParallel would send them in every forward pass, and cannot send 8 bits.
+        # differently in the last bits. DistributedDataParallel would send them in every forward pass, and cannot
+        # send weights of 8 bits.
         for buffer in _dense_buffers(model):
             # gloo does not know float8
             plain = buffer.view(torch.uint8) if buffer.is_floating_point() and buffer.element_size() == 1 else buffer
