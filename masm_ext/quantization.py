@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .nn.masm_linear import MASMLinear
 from .nn.quantized_linear import QuantizedLinear
-from .quantized_weight import dense_weight, is_quantized
+from .quantized_weight import dense_weight, held_tensors, is_quantized
 from .selection import replace_modules
 from .wrappers import modules_of, unwrapped_modules
 
@@ -175,12 +175,5 @@ def _row(name: str, layer: nn.Linear | MASMLinear, weight: Tensor, rounded: Tens
         error / norm if norm > 0 else 0.0,
         layer.relative_update() if isinstance(layer, MASMLinear) else None,
         weight.numel() * weight.element_size(),
-        _bytes(rounded),
+        sum(part.numel() * part.element_size() for part in held_tensors(rounded)),
     )
-
-
-def _bytes(weight: Tensor) -> int:
-    """Memory of the tensors that a wrapper subclass holds."""
-    names, _ = weight.__tensor_flatten__()
-    parts = [getattr(weight, name) for name in names]
-    return sum(part.numel() * part.element_size() for part in parts if part is not None)

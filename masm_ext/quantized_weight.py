@@ -14,6 +14,14 @@ def is_quantized(weight: Tensor) -> bool:
     return is_traceable_wrapper_subclass(weight) and type(weight).__module__.startswith("torchao.")
 
 
+def held_tensors(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors in memory behind a tensor: those of a quantised weight, or the tensor itself."""
+    if not is_quantized(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names if (part := getattr(tensor, name)) is not None]
+
+
 def is_made_dense(weight: Tensor) -> bool:
     """Whether :func:`dense_weight` makes a new tensor of the whole weight: if it is quantised or sharded."""
     return is_quantized(weight) or is_sharded(weight)

@@ -35,6 +35,7 @@ from torch import nn
 
 from masm_ext import MASMConfig, MASMLinear, convert, quantize
 from masm_ext.progress import Progress
+from masm_ext.quantized_weight import held_tensors
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 1024
@@ -152,12 +153,8 @@ def logits_of_run(run: Path, pictures: Path) -> dict[str, Any]:
 
 
 def _bytes(model: nn.Module) -> int:
-    total = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else None
-        parts = [tensor] if names is None else [getattr(tensor, name) for name in names]
-        total += sum(part.numel() * part.element_size() for part in parts if part is not None)
-    return total
+    parts = [part for tensor in (*model.parameters(), *model.buffers()) for part in held_tensors(tensor)]
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def table(result: dict[str, Any]) -> str:

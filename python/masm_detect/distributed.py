@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from masm_ext.quantized_weight import held_tensors
 
 from .errors import ConfigError
 from .launch import is_launched, is_restarted
@@ -90,6 +91,10 @@ class Processes:
         """Return when every process has reached this call."""
 
 
+#: One process, which every function that takes processes has as its default.
+ONE_PROCESS = Processes()
+
+
 class _Several(Processes):
     def __init__(self, device: torch.device) -> None:
         from accelerate import Accelerator
@@ -120,7 +125,7 @@ class _Several(Processes):
         # The frozen weights of converted layers are buffers. They are sent once: machines may decompose them
         # differently in the last bits. DistributedDataParallel would send them in every forward pass, and cannot
         # send weights of 8 bits.
-        for buffer in _dense_buffers(model):
+        for buffer in (part for whole in model.buffers() for part in held_tensors(whole)):
             # gloo does not know float8
             plain = buffer.view(torch.uint8) if buffer.is_floating_point() and buffer.element_size() == 1 else buffer
             torch.distributed.broadcast(plain, 0)
@@ -164,16 +169,6 @@ class _Several(Processes):
         torch.distributed.barrier(group=self._host_group)
 
 
-def _dense_buffers(model: nn.Module) -> Iterator[Tensor]:
-    """The buffers of a model; in place of one with 8 bits, the tensors that it holds."""
-    for buffer in model.buffers():
-        if is_traceable_wrapper_subclass(buffer):
-            names, _ = buffer.__tensor_flatten__()
-            yield from (part for name in names if (part := getattr(buffer, name)) is not None)
-        else:
-            yield buffer
-
-
 def _connect_again(device: torch.device) -> None:
     """Start the process group of a restarted run under keys of its own.
 
@@ -200,7 +195,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
         ConfigError: accelerate is not installed, or the launcher asks for more than data parallelism.
     """
     if not is_launched():
-        yield Processes()
+        yield ONE_PROCESS
         return
     try:
         import accelerate  # noqa: F401

@@ -12,12 +12,10 @@ from torch import Tensor
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches, in_order
 from masm_detect.data.sample import DatasetError
-from masm_detect.distributed import Processes
+from masm_detect.distributed import ONE_PROCESS, Processes
 from masm_detect.models.detector import Detector
 from masm_detect.runtime import autocast
 from masm_ext.progress import Progress
-
-ONE = Processes()
 
 
 @torch.inference_mode()
@@ -29,7 +27,7 @@ def predict(
     precision: str = "fp32",
     workers: int | None = None,
     progress: str | None = None,
-    ranks: Processes = ONE,
+    ranks: Processes = ONE_PROCESS,
 ) -> Tensor:
     """Logits [n] of the n samples of a data set, float32 on the CPU, in its order.
 

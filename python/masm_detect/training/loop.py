@@ -18,7 +18,7 @@ import torch
 from masm_detect.config import OptimConfig, RuntimeConfig
 from masm_detect.data.frames import FrameDataset
 from masm_detect.data.loading import Batches
-from masm_detect.distributed import Processes
+from masm_detect.distributed import ONE_PROCESS, Processes
 from masm_detect.methods.layers import WeightDrift
 from masm_detect.methods.method import Method
 from masm_detect.methods.trainable import load_trainable_state, trainable_state
@@ -80,7 +80,7 @@ def fit(
     runtime: RuntimeConfig,
     folder: Path | None = None,
     resume: bool = False,
-    ranks: Processes | None = None,
+    ranks: Processes = ONE_PROCESS,
     trackers: Trackers | None = None,
 ) -> FitResult:
     """Train `detector` by `method` on `train_set` and validate it on `val_set` after each epoch.
@@ -95,7 +95,7 @@ def fit(
         folder: where `history.jsonl` and the checkpoints (`last/`) are written; None: nothing is written.
         resume: continue from the checkpoint in `folder`.
         ranks: the processes that divide each batch and the validation (`distributed.processes`); the first one writes
-            the files. None: one process.
+            the files.
         trackers: where the numbers are also sent; None: nowhere.
 
     Returns:
@@ -107,7 +107,6 @@ def fit(
             KeyboardInterrupt at once.
         TrainingError: a loss, an output or a weight is not finite.
     """
-    ranks = ranks or Processes()
     trackers = trackers or Trackers()
     run = _Run(detector, method, train_set, val_set, optim, runtime, folder, ranks, trackers)
     torch.manual_seed(runtime.seed)

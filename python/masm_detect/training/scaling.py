@@ -38,9 +38,8 @@ class LossScale:
         """Make the update, or skip it, and set the factor of the next one."""
         self._scaler.step(optimizer)
         counts = self._scaler.is_enabled() and not hasattr(type(optimizer), "skipped_steps")
-        before = (
-            self._scaler.get_scale() if counts else 0.0
-        )  # waits for the device, as did the step of such an optimizer
+        # waits for the device, as did the step of such an optimizer
+        before = self._scaler.get_scale() if counts else 0.0
         self._scaler.update()
         self.skipped += counts and self._scaler.get_scale() < before
 

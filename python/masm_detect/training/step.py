@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masm_detect.config import OptimConfig
-from masm_detect.distributed import Processes
+from masm_detect.distributed import ONE_PROCESS, Processes
 from masm_detect.methods.method import Method
 
 from .metric_losses import alignment_loss, uniformity_loss
 from .scaling import LossScale
 
-ONE = Processes()
 UNSCALED = LossScale()
 
 
@@ -29,7 +28,7 @@ def train_step(
     optim: OptimConfig,
     autocast_context: AbstractContextManager,
     forgery: int | None = None,
-    ranks: Processes = ONE,
+    ranks: Processes = ONE_PROCESS,
     whole: int | None = None,
     loss_scale: LossScale = UNSCALED,
 ) -> tuple[Tensor, Tensor]:
