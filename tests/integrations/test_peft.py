@@ -1,87 +1,31 @@
-"""MASM as a method of PEFT, compared with convert(), with dense products in float64, and with its own files."""
+"""MASM as a method of PEFT, compared with convert() and with dense products in float64."""
 
 import copy
 import dataclasses
-import json
 
 import pytest
 import torch
 from torch import nn
 
 pytest.importorskip("peft", reason="needs the extra masm_ext[peft]")
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import get_peft_model
+from peft_models import SETTINGS, base, batch, disturb, train, tuned
 from tolerances import GRADIENT, RELATIVE, relative_error
 
 from masm_ext import (
-    AdapterError,
     LayerMasks,
     MaskedAdamW,
     MASMConfig,
     MASMLinear,
     convert,
-    load_adapter,
     merge,
     param_groups,
     regularization_loss,
     save_adapter,
     scale_free_groups,
-    weight_gradients,
 )
-from masm_ext.integrations.peft import MASMTunerConfig, adapter_to_peft, peft_to_adapter
+from masm_ext.integrations.peft import MASMTunerConfig
 from masm_ext.nn.masm_linear import masm_layers
-
-SETTINGS = {
-    "num_subspaces": 3,
-    "subspace_rank": 4,
-    "mask_warmup": 4,
-    "mask_interval": 4,
-    "mask_probe_interval": 6,
-    "mask_probe_steps": 1,
-}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """SVDs of these tests are cached for each on its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def base(seed: int, dtype=torch.float32) -> nn.Sequential:
-    generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 48, bias=False), nn.Tanh(), nn.Linear(48, 2))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5)
-    return model.to(dtype)
-
-
-def tuned(seed: int, dtype=torch.float32, **options) -> PeftModel:
-    given = {"target_modules": ["0", "2"], "modules_to_save": ["4"], **SETTINGS, **options}
-    return get_peft_model(base(seed, dtype), MASMTunerConfig(**given))
-
-
-def batch(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.randn(24, 32, generator=torch.Generator().manual_seed(seed + step))
-    return x, (x[:, 0] > 0).long()
-
-
-def train(model: nn.Module, config: MASMConfig, seed: int, steps: int) -> LayerMasks:
-    masks = LayerMasks(model, config)
-    optimizer = MaskedAdamW(param_groups(model, 1e-2), masks=masks, orthogonality=1e-2, spectral_consistency=1e-3)
-    for step in range(steps):
-        x, y = batch(seed, step)
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return masks
-
-
-def disturb(model: nn.Module) -> None:
-    """Move every factor away from its start, as training would."""
-    with torch.no_grad():
-        for layer in masm_layers(model).values():
-            for factor in (layer.u, layer.s, layer.v):
-                factor.add_(torch.randn_like(factor), alpha=0.1)
 
 
 def test_defaults_are_those_of_the_library():
@@ -211,67 +155,6 @@ def test_only_active_adapters_are_masked_and_penalized(seed):
     assert len(uv["params"]) == 2 and len(s["params"]) == 1
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("options", [{}, {"energy": 0.2}, {"directions": "random", "train_bias": True, "lift": 0.5}])
-def test_a_saved_adapter_loads_bit_for_bit_without_svd(seed, tmp_path, monkeypatch, options, low_cpu_mem_usage):
-    model = tuned(seed, **options)
-    disturb(model)
-    next(iter(masm_layers(model).values())).mask[1] = False
-    model.save_pretrained(tmp_path / "saved")
-    monkeypatch.setattr("torch.linalg.svd", None)
-    again = PeftModel.from_pretrained(base(seed), tmp_path / "saved", low_cpu_mem_usage=low_cpu_mem_usage)
-    x = torch.randn(9, 32)
-    assert torch.equal(again(x), model(x))
-    for old, new in zip(masm_layers(model).values(), masm_layers(again).values()):
-        assert torch.equal(old.mask, new.mask) and old.directions == new.directions and old.ranks == new.ranks
-        assert all(torch.equal(old.state_dict()[k], new.state_dict()[k]) for k in old.state_dict())
-    assert not any(p.requires_grad for p in again.parameters())
-
-
-def test_an_adapter_of_another_base_is_refused(seed, tmp_path):
-    """Unless the config turns the check off; a state_dict is checked, too."""
-    model = tuned(seed)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="0: the weight differs from the one that the adapter was trained on"):
-        PeftModel.from_pretrained(base(seed + 1), tmp_path)
-    with pytest.raises(ValueError, match="trained on a base in float32, the weight here is bfloat16"):
-        PeftModel.from_pretrained(base(seed, torch.bfloat16), tmp_path)
-    narrow = base(seed)
-    narrow[2] = nn.Linear(64, 48)
-    with pytest.raises(ValueError, match=r"without bias, the weight here is .* with bias: another architecture"):
-        PeftModel.from_pretrained(narrow, tmp_path)
-    config = PeftConfig.from_pretrained(tmp_path)
-    config.check_base = False
-    other = PeftModel.from_pretrained(base(seed + 1), tmp_path, config=config)
-    x = torch.ones(1, 32)  # an adapter that was not trained adds nothing to any base
-    assert relative_error(other.base_model.model[0](x), base(seed + 1)[0](x)) <= RELATIVE[torch.float32]
-    with pytest.raises(ValueError, match="was trained on a weight with SHA-256"):
-        tuned(seed + 1).load_state_dict(model.state_dict())
-
-
-def test_a_config_serves_several_models(seed, tmp_path):
-    config = MASMTunerConfig(target_modules=["0"], **SETTINGS)
-    models = [get_peft_model(base(seed + i), config) for i in range(2)]
-    for i, model in enumerate(models):
-        model.save_pretrained(tmp_path / str(i))
-    hashes = [json.loads((tmp_path / f"{i}/adapter_config.json").read_text())["layers"]["0"] for i in range(2)]
-    assert hashes[0]["base_sha256"] != hashes[1]["base_sha256"]
-    x = torch.randn(3, 32)
-    for i in range(2):
-        assert torch.equal(PeftModel.from_pretrained(base(seed + i), tmp_path / str(i))(x), models[i](x))
-    assert config.layers is None
-
-
-def test_factors_that_were_not_loaded_are_refused(seed, tmp_path):
-    tuned(seed).save_pretrained(tmp_path)
-    config = PeftConfig.from_pretrained(tmp_path)
-    model = get_peft_model(base(seed), config)
-    with pytest.raises(ValueError, match=r"its factors were not loaded.*config.layers = None for a new adapter"):
-        model(torch.ones(1, 32))
-    config.layers = None
-    assert get_peft_model(base(seed), config)(torch.ones(1, 32)).isfinite().all()
-
-
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -298,50 +181,6 @@ def test_wrong_layers(seed):
     shared[5].weight = shared[2].weight
     with pytest.raises(ValueError, match="shares its weight"):
         get_peft_model(shared, MASMTunerConfig(target_modules=["2"], **SETTINGS))
-
-
-@pytest.mark.parametrize("train_bias", [False, True])
-def test_folders_are_converted_both_ways_bit_for_bit(seed, tmp_path, train_bias):
-    config = MASMConfig(target_modules=["0", "2"], modules_to_save=["4"], train_bias=train_bias, **SETTINGS)
-    plain = base(seed)
-    convert(plain, config, progress=False)
-    train(plain, config, seed, 9)
-    save_adapter(plain, tmp_path / "own")
-    adapter_to_peft(tmp_path / "own", tmp_path / "peft")
-    model = PeftModel.from_pretrained(base(seed), tmp_path / "peft")
-    x = torch.randn(9, 32)
-    assert relative_error(model(x), plain(x)) <= 3 * RELATIVE[torch.float32]
-    assert any(not layer.mask.all() for layer in masm_layers(model).values())
-    model.save_pretrained(tmp_path / "saved again")
-    for folder in ("peft", "saved again"):
-        peft_to_adapter(tmp_path / folder, base(seed), tmp_path / "back")
-        back = base(seed)
-        load_adapter(back, tmp_path / "back")
-        assert torch.equal(back(x), plain(x))
-        own, loaded = plain.state_dict(), back.state_dict()
-        assert own.keys() == loaded.keys()
-        assert all(torch.equal(own[k], loaded[k]) for k in own if not k.endswith("_extra_state"))
-        assert [m.directions for m in masm_layers(plain).values()] == [m.directions for m in masm_layers(back).values()]
-    with pytest.raises(AdapterError, match="differ from those the adapter was trained on"):
-        peft_to_adapter(tmp_path / "peft", base(seed + 1), tmp_path / "wrong")
-    with pytest.raises(ValueError, match="the weight differs"):
-        PeftModel.from_pretrained(base(seed + 1), tmp_path / "peft")
-    assert not (tmp_path / "wrong").exists()
-
-
-def test_directions_of_the_gradient_enter_peft_through_a_folder(seed, tmp_path):
-    config = MASMConfig(target_modules=["0"], directions="gradient", lift=0.5, num_subspaces=2, subspace_rank=2)
-    model = base(seed)
-    gradients = weight_gradients(
-        model, config, [batch(seed, i) for i in range(3)], lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])
-    )
-    convert(model, config, gradients=gradients, progress=False)
-    disturb(model)
-    save_adapter(model, tmp_path / "own")
-    adapter_to_peft(tmp_path / "own", tmp_path / "peft")
-    x = torch.randn(9, 32)
-    loaded = PeftModel.from_pretrained(base(seed), tmp_path / "peft")
-    assert relative_error(loaded(x), model(x)) <= 3 * RELATIVE[torch.float32]
 
 
 def test_bfloat16_and_autocast_keep_small_updates(seed):
@@ -455,43 +294,6 @@ def test_compiled_without_a_graph_break(seed):
     assert len(grads) == 2 * 3 + 2
     for name, p in model.named_parameters():
         assert p.grad is None or relative_error(grads[name], p.grad) <= GRADIENT[torch.float32]
-
-
-def test_the_adapters_of_transformers_itself(seed, tmp_path):
-    """``PreTrainedModel.add_adapter`` and ``load_adapter``, which set tensors without a state_dict."""
-    transformers = pytest.importorskip("transformers")
-
-    def bert():
-        torch.manual_seed(seed)
-        shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=40, **shape)).eval()
-
-    ids = torch.randint(0, 40, (2, 5))
-    before = bert()(ids).logits
-    model = bert()
-    model.add_adapter(MASMTunerConfig(target_modules=["query", "value"], num_subspaces=2, subspace_rank=2, lift=1.0))
-    disturb(model)
-    expected = model(ids).logits
-    assert relative_error(expected, before) > 1e-4
-    model.save_pretrained(tmp_path)
-    again = bert()
-    again.load_adapter(str(tmp_path))
-    assert torch.equal(again(ids).logits, expected)
-    assert torch.equal(PeftModel.from_pretrained(bert(), tmp_path).eval()(ids).logits, expected)
-    again.disable_adapters()
-    assert torch.equal(again(ids).logits, before)
-
-
-def test_a_loaded_adapter_trains_on_with_a_new_optimizer(seed, tmp_path):
-    model = tuned(seed)
-    masks = train(model, model.peft_config["default"].masm_config(), seed, 9)
-    model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(base(seed), tmp_path, is_trainable=True)
-    found = LayerMasks(again, again.peft_config["default"].masm_config())
-    assert torch.equal(found.masks > 0, masks.masks > 0) and not found.masks.all()
-    before = [layer.s.clone() for layer in masm_layers(again).values()]
-    train(again, again.peft_config["default"].masm_config(), seed, 2)
-    assert any(not torch.equal(s, layer.s) for s, layer in zip(before, masm_layers(again).values()))
 
 
 def test_scale_free_rates_are_those_of_convert(seed):

@@ -28,12 +28,6 @@ SETTINGS = {
 STEPS = 10
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """SVDs of these tests are cached for each on its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 class Pictures(torch.utils.data.Dataset):
     """32 pictures of noise, brighter in the second class."""
 
