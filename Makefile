@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TEST_ARGS ?=
 DEMO_ARGS ?=
+PEFT_TESTS := $(VENV)/test-sources/peft-0.21.2.tar.gz
 SOURCES := $(shell find csrc masm_ext python _build_backend -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
 .PHONY: help demo test test-kernels test-abi docs gpu-check gpu-test gpu-sanitize lint format clean
@@ -97,7 +98,6 @@ $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 	@touch $@
 
 # PEFT's own tests, which run on the MASM tuner; they stay in the environment. Without network those tests skip.
-PEFT_TESTS := $(VENV)/test-sources/peft-0.21.2.tar.gz
 $(PEFT_TESTS): $(BIN)/.installed
 	-$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: -d $(@D) peft==0.21.2
 

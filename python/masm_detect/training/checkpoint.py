@@ -1,7 +1,7 @@
 """The state of an unfinished run: one safetensors file and one JSON file, no pickle, valid at every moment.
 
 `state.json` names the tensor file and its SHA-256, and is moved into place last: a kill before that leaves the
-previous checkpoint valid, a kill after it the new one.
+previous checkpoint valid, a kill after it the new one. Reading beside a program that writes gives one of the two.
 """
 
 from __future__ import annotations
@@ -71,12 +71,14 @@ def load(folder: Path | str) -> dict[str, Any]:
             "version that wrote it, or start a new run"
         )
     tensors_path = folder / content["tensors"]
-    if not tensors_path.is_file():
-        raise CheckpointError(f"{tensors_path} is missing, though {path.name} names it")
-    if file_sha256(tensors_path) != content["sha256"]:
-        raise CheckpointError(f"{tensors_path} is damaged: its SHA-256 is not the one in {path.name}")
     try:
+        if file_sha256(tensors_path) != content["sha256"]:
+            raise CheckpointError(f"{tensors_path} is damaged: its SHA-256 is not the one in {path.name}")
         tensors = load_file(str(tensors_path))
+    except FileNotFoundError as error:
+        if read_json(path)["tensors"] != content["tensors"]:
+            return load(folder)  # a running program has written its next checkpoint since state.json was read
+        raise CheckpointError(f"{tensors_path} is missing, though {path.name} names it") from error
     except SafetensorError as error:
         raise CheckpointError(f"{tensors_path} cannot be read: {error}") from error
     return unpack(content["state"], tensors)

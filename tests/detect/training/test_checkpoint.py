@@ -55,6 +55,19 @@ def test_kill_before_the_commit_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path)["position"]["step"] == 1
 
 
+def test_a_checkpoint_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, state(1))
+    hashed = checkpoint.file_sha256
+
+    def after_the_next_one(path):
+        if path.name == "state-00000001.safetensors":
+            checkpoint.save(tmp_path, state(2))
+        return hashed(path)
+
+    monkeypatch.setattr(checkpoint, "file_sha256", after_the_next_one)
+    assert checkpoint.load(tmp_path)["position"]["step"] == 2
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "json", "newer", "older", "foreign", "empty"])
 def test_damaged_checkpoint_is_refused(tmp_path, damage):
     checkpoint.save(tmp_path, state())
