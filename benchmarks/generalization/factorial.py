@@ -195,6 +195,7 @@ def main() -> int:
         "dataset": "families",
         "backbone": "bundled:dinov2-small",
         "image_size": 112,
+        "precision": "bf16",
         "sampling": {"train": 360, "val": 120, "train_tiles": 2},
         "augment": {"flip": 0.5},
         "optim": {"epochs": 2, "batch_size": 8, "batches": "alternating"},

@@ -69,6 +69,7 @@ class Study:
         variants: name -> settings by their names in `masm train`; `like` starts from another variant
         grid: the direction and seed, and for every variant the settings to choose from
         stages: name -> the directions, seeds and variants of a stage
+        precision: of training and scoring, "fp32" or "bf16"
         settings_from: the study whose variants are known here too, and whose grid chooses; None: this one
         reference: the variant that is compared with all others; None: no comparison
     """
@@ -86,6 +87,7 @@ class Study:
     variants: dict[str, dict[str, Any]]
     grid: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    precision: str = "fp32"
     settings_from: str | None = None
     reference: str | None = None
 
@@ -107,6 +109,7 @@ class Run:
     sampling: Sampling
     augment: AugmentConfig
     optim: OptimConfig
+    precision: str
 
     @property
     def key(self) -> str:
@@ -171,6 +174,8 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
         study = Study(name=name, directions=directions, **values, **content)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{file}: {error}") from error
+    if study.precision not in ("fp32", "bf16"):
+        raise ConfigError(f"{file}: precision is {study.precision!r}, not fp32 or bf16")
     if study.dataset not in DATASETS:
         raise ConfigError(f"{file}: there is no data set {study.dataset!r}; there are {', '.join(DATASETS)}")
     return study
@@ -252,6 +257,7 @@ def _run(study: Study, direction: str, variant: str, seed: int, parts: Mapping[s
         sampling=replace(study.sampling, **parts["sampling"]),
         augment=replace(study.augment, **parts["augment"]),
         optim=replace(study.optim, **parts["optim"]),
+        precision=study.precision,
     )
 
 

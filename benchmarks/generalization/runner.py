@@ -170,8 +170,8 @@ def auc_by_method(units: Units, scores: Sequence[float]) -> dict[str, float]:
 
 def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[np.ndarray, dict[str, Any]]:
     detector = Detector(fresh_backbone(run.backbone, run.image_size))
-    # fp32: on CPUs without AMX it is as fast as bf16 or faster, and results do not depend on which of the two a CPU has
-    runtime = RuntimeConfig(seed=run.seed, progress=False, checkpoint_every=0, device="cpu", precision="fp32")
+    # Named, not "auto": the outcome must not depend on what a CPU is fast at.
+    runtime = RuntimeConfig(seed=run.seed, progress=False, checkpoint_every=0, device="cpu", precision=run.precision)
     config = data_config(run)
 
     def make(samples: Sequence[Sample], **options: Any) -> FrameDataset:
@@ -181,7 +181,7 @@ def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[
     calibration = calibration_on(train_set, run.optim, run.seed, torch.device("cpu"), workers=0)
     method = build_method(run.method.name, detector, run.method, run.seed, calibration=calibration)
     result = fit(detector, method, train_set, make(drawn.val), optim=run.optim, runtime=runtime)
-    scores = score_samples(detector, make(drawn.test), precision="fp32") if test else np.empty(0)
+    scores = score_samples(detector, make(drawn.test), precision=run.precision) if test else np.empty(0)
     keep = ("epoch", "train_loss", "penalty", "val_auc", "val_loss", "active_fraction")
     numbers: dict[str, Any] = {
         "trainable_parameters": method.trainable_parameters,
