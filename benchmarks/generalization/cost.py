@@ -23,7 +23,7 @@ from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
 from masm_detect.training.calibration import calibration_loss
 from masm_detect.training.step import train_step
-from plan import Run, Study, make_run
+from plan import SPECTRUM, Run, Study, make_run
 from runner import fresh_backbone, one_thread
 
 from masm_ext.progress import Progress
@@ -54,9 +54,13 @@ def measure(run: Run) -> dict[str, float]:
 
 
 def cost(study: Study, results: Path, rounds: int) -> int:
-    """Measure every variant of the study's grid with its chosen settings; prints a table and writes `cost.json`."""
+    """Measure every variant of the study's grid and of its final stage that has a network; prints a table and writes
+    `cost.json`. The first setting of the grid is taken: learning rates do not change the cost.
+    """
     direction, seed = study.grid["direction"], study.grid["seed"]
-    runs = {name: make_run(study, direction, name, seed, {}, chosen=results) for name in study.grid["settings"]}
+    settings = study.grid["settings"]
+    names = [name for name in dict.fromkeys([*settings, *study.stages["final"]["variants"]]) if name != SPECTRUM]
+    runs = {name: make_run(study, direction, name, seed, settings.get(name, [{}])[0]) for name in names}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     order = [(name, run) for _ in range(rounds) for name, run in runs.items()]
     for name, run in Progress(order, desc="cost", unit="process"):

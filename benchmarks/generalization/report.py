@@ -43,7 +43,8 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         f"{study.backbone}, {study.image_size} px; torch {made['packages'].get('torch')}, {made['device']['name']}. "
         f"{study.caution}",
         "",
-        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images.",
+        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images. "
+        "Time and memory: of a training step in float32 with one thread (`study.py cost`).",
     ]
     by_key = {result["key"]: result for result in results}
     for stage in ("final", "controls"):
@@ -54,7 +55,7 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
             )
             if own:
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
-                lines += _scores(study, direction, own)
+                lines += _scores(study, direction, own, _costs(study, folder))
                 if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
     lines += _factorial(study, by_key, folder) + _grid(study, results, folder)
@@ -78,15 +79,15 @@ def _by_variant(results: Iterable[dict[str, Any]]) -> Results:
     return table
 
 
-def _scores(study: Study, direction: str, table: Results) -> list[str]:
+def _scores(study: Study, direction: str, table: Results, costs: Mapping[str, Any]) -> list[str]:
     seen, unseen = study.directions[direction].seen, study.directions[direction].unseen
     columns = [*seen, *unseen]
     titles = [f"{name} (unseen)" if name in unseen else name for name in columns]
     if len(unseen) > 1:
         titles.append("mean unseen")
     lines = [
-        f"| variant | seeds | {' | '.join(titles)} | trained weights | train s |",
-        "|---" * (len(titles) + 4) + "|",
+        f"| variant | seeds | {' | '.join(titles)} | trained weights | step time, LoRA = 1 | step memory, MiB |",
+        "|---" * (len(titles) + 5) + "|",
     ]
     for variant, seeds in table.items():
         values = {name: [result["auc"][name] for result in seeds.values()] for name in columns}
@@ -94,10 +95,17 @@ def _scores(study: Study, direction: str, table: Results) -> list[str]:
         if len(unseen) > 1:
             cells.append(_mean(np.mean([values[name] for name in unseen], axis=0)))
         one = next(iter(seeds.values()))
-        cost = f"{one['trainable_parameters']:,}" if "trainable_parameters" in one else "-"
-        seconds = np.median([result["seconds"] for result in seeds.values()])
-        lines.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {cost} | {seconds:.0f} |")
+        trained = f"{one['trainable_parameters']:,}" if "trainable_parameters" in one else "-"
+        step = costs.get(variant)
+        cost = f"{step['time_ratio']:.2f} | {step['mebibytes']}" if step else "- | -"
+        lines.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {trained} | {cost} |")
     return lines
+
+
+def _costs(study: Study, folder: Path) -> dict[str, Any]:
+    """What `study.py cost` measured of each variant; nothing if it was not run."""
+    file = folder / (study.settings_from or study.name) / "cost.json"
+    return read_json(file)["variants"] if file.is_file() else {}
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -249,7 +249,7 @@ def write_results(parts, tmp_path, gain):
     methods = [name for name in ("real", "a", "b", "c") for _ in range(60)]
     units = {"names_sha256": "0", "datasets": ["d"] * 240, "methods": methods, "groups": list(range(60)) * 4}
     image = rng.normal(size=240)
-    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny").mkdir(exist_ok=True)
     for variant in ("masm", "probe"):
         for seed in (1, 2, 3):
             fake, new = np.array(methods) != "real", np.array(methods) == "c"
@@ -293,6 +293,19 @@ def test_a_report_without_its_reference_says_so(parts, tmp_path):
     assert "masm, with which the others are compared, has no results yet" in parts["report"].study_report(
         study, results, tmp_path
     )
+
+
+def test_the_cost_of_a_step_is_measured_and_stands_beside_the_score(parts, tmp_path):
+    pytest.importorskip("transformers")
+    study = replace(tiny_study(parts, tmp_path), backbone="bundled:dinov2-small", image_size=28)
+    probe, masm = (parts["cost"].measure(parts["plan"].make_run(study, "d", name, 0, {})) for name in ("probe", "masm"))
+    assert probe["seconds"] > 0 and masm["seconds"] > 0 and probe["trained"] == 385 < masm["trained"]
+    (tmp_path / "tiny").mkdir()
+    table = {"masm": {"time_ratio": 1.234, "mebibytes": 56}}
+    (tmp_path / "tiny" / "cost.json").write_text(json.dumps({"variants": table}))
+    text = write_results(parts, tmp_path, 0.5)
+    lines = [line for line in text.splitlines() if line.startswith(("| masm | 3 |", "| probe | 3 |"))]
+    assert lines[0].endswith("| 1.23 | 56 |") and lines[1].endswith("| - | - |"), text
 
 
 def test_absent_data_and_an_unknown_study_are_named(request, tmp_path):
