@@ -36,9 +36,9 @@ class MASMConfig:
             start with the singular value ``lift * sigma_rms``.
         direction_batches: maximum number of batches that ``weight_gradients`` reads.
         lift: added to the singular values of the artifact directions at the start, in units of sigma_rms (the root mean
-            square of W's singular values), and taken off the frozen part, so that the output stays the same. The
-            gradients of u and v are proportional to s: at trailing singular values, which are nearly 0, u and v cannot
-            learn until s has grown. With a lift the two penalties cannot be used.
+            square of W's singular values), and taken off the frozen part, so that the output stays the same. A turn of
+            u or v moves the weight by s times as much: at trailing singular values, which are nearly 0, hardly at all.
+            With a lift the two penalties cannot be used.
         partition: how the subspaces share the artifact directions: "interleaved" (round robin, so that each subspace
             covers the whole range of sigma) or "contiguous" (consecutive directions).
         train_bias: train the biases of converted layers too.
@@ -58,7 +58,7 @@ class MASMConfig:
         mask_decay: decay per step of the running averages of signal and power.
         mask_active_fraction: share of the layers in which each subspace is active.
         mask_threshold: in [0, 1]: select the blocks with an snr above this, instead of ``mask_active_fraction``.
-        mask_hysteresis: bonus on the snr of an active block, relative (0.1 = 10%), so that masks do not flicker.
+        mask_hysteresis: bonus on the snr of an active block, relative (0.1 = 10%), so that masks flicker less.
         mask_min_active: minimum number of layers in which each subspace stays active.
         mask_probe_interval: steps after which a masked block is unmasked for a while (a probe); 0: never.
         mask_probe_steps: number of steps of a probe, in which the statistics of the block are updated.

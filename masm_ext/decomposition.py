@@ -88,7 +88,7 @@ def order_of(directions: str, q: int, digest: str) -> list[int]:
 
 @PARTITIONS.register("interleaved")
 def interleaved(ranks: Sequence[int]) -> list[list[int]]:
-    """Deals the R directions round robin: every subspace gets the same share of the spectrum."""
+    """Deals the R directions round robin: every subspace covers the range of their singular values."""
     R = sum(ranks)
     groups: list[list[int]] = [[] for _ in ranks]
     k = 0

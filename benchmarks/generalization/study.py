@@ -1,14 +1,15 @@
 """Studies of how well methods detect forgeries that they were not trained on.
 
     python benchmarks/generalization/study.py run ffhq-gan --data DATA           # all stages; goes on where it stopped
-    python benchmarks/generalization/study.py run ffhq-gan --data DATA --only stylegan1--lora
+    python benchmarks/generalization/study.py run ffhq-gan --data DATA --only stylegan2--lora --repeat AGAIN
     python benchmarks/generalization/study.py report
     python benchmarks/generalization/study.py cost ffhq-gan                     # time and memory of a training step
 
 A study is a file `studies/<name>.yaml`. Each run writes one file `results/<study>/<key>.json` with its settings, its
 numbers, and the score of every test image. Runs that have a file are not computed again. Runs are executed side by
 side with one thread each: on a small model two of them are about 1.4 times as fast as one with two threads. Images
-are read into memory only; nothing of them is written.
+are read into memory only; nothing of them is written. `--repeat` computes runs again that have a file, into a folder
+of their own, and prints both outcomes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -58,7 +60,8 @@ def run_study(options: argparse.Namespace) -> int:
     for stage in options.stages or STAGES:
         waiting: set[str] = set()
         runs = [run for run in runs_of(study, stage, options.results, waiting) if options.only in run.key]
-        missing = [run for run in runs if stored_result(run, options.results, stage != "grid") is None]
+        done = options.repeat or options.results
+        missing = [run for run in runs if stored_result(run, done, stage != "grid") is None]
         print(f"{study.name}, stage {stage}: {len(runs)} runs, {len(missing)} of them missing", flush=True)
         if waiting:
             print(f"  their grid is not complete: {', '.join(sorted(waiting))}", flush=True)
@@ -97,10 +100,17 @@ def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline:
                     Progress.write(f"FAILED {run.key}: {future.exception()!r}")
                     continue
                 result, units = future.result()
-                _save(run, {"key": run.key, "stage": stage, **result, "provenance": made}, units, options.results)
-                aucs = "".join(f", {name} {auc:.3f}" for name, auc in result.get("auc", {}).items())
-                Progress.write(f"{run.key}: val {result.get('val_auc', 0):.3f}{aucs} in {result['seconds']:.0f} s")
+                out = options.repeat or options.results
+                _save(run, {"key": run.key, "stage": stage, **result, "provenance": made}, units, out)
+                Progress.write(f"{run.key}: {_outcome(result)} in {result['seconds']:.0f} s")
+                if options.repeat and (stored := stored_result(run, options.results)):
+                    Progress.write(f"  stored: {_outcome(stored)}")
     return failed
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    aucs = "".join(f", {name} {auc:.3f}" for name, auc in result.get("auc", {}).items())
+    return f"val {result.get('val_auc', 0):.3f}{aucs}"
 
 
 def _save(run: Run, result: dict, units: dict, results: Path) -> None:
@@ -125,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", default="", help="only runs whose key contains this")
     run.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     run.add_argument("--minutes", type=float, help="start no further run after so many minutes")
+    run.add_argument("--repeat", type=Path, help="compute stored runs again, into this folder, and print both outcomes")
     run.add_argument("--list", action="store_true", help="print the keys of the missing runs, and run nothing")
     make = commands.add_parser("report", help="tables and figures from the results")
     make.add_argument("studies", nargs="*", help="default: every study that has results")

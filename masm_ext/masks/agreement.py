@@ -1,7 +1,7 @@
 """Agreement of the gradients of several domains, per block: a statistic that policies may rank layers by.
 
-A domain is a part of the training data with its own shortcuts, in deepfake detection one kind of forgery. A block
-whose gradients agree between domains learns what they share; a block whose gradients disagree fits one of them.
+A domain is a part of the training data with its own shortcuts, in deepfake detection one kind of forgery. The hope is
+that a block whose gradients agree between domains learns what they share, and not the shortcuts of one of them.
 
 The idea is that of arXiv 2009.00329 (AND-mask: steps where gradients of environments agree) and arXiv 2109.02934
 (Fishr: variance of gradients between domains); the formula is ours.

@@ -22,8 +22,8 @@ def param_groups(
     """Parameter groups with their own learning rates, for :class:`masm_ext.MaskedAdamW` or any other optimizer.
 
     Group "uv" has the rate ``lr``, group "s" ``lr * s_lr_scale``, and group "head" (every other trainable parameter)
-    ``lr * head_lr_scale``. Trailing singular values are tiny: the gradients of u and v start 100 to 1000 times smaller
-    than those of LoRA, and a change of u or v changes the weight by s times as much.
+    ``lr * head_lr_scale``. Trailing singular values are tiny, and a change of u or v changes the weight by s times as
+    much.
 
     Args:
         model: a converted model.
@@ -60,13 +60,14 @@ def scale_free_groups(
     head_lr: float = 3e-3,
     head_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose rates mean the same in layers of any width, rank and norm.
+    """Parameter groups whose rates say what a step does to a layer, whatever its width, rank and norm.
 
     AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
     a layer: a step turns each direction by ``lr`` of its length, which is 1, and if all singular values move together,
     it changes the weight by ``s_lr`` of its norm. So the elements of u [R, N] have the rate ``lr / sqrt(N)``, those of
-    v [R, D] ``lr / sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``. None of them is decayed: that would pull
-    the pretrained weight towards zero.
+    v [R, D] ``lr / sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``. What a turn of the directions does to
+    the weight depends on their singular values and number. None of them is decayed: that would pull the pretrained
+    weight towards zero.
 
     Args:
         model: a converted model.

@@ -27,11 +27,12 @@ class MasmOptions:
         direction_batches: number of batches on which that gradient is measured
         lift: added to the singular values of the artifact directions at the start, in units of the root mean square of
             all singular values, and taken off the frozen part (gradient: their singular value itself): the output stays
-            the same, and u and v learn from the first step; needs orthogonality and spectral_consistency 0
+            the same, and turns of u and v move the weight from the first step; needs orthogonality and
+            spectral_consistency 0
         partition: how they are shared among the subspaces: interleaved (round robin, so that each subspace covers the
             whole range of singular values) or contiguous (consecutive directions)
-        orthogonality: coefficient of the penalty that keeps the subspaces orthonormal and orthogonal to each other and
-            to the frozen part; decoupled from the gradient step, as weight decay is; 0: off
+        orthogonality: coefficient of the penalty that pulls the subspaces towards being orthonormal, and orthogonal to
+            each other and to the frozen part; decoupled from the gradient step, as weight decay is; 0: off
         spectral_consistency: coefficient of the penalty on changes of the weight's norm and of the trained singular
             values; decoupled in the same way; 0: off
         mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
@@ -44,9 +45,9 @@ class MasmOptions:
         mask_interval: steps between selections
         mask_decay: decay per step of the running averages used for the selection
         mask_active_fraction: share of the layers in which each subspace is active
-        mask_threshold: select the blocks whose gradient has a signal-to-power ratio above this (1: all steps agree,
+        mask_threshold: select the blocks whose gradient has a signal-to-power ratio above this (1: a constant gradient,
             0: noise) instead of a fixed share; null: use mask_active_fraction
-        mask_hysteresis: relative bonus on the ratio of an active block, so that masks do not flicker
+        mask_hysteresis: relative bonus on the ratio of an active block, so that masks flicker less
         mask_min_active: minimum number of layers in which each subspace stays active
         mask_probe_interval: steps after which a masked block is unmasked for a while, to update its statistics;
             0: never

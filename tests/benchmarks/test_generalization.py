@@ -3,10 +3,12 @@ hold what they say.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,6 +318,23 @@ def test_absent_data_and_an_unknown_study_are_named(request, tmp_path):
     command[3:4] = ["sources", "--stages", "controls", "--only", "spectrum"]
     absent = subprocess.run(command, capture_output=True, text=True)
     assert absent.returncode == 2 and f"study.py: {tmp_path}/ffhq-gan/real is absent" in absent.stderr, absent.stderr
+
+
+def test_a_stored_run_can_be_repeated(request, tmp_path):
+    data = Path(os.environ.get("MASM_TEST_DATA", request.config.rootpath / ".." / "shared" / "data"))
+    if not (data / "lfw-politicians").is_dir():
+        pytest.skip("no test data: set MASM_TEST_DATA")
+    folder = request.config.rootpath / "benchmarks" / "generalization"
+    (stored,) = (folder / "results" / "sources").glob("unsplash--spectrum--*--seed1.json")
+    command = [sys.executable, str(folder / "study.py"), "run", "sources", "--data", str(data)]
+    command += ["--stages", "controls", "--only", "spectrum", "--repeat", str(tmp_path), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "  stored: val 0.000, lfw " in done.stderr + done.stdout
+    (again,) = (tmp_path / "sources").glob("unsplash--spectrum--*--seed1.json")
+    results = [json.loads(file.read_text()) for file in (stored, again)]
+    assert results[1]["auc"] == pytest.approx(results[0]["auc"], abs=1e-3)
+    assert "0 of them missing" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def test_shuffled_labels_reach_every_method(parts, tmp_path):

@@ -313,6 +313,32 @@ def test_subspace_fidelity(alpha):
         assert torch.cosine_similarity((after - before).flatten(), exact.flatten(), 0) >= least, dtype
 
 
+@pytest.mark.parametrize("terms, low, high", [(1, 0.935, 0.95), (2, 0.97, 0.98)])
+def test_one_bfloat16_for_the_coefficients_is_not_enough(terms, low, high):
+    """Why P * s is kept as the sum of two bfloat16 numbers: the fidelity with one and with two of them."""
+
+    def rounded(t):
+        return t.to(torch.bfloat16).float()
+
+    N, R, M = 256, 16, 300
+    (q, _), (w, _) = (torch.linalg.qr(torch.randn(N, N, dtype=torch.float64)) for _ in range(2))
+    u, v = q[:, -R:].T.contiguous(), w[-R:].contiguous()
+    s = torch.arange(1, N + 1, dtype=torch.float64)[-R:] ** -0.5
+    moved = s * (1 + 0.01 * (torch.rand(R, dtype=torch.float64) < 0.5).double().mul(2).sub(1))
+    x = torch.randn(M, N, dtype=torch.float64).to(torch.bfloat16)
+
+    def product(s):
+        exact = (x.float() @ rounded(v.float()).T) * s.float()
+        kept = rounded(exact)
+        if terms == 2:
+            kept = kept + rounded(exact - kept)
+        return rounded(kept @ rounded(u.float())).double()
+
+    exact = ((x.double() @ v.T) * (moved - s)) @ u
+    change = product(moved) - product(s)
+    assert low < torch.cosine_similarity(change.flatten(), exact.flatten(), 0) < high
+
+
 @pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], [0]])
 def test_bad_offsets(offsets):
     args, _ = make((3,), 6, 4, (2, 1), torch.float32)
