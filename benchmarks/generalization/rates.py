@@ -21,7 +21,7 @@ from masm_detect.results import write_json
 from transformers import Dinov2Config, Dinov2Model
 
 from masm_ext import MaskedAdamW, MASMConfig, convert, param_groups, scale_free_groups
-from masm_ext.nn.masm_linear import masm_layers
+from masm_ext.nn.masm_linear import MASMLinear, masm_layers
 from masm_ext.progress import Progress
 
 SIZES = {
@@ -58,8 +58,10 @@ class Classifier(torch.nn.Module):
         return self.head(self.backbone(images).last_hidden_state[:, 0]).squeeze(-1)
 
 
-def moved(size: str, case: str) -> dict[str, float]:
-    """||dW|| / ||W|| of the converted layers after STEPS steps."""
+def moved(size: str, case: str) -> dict[str, dict[str, float]]:
+    """How far the converted layers are from the pretrained ones after STEPS steps: ||dW|| / ||W|| in Frobenius norms,
+    and the spectral norm of dW over the root mean square of W's singular values, which is what an input feels at most.
+    """
     settings, groups = CASES[case]
     model = Classifier(SIZES[size])
     config = MASMConfig(
@@ -71,6 +73,8 @@ def moved(size: str, case: str) -> dict[str, float]:
         **settings,
     )
     convert(model, config, progress=False)
+    layers = list(masm_layers(model).values())
+    start = [artifact_part(layer) for layer in layers]
     optimizer = MaskedAdamW(groups(model))
     generator = torch.Generator().manual_seed(1)
     for _ in Progress(range(STEPS), desc=f"{size}, {case}", unit="step"):
@@ -80,16 +84,31 @@ def moved(size: str, case: str) -> dict[str, float]:
         F.binary_cross_entropy_with_logits(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-    values = [layer.relative_update() for layer in masm_layers(model).values()]
-    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "largest": float(np.max(values))}
+    spectral = [
+        float(torch.linalg.matrix_norm(artifact_part(layer) - before, 2)) / layer.base_norm() * len(before) ** 0.5
+        for layer, before in zip(layers, start)
+    ]
+    measured = {"frobenius": [layer.relative_update() for layer in layers], "spectral": spectral}
+    return {
+        norm: {"mean": float(np.mean(v)), "least": float(np.min(v)), "largest": float(np.max(v))}
+        for norm, v in measured.items()
+    }
+
+
+@torch.no_grad()
+def artifact_part(layer: MASMLinear) -> torch.Tensor:
+    """sum_i s_i u_i^T v_i of a layer, [N, D]."""
+    return (layer.u.T * layer.s) @ layer.v
 
 
 def main() -> int:
     """Run both sizes in every case; prints and writes the figures."""
     results = {case: {size: moved(size, case) for size in SIZES} for case in CASES}
     for case, sizes in results.items():
-        spans = [f"{size} {v['mean']:.4f} ({v['least']:.4f} to {v['largest']:.4f})" for size, v in sizes.items()]
-        print(f"{case}: ||dW|| / ||W|| after {STEPS} steps: {', '.join(spans)}")
+        for norm in ("frobenius", "spectral"):
+            found = {size: values[norm] for size, values in sizes.items()}
+            spans = [f"{size} {v['mean']:.4f} ({v['least']:.4f} to {v['largest']:.4f})" for size, v in found.items()]
+            print(f"{case}: {norm} after {STEPS} steps: {', '.join(spans)}")
     settings = {"steps": STEPS, "batch": BATCH, "side": SIDE, "sizes": SIZES}
     out = Path(__file__).resolve().parent / "results" / "rates.json"
     write_json(out, {"settings": settings, "results": results, "provenance": provenance()})
