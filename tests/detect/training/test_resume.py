@@ -68,6 +68,15 @@ def test_a_run_folder_is_never_overwritten(tiny_data, tiny_backbone, tmp_path):
         train(replace(config, resume=True, runtime=replace(config.runtime, seed=6)))
 
 
+def test_resuming_a_finished_run_says_so_and_changes_nothing(tiny_data, tiny_backbone, tmp_path, capsys):
+    config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
+    before = train(config)
+    assert "no epoch is left to train" not in "".join(capsys.readouterr())
+    after = train(replace(config, resume=True))
+    assert "the run was finished before: no epoch is left to train" in "".join(capsys.readouterr())
+    assert after.fit.history == before.fit.history
+
+
 def test_resume_refuses_another_backbone(tiny_data, tiny_backbone, tmp_path, tiny_detector):
     config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
     train(config)
