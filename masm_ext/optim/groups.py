@@ -56,6 +56,7 @@ def scale_free_groups(
     model: nn.Module,
     lr: float = 2e-2,
     *,
+    u_lr_scale: float = 1.0,
     s_lr: float = 1e-3,
     head_lr: float = 3e-3,
     head_weight_decay: float = 0.0,
@@ -64,33 +65,35 @@ def scale_free_groups(
 
     AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
     a layer: a step turns each direction by ``lr`` of its length, which is 1, and if all singular values move together,
-    it changes the weight by ``s_lr`` of its norm. So the elements of u [R, N] have the rate ``lr / sqrt(N)``, those of
-    v [R, D] ``lr / sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``. What a turn of the directions does to
-    the weight depends on their singular values and number. None of them is decayed: that would pull the pretrained
-    weight towards zero.
+    it changes the weight by ``s_lr`` of its norm. So the elements of u [R, N] have the rate
+    ``u_lr_scale * lr / sqrt(N)``, those of v [R, D] ``lr / sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``.
+    What a turn of the directions does to the weight depends on their singular values and number. None of them is
+    decayed: that would pull the pretrained weight towards zero.
 
     Args:
         model: a converted model.
         lr: change of a direction in one step, relative to its length.
+        u_lr_scale: change of a direction of u, relative to ``lr``. With a small lift, a large one lets u be learned
+            from almost nothing while v turns slowly, as in LoRA, whose second factor starts at 0.
         s_lr: change of the weight in one step by its singular values, relative to ``||W||_F``.
         head_lr: learning rate of the head (every other trainable parameter), as in ``torch.optim.AdamW``.
         head_weight_decay: weight decay of the head, as in ``torch.optim.AdamW``.
 
     Returns:
-        The non-empty groups: one for each width ("uv"), one for each layer ("s"), and "head".
+        The non-empty groups: one for each rate of directions ("uv"), one for each layer ("s"), and "head".
 
     Raises:
         ValueError: the model has no trainable parameter.
     """
     layers, head = _parts(model)
-    by_width: dict[int, list[Tensor]] = {}
+    by_rate: dict[float, list[Tensor]] = {}
     for layer in layers:
-        for factor in (layer.u, layer.v):
+        for factor, scale in ((layer.u, u_lr_scale), (layer.v, 1.0)):
             if factor.requires_grad:
-                by_width.setdefault(factor.shape[1], []).append(factor)
+                by_rate.setdefault(scale * lr / math.sqrt(factor.shape[1]), []).append(factor)
     groups: list[dict[str, Any]] = []
-    for width, params in by_width.items():
-        groups.append({"name": "uv", "params": params, "lr": lr / math.sqrt(width), "weight_decay": 0.0})
+    for rate, params in by_rate.items():
+        groups.append({"name": "uv", "params": params, "lr": rate, "weight_decay": 0.0})
     for layer in layers:
         if layer.s.requires_grad:
             rate = s_lr * layer.base_norm() / math.sqrt(len(layer.s))

@@ -93,6 +93,7 @@ class MethodConfig:
         lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction in a step,
             relative to its length); null: 3e-05 for full, 0.02 for masm, 0.0005 for lora and milora, 0.001 for the
             others
+        u_lr_scale: masm and masm-nomask: rate of u as a multiple of lr, which is then that of v; null: 1
         s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
             0.001
         head_lr: peak learning rate of the classifier; null: 0.001 for lora and milora, 0.003 for the others
@@ -107,6 +108,7 @@ class MethodConfig:
     targets: Literal["attention", "attention+mlp"] = "attention"
     rank: int | None = None
     lr: float | None = None
+    u_lr_scale: float | None = None
     s_lr: float | None = None
     head_lr: float | None = None
     weight_decay: float | None = None
@@ -127,6 +129,6 @@ class MethodConfig:
             self.quantize,
             "null for the method full, which trains every weight",
         )
-        for name in ("lr", "s_lr", "head_lr"):
+        for name in ("lr", "u_lr_scale", "s_lr", "head_lr"):
             rate = getattr(self, name)
             _require(rate is None or rate > 0, f"method.{name}", rate, "greater than 0, or null for the default")

@@ -46,6 +46,13 @@ def test_a_rectangular_layer_has_a_group_for_each_width():
     ]
 
 
+def test_u_may_have_a_rate_of_its_own():
+    model = model_of(24, 3, 1.0)
+    rates = {id(p): group["lr"] for group in scale_free_groups(model, 1e-2, u_lr_scale=7.0) for p in group["params"]}
+    assert rates[id(model[0].u)] == pytest.approx(7e-2 / math.sqrt(24))
+    assert rates[id(model[0].v)] == pytest.approx(1e-2 / math.sqrt(24))
+
+
 def moved(width, rank, gain, groups):
     """||dW|| / ||W|| after 20 steps of sign-like gradients."""
     model = model_of(width, rank, gain)

@@ -75,7 +75,12 @@ class Masm(MethodSpec):
     def optimizer(self, detector: Detector, config: MethodConfig) -> MaskedAdamW:
         settings = self.settings(detector, config)
         groups = scale_free_groups(
-            detector, config.lr, s_lr=config.s_lr, head_lr=config.head_lr, head_weight_decay=config.weight_decay
+            detector,
+            config.lr,
+            u_lr_scale=config.u_lr_scale,
+            s_lr=config.s_lr,
+            head_lr=config.head_lr,
+            head_weight_decay=config.weight_decay,
         )
         return MaskedAdamW(
             groups,

@@ -25,6 +25,7 @@ class Rates:
     lr: float
     head_lr: float = 3e-3
     s_lr: float | None = None
+    u_lr_scale: float = 1.0
     weight_decay: float = 1e-2
     rank: int | None = None
 
