@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 RUNS, SEEDS, RANK = 60, (1, 2, 3), 9
 
 #: Factor -> level -> settings. The first level of each is the one that the others are compared with. Each kind of
-#: directions has rates of its own: u moves the weight by s times as much, and s is small for trailing directions.
+#: directions has rates of its own.
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "masks": {
         "none": {"method.name": "masm-nomask"},
@@ -42,14 +42,9 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"masm.orthogonality": 0.01, "masm.spectral_consistency": 0.001},
     },
     "directions": {
-        "trailing": {
-            "masm.directions": "trailing",
-            "method.lr": 0.035,
-            "method.u_lr_scale": 40.0,
-            "method.s_lr": 1e-5,
-        },
-        "random": {"masm.directions": "random", "method.lr": 0.03, "method.u_lr_scale": 1.0, "method.s_lr": 1e-4},
-        "leading": {"masm.directions": "leading", "method.lr": 0.004, "method.u_lr_scale": 1.0, "method.s_lr": 5e-4},
+        "trailing": {"masm.directions": "trailing", "method.lr": 0.035, "method.s_lr": 1e-5},
+        "random": {"masm.directions": "random", "method.lr": 0.03, "method.s_lr": 1e-4},
+        "leading": {"masm.directions": "leading", "method.lr": 0.004, "method.s_lr": 5e-4, "method.u_lr_scale": 1.0},
     },
     "K": {
         "1": {"masm.num_subspaces": 1, "masm.subspace_rank": RANK},

@@ -61,7 +61,7 @@ class MasmOptions:
     energy: float | None = None
     directions: str = "trailing"
     direction_batches: int = 32
-    lift: float = 1.0
+    lift: float = 0.02
     partition: str = "interleaved"
     orthogonality: float = 0.0
     spectral_consistency: float = 0.0
@@ -90,13 +90,14 @@ class MethodConfig:
         targets: the linear layers to adapt: those of the attention, or of attention and MLPs
         rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
             masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
-        lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction in a step,
-            relative to its length); null: 3e-05 for full, 0.02 for masm, 0.0005 for lora and milora, 0.001 for the
+        lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction of v in a step,
+            relative to its length); null: 3e-05 for full, 0.035 for masm, 0.0005 for lora and milora, 0.001 for the
             others
-        u_lr_scale: masm and masm-nomask: rate of u as a multiple of lr, which is then that of v; null: 1
+        u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: chosen for each
+            layer so that u moves the weight as far as lr would turn a direction of average singular value
         s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
-            0.001
-        head_lr: peak learning rate of the classifier; null: 0.001 for lora and milora, 0.003 for the others
+            1e-05
+        head_lr: peak learning rate of the classifier; null: 0.001 for masm, lora and milora, 0.003 for the others
         weight_decay: weight decay of AdamW (masm: of the classifier only); null: 0 for ln and bitfit, 0.01 for the
             others
         quantize: keep the frozen weights of the backbone's linear layers in 8 bits, in training and scoring: int8 or

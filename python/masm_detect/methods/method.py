@@ -25,7 +25,7 @@ class Rates:
     lr: float
     head_lr: float = 3e-3
     s_lr: float | None = None
-    u_lr_scale: float = 1.0
+    u_lr_scale: float | None = 1.0
     weight_decay: float = 1e-2
     rank: int | None = None
 
