@@ -4,7 +4,7 @@
 
 Photographs of scikit-image and scikit-learn, cut into tiles of 112 px; of each batch of eight, half are forged
 (`upsample`). The layers are the query, key and value projections, with three subspaces of rank 4, at the rates that
-`masm train` has by default. No training run is needed: a minute in all. Writes `results/first_steps.json`.
+`masm train` has by default. A minute in all. Writes `results/first_steps.json`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def first_steps(lift: float, data: Sequence[Batch]) -> dict[str, Any]:
     model, config = model_and_config(lift=lift)
     convert(model, config, progress=False)
     layers = list(masm_layers(model).values())
-    start = [layer.u.detach().clone() for layer in layers]
+    start = {name: [getattr(layer, name).detach().clone() for layer in layers] for name in ("u", "v")}
     optimizer = MaskedAdamW(scale_free_groups(model))
     in_s: list[float] = []
     for step in range(STEPS):
@@ -112,10 +112,17 @@ def first_steps(lift: float, data: Sequence[Batch]) -> dict[str, Any]:
                     in_s.append(squares[0] / sum(squares))
         optimizer.step()
         optimizer.zero_grad()
-    turned = [float((layer.u.detach() - u).norm(dim=1).mean()) for layer, u in zip(layers, start)]
+    turned = [
+        [
+            float((getattr(layer, name).detach() - before).norm(dim=1).mean())
+            for layer, before in zip(layers, start[name])
+        ]
+        for name in ("u", "v")
+    ]
     return {
         "share of s in the squared gradient of a block": spread(in_s),
-        f"turn of u's rows in {STEPS} steps": spread(turned),
+        f"turn of u's rows in {STEPS} steps": spread(turned["u"]),
+        f"turn of v's rows in {STEPS} steps": spread(turned["v"]),
         f"||dW|| / ||W|| after {STEPS} steps": spread([layer.relative_update() for layer in layers]),
     }
 
@@ -142,6 +149,7 @@ def main() -> int:
     results = {
         "pretrained weights": beside_lora(data[0]),
         "without lift": first_steps(0.0, data),
+        "lift 0.02": first_steps(0.02, data),
         "lift 1": first_steps(1.0, data),
         "penalties in the loss: their gradient on s over the task's": penalties_beside_task(data),
     }
