@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from ..nn.masm_linear import MASMLinear, masm_layers
 
-#: Directions with smaller singular values, of weights that lack full rank, would make u grow without bound.
-LARGEST_U_LR_SCALE = 1000.0
-
 
 def param_groups(
     model: nn.Module,
@@ -60,29 +57,30 @@ def scale_free_groups(
     lr: float = 3.5e-2,
     *,
     u_lr_scale: float | None = None,
-    s_lr: float = 1e-5,
+    s_lr: float | None = None,
     head_lr: float = 1e-3,
     head_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Parameter groups whose rates say what a step does to a layer, whatever its width, rank and norm.
 
     AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
-    a layer. A step turns a direction of v by ``lr`` of its length, which is 1. A step of u moves the weight in each
-    direction by ``lr * sigma_rms``, where sigma_rms is the root mean square of the weight's singular values: that is a
-    turn by ``lr * sigma_rms / s``. So with a small s (trailing directions, a small lift) u is learned from almost
-    nothing while v turns slowly, as in LoRA, whose second factor starts at 0. If all singular values move together,
-    they change the weight by ``s_lr`` of its norm.
+    a layer. A step turns a direction of v by ``lr`` of its length, which is 1. In a layer with a lift, a step of u
+    moves the weight in each direction by ``lr * sigma_rms``, where sigma_rms is the root mean square of the weight's
+    singular values: that is a turn by ``lr * sigma_rms / s``. So with a small lift u is learned from almost nothing
+    while v turns slowly, as in LoRA, whose second factor starts at 0. Without a lift u turns as v does: the
+    orthogonality penalty, which needs that, keeps its rows near unit length. If all singular values move together, they
+    change the weight by ``s_lr`` of its norm.
 
     The elements of v [R, D] have the rate ``lr / sqrt(D)``, those of u [R, N] ``u_lr_scale * lr / sqrt(N)``, and those
     of s [R] ``s_lr * ||W||_F / sqrt(R)``. None of them is decayed: that would pull the pretrained weight towards zero.
 
     Args:
         model: a converted model.
-        lr: change of a direction of v in one step, relative to its length; and of the weight by u in each direction,
-            relative to sigma_rms.
-        u_lr_scale: turn of a direction of u, relative to ``lr``; None: sigma_rms over the root mean square of the
-            layer's initial singular values, at most 1000.
-        s_lr: change of the weight in one step by its singular values, relative to ``||W||_F``.
+        lr: change of a direction of v in one step, relative to its length.
+        u_lr_scale: turn of a direction of u, relative to ``lr``; None: in a layer with a lift sigma_rms over the root
+            mean square of its initial singular values, in others 1.
+        s_lr: change of the weight in one step by its singular values, relative to ``||W||_F``; None: 1e-5 in a layer
+            with a lift, 1e-3 in others.
         head_lr: learning rate of the head (every other trainable parameter), as in ``torch.optim.AdamW``.
         head_weight_decay: weight decay of the head, as in ``torch.optim.AdamW``.
 
@@ -104,7 +102,8 @@ def scale_free_groups(
         groups.append({"name": "uv", "params": params, "lr": rate, "weight_decay": 0.0})
     for layer in layers:
         if layer.s.requires_grad:
-            rate = s_lr * layer.base_norm() / math.sqrt(len(layer.s))
+            own = s_lr if s_lr is not None else 1e-5 if layer.lift else 1e-3
+            rate = own * layer.base_norm() / math.sqrt(len(layer.s))
             groups.append({"name": "s", "params": [layer.s], "lr": rate, "weight_decay": 0.0})
     if head:
         groups.append({"name": "head", "params": head, "lr": head_lr, "weight_decay": head_weight_decay})
@@ -112,12 +111,10 @@ def scale_free_groups(
 
 
 def _u_lr_scale(layer: MASMLinear) -> float:
-    """sigma_rms over the root mean square of the initial singular values: what makes u move the weight as far as a turn
-    of a direction of size sigma_rms would.
-    """
+    """What makes u move the weight as far as a turn of a direction of size sigma_rms would, if the layer has a lift."""
     sigma_rms = layer.base_norm() / math.sqrt(min(layer.u.shape[1], layer.v.shape[1]))
     s_rms = float(layer.s0.double().square().mean().sqrt())
-    return min(LARGEST_U_LR_SCALE, sigma_rms / s_rms) if s_rms > 0 else 1.0
+    return sigma_rms / s_rms if layer.lift and s_rms else 1.0
 
 
 def _parts(model: nn.Module) -> tuple[list[MASMLinear], list[Tensor]]:

@@ -93,10 +93,10 @@ class MethodConfig:
         lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction of v in a step,
             relative to its length); null: 3e-05 for full, 0.035 for masm, 0.0005 for lora and milora, 0.001 for the
             others
-        u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: chosen for each
-            layer so that u moves the weight as far as lr would turn a direction of average singular value
+        u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: with a lift, as
+            much as moves the weight as far as lr would turn a direction of average singular value; without a lift 1
         s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
-            1e-05
+            1e-05 with a lift, 0.001 without
         head_lr: peak learning rate of the classifier; null: 0.001 for masm, lora and milora, 0.003 for the others
         weight_decay: weight decay of AdamW (masm: of the classifier only); null: 0 for ln and bitfit, 0.01 for the
             others

@@ -53,7 +53,7 @@ def test_u_may_have_a_rate_of_its_own():
     assert rates[id(model[0].v)] == pytest.approx(1e-2 / math.sqrt(24))
 
 
-@pytest.mark.parametrize("directions, lift", [("trailing", 0.02), ("trailing", 1.0), ("random", 0.0), ("leading", 0.0)])
+@pytest.mark.parametrize("directions, lift", [("trailing", 0.02), ("trailing", 1.0), ("random", 0.3), ("leading", 0.5)])
 def test_a_step_of_u_moves_the_weight_by_its_rate_whatever_the_singular_values(directions, lift):
     sizes = []
     for width, rank in ((32, 2), (96, 2), (96, 12)):
@@ -71,13 +71,13 @@ def test_a_step_of_u_moves_the_weight_by_its_rate_whatever_the_singular_values(d
     assert sizes == pytest.approx([1e-3] * 3, rel=0.02)
 
 
-def test_directions_without_singular_values_get_a_finite_rate():
+@pytest.mark.parametrize("lift, s_lr", [(0.0, 1e-3), (0.02, 1e-5)])
+def test_without_a_lift_u_turns_as_v_and_s_has_the_larger_rate(lift, s_lr):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
-    with torch.no_grad():
-        model[0].weight[4:] = 0
-    convert(model, MASMConfig(subspace_rank=2, **CONFIG), use_cache=False, progress=False)
-    rates = {id(p): group["lr"] for group in scale_free_groups(model, 1e-2) for p in group["params"]}
-    assert rates[id(model[0].u)] <= 1000 * 1e-2 / math.sqrt(8) * 1.001
+    convert(model, MASMConfig(subspace_rank=2, lift=lift, **CONFIG), use_cache=False, progress=False)
+    rates = {id(p): group["lr"] for group in scale_free_groups(model) for p in group["params"]}
+    assert rates[id(model[0].s)] == pytest.approx(s_lr * model[0].base_norm() / math.sqrt(2))
+    assert (rates[id(model[0].u)] == rates[id(model[0].v)]) == (lift == 0)
 
 
 def moved(width, rank, gain, groups):

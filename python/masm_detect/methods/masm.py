@@ -31,7 +31,7 @@ from .method import Calibration, MethodSpec, Rates
 class Masm(MethodSpec):
     """Trains the artifact subspaces of the target layers under layer masks, and the head."""
 
-    rates = Rates(lr=3.5e-2, u_lr_scale=None, s_lr=1e-5, head_lr=1e-3)
+    rates = Rates(lr=3.5e-2, u_lr_scale=None, head_lr=1e-3)
     uses_masm_ext = True
 
     def check(self, config: MethodConfig) -> None:

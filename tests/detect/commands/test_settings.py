@@ -35,7 +35,7 @@ def test_help_is_true_to_the_code(capsys):
     ):
         assert part in workers
     defaults = [load(name).rates for name in METHODS]
-    for name in ("lr", "s_lr", "head_lr", "weight_decay", "rank"):
+    for name in ("lr", "head_lr", "weight_decay", "rank"):
         stated = set(re.findall(r"\d[\d.e-]*", options[f"--method.{name}"].split("null:")[1]))
         used = {f"{getattr(rates, name):g}" for rates in defaults if getattr(rates, name) is not None}
         assert stated == used, name
