@@ -112,13 +112,10 @@ def first_steps(lift: float, data: Sequence[Batch]) -> dict[str, Any]:
                     in_s.append(squares[0] / sum(squares))
         optimizer.step()
         optimizer.zero_grad()
-    turned = [
-        [
-            float((getattr(layer, name).detach() - before).norm(dim=1).mean())
-            for layer, before in zip(layers, start[name])
-        ]
-        for name in ("u", "v")
-    ]
+    turned = {
+        name: [float((getattr(layer, name).detach() - a).norm(dim=1).mean()) for layer, a in zip(layers, before)]
+        for name, before in start.items()
+    }
     return {
         "share of s in the squared gradient of a block": spread(in_s),
         f"turn of u's rows in {STEPS} steps": spread(turned["u"]),
