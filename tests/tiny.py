@@ -59,6 +59,7 @@ def run_config(data: Path, backbone: Path, out: Path, method: str = "masm", **ch
     masm = MasmOptions(
         num_subspaces=2,
         subspace_rank=2,
+        mask_policy="bias_variance",
         mask_warmup=2,
         mask_interval=2,
         mask_min_active=1,

@@ -65,7 +65,7 @@ class MasmOptions:
     partition: str = "interleaved"
     orthogonality: float = 0.0
     spectral_consistency: float = 0.0
-    mask_policy: str = "bias_variance"
+    mask_policy: str = "none"
     mask_statistic: str = "snr"
     mask_warmup: int = 20
     mask_interval: int = 10

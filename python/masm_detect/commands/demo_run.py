@@ -7,7 +7,7 @@ in the output folder, so that each command can be tried on it.
 The photographs ship in Python wheels; image operations make the forgeries (`data/demo_set.py`); DINOv2-S comes in a
 wheel too. A linear probe, LoRA and MASM are trained on some photographs with some forgery families. The best epoch is
 chosen on other photographs with the same families. The test uses further photographs, with the same and with other
-families. Every method has its default rates. Those of masm were chosen in a study of other data (docs/evidence.md); an
+families. Every method has its default rates. Those of masm were chosen in studies of other data (docs/evidence.md); an
 earlier table of test results of this demo was known when its size was chosen.
 """
 
@@ -30,7 +30,6 @@ from masm_detect.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
-    MasmOptions,
     MethodConfig,
     ModelConfig,
     OptimConfig,
@@ -92,7 +91,7 @@ QUICK = DemoSize(
     methods=(
         MethodConfig(name="probe"),
         MethodConfig(name="lora"),
-        MethodConfig(name="masm", masm=MasmOptions(mask_warmup=2, mask_interval=1)),
+        MethodConfig(name="masm"),
     ),
 )
 

@@ -30,7 +30,7 @@ def test_quick_demo(tmp_path, capsys):
         assert result["seen_in_training"]["files"] == result["seen_in_training"]["groups"] == 0
         assert (tmp_path / "runs" / method / "crops.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == set(demo_run.PARTS)
-    assert {"history.png", "drift.png", "masks.png"} <= {p.name for p in (tmp_path / "runs/masm/plots").iterdir()}
+    assert {"history.png", "drift.png"} <= {p.name for p in (tmp_path / "runs/masm/plots").iterdir()}
     analysis = read_json(tmp_path / "analysis" / "report.json")
     assert [file["scored"] for file in analysis["files"]] == [1, 1] and len(analysis["files"][0]["images"]) > 20
 

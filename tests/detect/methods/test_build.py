@@ -14,7 +14,7 @@ from masm_detect.models.detector import Detector
 
 from masm_ext.nn.masm_linear import masm_layers
 
-MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_warmup=1, mask_interval=1)
+MASM = MasmOptions(num_subspaces=2, subspace_rank=2, mask_policy="bias_variance", mask_warmup=1, mask_interval=1)
 
 
 def settings(name: str, **changes) -> MethodConfig:

@@ -81,7 +81,9 @@ def test_images_that_were_trained_on_are_reported(seen, message):
 
 def test_masks_that_were_never_selected_are_reported():
     short = {"method": "masm", "mask_history": [], "steps": 6}
-    assert "in 6 steps, so this is masm-nomask" in masks_line(short, MasmOptions(mask_warmup=20))
+    masked = MasmOptions(mask_policy="bias_variance", mask_warmup=20)
+    assert "in 6 steps, so this is masm-nomask" in masks_line(short, masked)
     for other in ({"mask_history": [{}]}, {"method": "probe"}):
-        assert masks_line(short | other, MasmOptions()) == ""
+        assert masks_line(short | other, masked) == ""
+    assert masks_line(short, MasmOptions()) == ""
     assert masks_line(short, MasmOptions(mask_policy="static")) == ""
