@@ -28,7 +28,7 @@ RUNS, SEEDS, RANK = 60, (1, 2, 3), 9
 #: directions have small singular values and need larger rates to move the weight as much.
 FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "masks": {
-        "none": {"method.name": "masm-nomask"},
+        "none": {"method.name": "masm", "masm.mask_policy": "none"},
         "snr": {"method.name": "masm", "masm.mask_policy": "bias_variance", "masm.mask_statistic": "snr"},
         "random": {"method.name": "masm", "masm.mask_policy": "random"},
         "inverted": {"method.name": "masm", "masm.mask_policy": "inverted", "masm.mask_statistic": "snr"},
