@@ -184,7 +184,7 @@ def main() -> int:
     """Write the study."""
     variants: dict[str, Any] = {}
     for row, seed in choose():
-        settings = {"method.head_lr": 0.003, "method.u_lr_scale": 1.0, "masm.lift": 0.0}
+        settings = {"method.head_lr": 0.003, "method.u_lr_scale": 1.0, "method.v_lr_scale": 1.0, "masm.lift": 0.0}
         for levels, level in zip(FACTORS.values(), row):
             settings |= levels[level]
         variants.setdefault(".".join(row), settings | {"seeds": []})["seeds"].append(seed)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ..nn.masm_linear import MASMLinear, masm_layers
 
+#: Rate of s in a layer with a lift, and without, where s alone can move the weight.
+S_LR = {True: 1e-5, False: 1e-3}
+
 
 def param_groups(
     model: nn.Module,
@@ -57,6 +60,7 @@ def scale_free_groups(
     lr: float = 3.5e-2,
     *,
     u_lr_scale: float | None = None,
+    v_lr_scale: float = 0.5,
     s_lr: float | None = None,
     head_lr: float = 1e-3,
     head_weight_decay: float = 0.0,
@@ -64,21 +68,23 @@ def scale_free_groups(
     """Parameter groups whose rates say what a step does to a layer, whatever its width, rank and norm.
 
     AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
-    a layer. A step turns a direction of v by ``lr`` of its length, which is 1. In a layer with a lift, a step of u
-    moves the weight in each direction by ``lr * sigma_rms``, where sigma_rms is the root mean square of the weight's
-    singular values: that is a turn by ``lr * sigma_rms / s``. So with a small lift u is learned from almost nothing
-    while v turns slowly, as in LoRA, whose second factor starts at 0. Without a lift u turns as v does: the
-    orthogonality penalty, which needs that, keeps its rows near unit length. If all singular values move together, they
-    change the weight by ``s_lr`` of its norm.
+    a layer. In a layer with a lift, a step of u moves the weight in each direction by ``lr * sigma_rms``, where
+    sigma_rms is the root mean square of the weight's singular values: that is a turn by ``lr * sigma_rms / s``. So with
+    a small lift u is learned from almost nothing while v turns slowly, as in LoRA, whose second factor starts at 0.
+    Without a lift a step turns u by ``lr`` of its length, which is 1: the orthogonality penalty, which needs that,
+    keeps its rows near unit length. A step turns v by ``v_lr_scale * lr`` of its length. If all singular values move
+    together, they change the weight by ``s_lr`` of its norm.
 
-    The elements of v [R, D] have the rate ``lr / sqrt(D)``, those of u [R, N] ``u_lr_scale * lr / sqrt(N)``, and those
-    of s [R] ``s_lr * ||W||_F / sqrt(R)``. None of them is decayed: that would pull the pretrained weight towards zero.
+    The elements of u [R, N] have the rate ``u_lr_scale * lr / sqrt(N)``, those of v [R, D] ``v_lr_scale * lr /
+    sqrt(D)``, and those of s [R] ``s_lr * ||W||_F / sqrt(R)``. None of them is decayed: that would pull the pretrained
+    weight towards zero.
 
     Args:
         model: a converted model.
-        lr: change of a direction of v in one step, relative to its length.
+        lr: change of the weight by u in each direction in one step, relative to sigma_rms.
         u_lr_scale: turn of a direction of u, relative to ``lr``; None: in a layer with a lift sigma_rms over the root
             mean square of its initial singular values, in others 1.
+        v_lr_scale: turn of a direction of v, relative to ``lr``.
         s_lr: change of the weight in one step by its singular values, relative to ``||W||_F``; None: 1e-5 in a layer
             with a lift, 1e-3 in others.
         head_lr: learning rate of the head (every other trainable parameter), as in ``torch.optim.AdamW``.
@@ -94,7 +100,7 @@ def scale_free_groups(
     by_rate: dict[float, list[Tensor]] = {}
     for layer in layers:
         scale = _u_lr_scale(layer) if u_lr_scale is None else u_lr_scale
-        for factor, own in ((layer.u, scale), (layer.v, 1.0)):
+        for factor, own in ((layer.u, scale), (layer.v, v_lr_scale)):
             if factor.requires_grad:
                 by_rate.setdefault(own * lr / math.sqrt(factor.shape[1]), []).append(factor)
     groups: list[dict[str, Any]] = []
@@ -102,7 +108,7 @@ def scale_free_groups(
         groups.append({"name": "uv", "params": params, "lr": rate, "weight_decay": 0.0})
     for layer in layers:
         if layer.s.requires_grad:
-            own = s_lr if s_lr is not None else 1e-5 if layer.lift else 1e-3
+            own = S_LR[bool(layer.lift)] if s_lr is None else s_lr
             rate = own * layer.base_norm() / math.sqrt(len(layer.s))
             groups.append({"name": "s", "params": [layer.s], "lr": rate, "weight_decay": 0.0})
     if head:

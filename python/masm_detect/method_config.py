@@ -90,11 +90,12 @@ class MethodConfig:
         targets: the linear layers to adapt: those of the attention, or of attention and MLPs
         rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
             masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
-        lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of a direction of v in a step,
-            relative to its length); null: 3e-05 for full, 0.035 for masm, 0.0005 for lora and milora, 0.001 for the
-            others
-        u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: with a lift, as
-            much as moves the weight as far as lr would turn a direction of average singular value; without a lift 1
+        lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of the weight in a direction in
+            a step, relative to an average singular value); null: 3e-05 for full, 0.035 for masm, 0.0005 for lora and
+            milora, 0.001 for the others
+        u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: with a lift as much
+            as moves the weight by lr in a direction, relative to an average singular value; without a lift 1
+        v_lr_scale: masm and masm-nomask: turn of a direction of v in a step, relative to lr; null: 0.5
         s_lr: masm and masm-nomask: change of a weight in a step by its singular values, relative to its norm; null:
             1e-05 with a lift, 0.001 without
         head_lr: peak learning rate of the classifier; null: 0.001 for masm, lora and milora, 0.003 for the others
@@ -110,6 +111,7 @@ class MethodConfig:
     rank: int | None = None
     lr: float | None = None
     u_lr_scale: float | None = None
+    v_lr_scale: float | None = None
     s_lr: float | None = None
     head_lr: float | None = None
     weight_decay: float | None = None
@@ -130,6 +132,6 @@ class MethodConfig:
             self.quantize,
             "null for the method full, which trains every weight",
         )
-        for name in ("lr", "u_lr_scale", "s_lr", "head_lr"):
+        for name in ("lr", "u_lr_scale", "v_lr_scale", "s_lr", "head_lr"):
             rate = getattr(self, name)
             _require(rate is None or rate > 0, f"method.{name}", rate, "greater than 0, or null for the default")

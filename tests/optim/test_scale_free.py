@@ -24,7 +24,7 @@ def model_of(width, rank, gain, directions="random"):
 def test_groups_hold_every_parameter_once_with_the_stated_rates():
     model = model_of(24, 3, 2.0)
     weight_norm = float(model[0].folded_weight().norm())
-    groups = scale_free_groups(model, 1e-2, u_lr_scale=1, s_lr=1e-3, head_lr=5e-3, head_weight_decay=0.1)
+    groups = scale_free_groups(model, 1e-2, u_lr_scale=1, v_lr_scale=1, s_lr=1e-3, head_lr=5e-3, head_weight_decay=0.1)
     by_name = {group["name"]: group for group in groups}
     assert by_name["uv"]["lr"] == pytest.approx(1e-2 / math.sqrt(24))
     assert by_name["s"]["lr"] == pytest.approx(1e-3 * weight_norm / math.sqrt(3), rel=1e-5)
@@ -39,18 +39,22 @@ def test_groups_hold_every_parameter_once_with_the_stated_rates():
 def test_a_rectangular_layer_has_a_group_for_each_width():
     model = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 1))
     convert(model, MASMConfig(subspace_rank=2, **CONFIG), use_cache=False, progress=False)
-    uv = [group for group in scale_free_groups(model, 1.0, u_lr_scale=1) if group["name"] == "uv"]
+    uv = [group for group in scale_free_groups(model, 1.0, u_lr_scale=1, v_lr_scale=1) if group["name"] == "uv"]
     assert sorted((group["params"][0].shape[1], group["lr"]) for group in uv) == [
         (8, pytest.approx(1 / math.sqrt(8))),
         (32, pytest.approx(1 / math.sqrt(32))),
     ]
 
 
-def test_u_may_have_a_rate_of_its_own():
+def test_u_and_v_may_have_rates_of_their_own():
     model = model_of(24, 3, 1.0)
-    rates = {id(p): group["lr"] for group in scale_free_groups(model, 1e-2, u_lr_scale=7.0) for p in group["params"]}
+    rates = {
+        id(p): group["lr"]
+        for group in scale_free_groups(model, 1e-2, u_lr_scale=7.0, v_lr_scale=3.0)
+        for p in group["params"]
+    }
     assert rates[id(model[0].u)] == pytest.approx(7e-2 / math.sqrt(24))
-    assert rates[id(model[0].v)] == pytest.approx(1e-2 / math.sqrt(24))
+    assert rates[id(model[0].v)] == pytest.approx(3e-2 / math.sqrt(24))
 
 
 @pytest.mark.parametrize("directions, lift", [("trailing", 0.02), ("trailing", 1.0), ("random", 0.3), ("leading", 0.5)])
@@ -58,7 +62,7 @@ def test_a_step_of_u_moves_the_weight_by_its_rate_whatever_the_singular_values(d
     sizes = []
     for width, rank in ((32, 2), (96, 2), (96, 12)):
         torch.manual_seed(width + rank)
-        model = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1))
+        model = nn.Sequential(nn.Linear(2 * width, width), nn.Linear(width, 1))
         config = MASMConfig(subspace_rank=rank, directions=directions, lift=lift, **CONFIG)
         convert(model, config, use_cache=False, progress=False)
         before = model[0].folded_weight().double()
@@ -77,7 +81,7 @@ def test_without_a_lift_u_turns_as_v_and_s_has_the_larger_rate(lift, s_lr):
     convert(model, MASMConfig(subspace_rank=2, lift=lift, **CONFIG), use_cache=False, progress=False)
     rates = {id(p): group["lr"] for group in scale_free_groups(model) for p in group["params"]}
     assert rates[id(model[0].s)] == pytest.approx(s_lr * model[0].base_norm() / math.sqrt(2))
-    assert (rates[id(model[0].u)] == rates[id(model[0].v)]) == (lift == 0)
+    assert (rates[id(model[0].u)] == 2 * rates[id(model[0].v)]) == (lift == 0)
 
 
 def moved(width, rank, gain, groups):

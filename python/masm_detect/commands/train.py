@@ -9,6 +9,8 @@ from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
+from masm_detect.config_files import older_arguments
+
 from .arguments import add_config_file, add_flag, options_of
 
 HELP = "train a detector; writes a run folder"
@@ -47,7 +49,9 @@ def complete(arguments: list[str]) -> list[str]:
     _, equals, out = arguments[places[-1]].partition("=")
     out = out if equals else (arguments[places[-1] + 1 : places[-1] + 2] or [""])[0]
     config = os.path.join(out, "config.yaml")
-    return ["--config", config, *arguments] if os.path.isfile(config) else arguments
+    if not os.path.isfile(config):
+        return arguments
+    return ["--config", config, *older_arguments(Path(config)), *arguments]
 
 
 def _with_recipe(arguments: list[str]) -> list[str]:

@@ -23,7 +23,10 @@ def resolve(config: MethodConfig) -> MethodConfig:
     method = registry.load(config.name)
     method.check(config)
     rates = method.rates
-    values = {name: getattr(config, name) for name in ("lr", "u_lr_scale", "s_lr", "head_lr", "weight_decay", "rank")}
+    values = {
+        name: getattr(config, name)
+        for name in ("lr", "u_lr_scale", "v_lr_scale", "s_lr", "head_lr", "weight_decay", "rank")
+    }
     return replace(config, **{k: getattr(rates, k) if value is None else value for k, value in values.items()})
 
 

@@ -31,7 +31,7 @@ from .method import Calibration, MethodSpec, Rates
 class Masm(MethodSpec):
     """Trains the artifact subspaces of the target layers under layer masks, and the head."""
 
-    rates = Rates(lr=3.5e-2, u_lr_scale=None, head_lr=1e-3)
+    rates = Rates(lr=3.5e-2, u_lr_scale=None, v_lr_scale=0.5, head_lr=1e-3)
     uses_masm_ext = True
 
     def check(self, config: MethodConfig) -> None:
@@ -78,6 +78,7 @@ class Masm(MethodSpec):
             detector,
             config.lr,
             u_lr_scale=config.u_lr_scale,
+            v_lr_scale=config.v_lr_scale,
             s_lr=config.s_lr,
             head_lr=config.head_lr,
             head_weight_decay=config.weight_decay,

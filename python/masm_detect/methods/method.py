@@ -26,6 +26,7 @@ class Rates:
     head_lr: float = 3e-3
     s_lr: float | None = None
     u_lr_scale: float | None = 1.0
+    v_lr_scale: float = 1.0
     weight_decay: float = 1e-2
     rank: int | None = None
 

@@ -112,8 +112,8 @@ def fit(
     torch.manual_seed(runtime.seed)
     if resume:
         run.restore()
-        if run.position.epoch >= optim.epochs and ranks.is_first:
-            Progress.write("the run was finished before: no epoch is left to train")
+        if run.position.epoch >= optim.epochs and runtime.progress:
+            Progress.write("the run was finished before: no epoch is left to train", file=sys.stderr)
     bar = Progress(
         total=run.images_per_epoch * optim.epochs,
         initial=run.images_done(),

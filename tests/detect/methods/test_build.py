@@ -79,7 +79,7 @@ def test_mlp_targets_adapt_more_layers(tiny_detector):
 
 
 def test_rates_of_a_config_reach_the_groups(tiny_detector):
-    config = settings("masm", lr=1e-3, u_lr_scale=3, s_lr=5e-3, head_lr=2e-3)
+    config = settings("masm", lr=1e-3, u_lr_scale=3, v_lr_scale=1, s_lr=5e-3, head_lr=2e-3)
     detector = tiny_detector()
     method = build_method("masm", detector, config, seed=0)
     rates = {name: [] for name in ("uv", "s", "head")}

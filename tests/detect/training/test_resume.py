@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command_line import code_of
 from masm_detect.config import ConfigError, OptimConfig
 from masm_detect.config_files import save_config
 from masm_detect.errors import CheckpointError, UserError
@@ -72,9 +73,31 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tiny_data, tiny_bac
     config = run_config(tiny_data, tiny_backbone, tmp_path / "run", "probe", optim=OptimConfig(epochs=1))
     before = train(config)
     assert "no epoch is left to train" not in "".join(capsys.readouterr())
-    after = train(replace(config, resume=True))
-    assert "the run was finished before: no epoch is left to train" in "".join(capsys.readouterr())
+    shown = replace(config.runtime, progress=True)
+    after = train(replace(config, resume=True, runtime=shown))
+    assert "the run was finished before: no epoch is left to train" in capsys.readouterr().err
     assert after.fit.history == before.fit.history
+
+
+@pytest.mark.parametrize("method", ["lora", "masm"])
+def test_a_run_of_a_version_without_a_setting_resumes_as_it_was(
+    tiny_data, tiny_backbone, tmp_path, monkeypatch, method
+):
+    def configured(name):
+        config = run_config(tiny_data, tiny_backbone, tmp_path / name, method)
+        masm = replace(config.method.masm, lift=0.5)
+        return replace(config, method=replace(config.method, masm=masm, u_lr_scale=1.0, v_lr_scale=1.0))
+
+    train(configured("whole"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(7, patch)
+        train(configured("killed"))
+    saved = tmp_path / "killed" / "config.yaml"
+    lines = saved.read_text().splitlines(keepends=True)
+    assert sum("_lr_scale" in line for line in lines) == 2
+    saved.write_text("".join(line for line in lines if "_lr_scale" not in line))
+    assert code_of(["train", "--out", str(tmp_path / "killed"), "--resume"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_resume_refuses_another_backbone(tiny_data, tiny_backbone, tmp_path, tiny_detector):
