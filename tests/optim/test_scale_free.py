@@ -48,11 +48,8 @@ def test_a_rectangular_layer_has_a_group_for_each_width():
 
 def test_u_and_v_may_have_rates_of_their_own():
     model = model_of(24, 3, 1.0)
-    rates = {
-        id(p): group["lr"]
-        for group in scale_free_groups(model, 1e-2, u_lr_scale=7.0, v_lr_scale=3.0)
-        for p in group["params"]
-    }
+    groups = scale_free_groups(model, 1e-2, u_lr_scale=7.0, v_lr_scale=3.0)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rates[id(model[0].u)] == pytest.approx(7e-2 / math.sqrt(24))
     assert rates[id(model[0].v)] == pytest.approx(3e-2 / math.sqrt(24))
 

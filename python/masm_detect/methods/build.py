@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 
@@ -23,11 +23,8 @@ def resolve(config: MethodConfig) -> MethodConfig:
     method = registry.load(config.name)
     method.check(config)
     rates = method.rates
-    values = {
-        name: getattr(config, name)
-        for name in ("lr", "u_lr_scale", "v_lr_scale", "s_lr", "head_lr", "weight_decay", "rank")
-    }
-    return replace(config, **{k: getattr(rates, k) if value is None else value for k, value in values.items()})
+    missing = [field.name for field in fields(rates) if getattr(config, field.name) is None]
+    return replace(config, **{name: getattr(rates, name) for name in missing})
 
 
 def build_method(
