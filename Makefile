@@ -99,7 +99,7 @@ $(BIN)/.installed: $(BIN)/.tools CMakeLists.txt pyproject.toml $(SOURCES)
 
 # PEFT's own tests, which run on the MASM tuner; they stay in the environment. Without network those tests skip.
 $(PEFT_TESTS): $(BIN)/.installed
-	-$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: -d $(@D) peft==0.21.2
+	-$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: -d $(@D) peft==0.21.2 && touch $@
 
 # A second Triton, that of common GPU images: kernels are proved on both.
 $(VENV)/triton-3.6/.installed: $(BIN)/python

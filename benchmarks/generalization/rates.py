@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from masm_detect.provenance import provenance
+from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
 from transformers import Dinov2Config, Dinov2Model
 
@@ -95,7 +95,8 @@ def main() -> int:
         print(f"{norm} after {STEPS} steps: {', '.join(spans)}")
     settings = {"steps": STEPS, "batch": BATCH, "side": SIDE, "sizes": SIZES}
     out = Path(__file__).resolve().parent / "results" / "rates.json"
-    write_json(out, {"settings": settings, "results": results, "provenance": provenance()})
+    made = provenance() | {"git": git_state(out.parents[1], ".", "../../masm_ext")}
+    write_json(out, {"settings": settings, "results": results, "provenance": made})
     return 0
 
 

@@ -183,7 +183,7 @@ class TrainConfig:
         _require(bool(self.out), "out", self.out, "the run folder to write")
         masm = self.method.masm
         by_forgery = masm.mask_policy == "specialists" or masm.mask_statistic == "agreement"
-        if self.method.name == "masm" and by_forgery:
+        if self.method.name == "masm" and masm.mask_policy != "none" and by_forgery:
             _require(
                 self.optim.batches == "alternating",
                 "optim.batches",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -29,7 +29,7 @@ from .method import Calibration, MethodSpec, Rates
 
 
 class Masm(MethodSpec):
-    """Trains the artifact subspaces of the target layers under layer masks, and the head."""
+    """Trains the artifact subspaces of the target layers, if asked under layer masks, and the head."""
 
     rates = Rates(lr=3.5e-2, u_lr_scale=None, v_lr_scale=0.5, head_lr=1e-3)
     uses_masm_ext = True
@@ -40,6 +40,18 @@ class Masm(MethodSpec):
         except ValueError as error:
             # masm_ext names the field, what arrived and what is allowed.
             raise ConfigError(str(error)) from error
+        ignored = [
+            f"method.masm.{field.name}={getattr(config.masm, field.name)}"
+            for field in fields(config.masm)
+            if field.name.startswith("mask_")
+            and field.name != "mask_seed"
+            and getattr(config.masm, field.name) != field.default
+        ]
+        if config.name == "masm" and config.masm.mask_policy == "none" and ignored:
+            raise ConfigError(
+                f"{', '.join(ignored)}: nothing reads this, because method.masm.mask_policy is none; choose a policy, "
+                "for example bias_variance, or leave the other settings out"
+            )
         if config.masm.lift and (config.masm.orthogonality or config.masm.spectral_consistency):
             raise ConfigError(
                 f"method.masm.lift is {config.masm.lift}: it needs method.masm.orthogonality and "

@@ -9,6 +9,8 @@ from command_line import assert_one_line, code_of
 from masm_detect.commands.main import USER_ERROR, main
 from masm_detect.methods.registry import METHODS, load
 
+from masm_ext.optim.groups import S_LR
+
 
 def options_of(command: str, capsys) -> dict[str, str]:
     """The options that `masm <command> --help` lists, each with its meaning."""
@@ -39,6 +41,8 @@ def test_help_is_true_to_the_code(capsys):
         stated = set(re.findall(r"\d[\d.e-]*", options[f"--method.{name}"].split("null:")[1]))
         used = {f"{getattr(rates, name):g}" for rates in defaults if getattr(rates, name) is not None}
         assert stated == used, name
+    assert f"null: {S_LR[True]:g} with a lift, {S_LR[False]:g} without" in options["--method.s_lr"]
+    assert f"null: {load('masm').rates.v_lr_scale:g}" in options["--method.v_lr_scale"]
 
 
 TRAINING = "data: {paths: [faces]}\nmodel: {image_size: 224}\nmethod: {name: masm}\noptim: {epochs: 3}\n"

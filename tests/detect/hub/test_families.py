@@ -24,7 +24,7 @@ from torch import nn
 
 from masm_ext import MASMLinear
 
-MASM = MethodConfig(name="masm", masm=MasmOptions(num_subspaces=2, subspace_rank=2, mask_min_active=1))
+MASM = MethodConfig(name="masm", masm=MasmOptions(num_subspaces=2, subspace_rank=2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

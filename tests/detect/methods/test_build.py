@@ -115,3 +115,12 @@ def test_the_pooling_head_of_siglip_stays_frozen(name, tmp_path):
     trained = [key for key, parameter in detector.named_parameters() if parameter.requires_grad]
     assert {"head.weight", "head.bias"} <= set(trained)
     assert not [key for key in trained if ".head." in key]
+
+
+def test_settings_of_masks_without_a_policy_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"mask_warmup=5: nothing reads this, because method\.masm\.mask_policy is none"
+    ):
+        resolve(MethodConfig(name="masm", masm=MasmOptions(mask_warmup=5)))
+    resolve(MethodConfig(name="masm", masm=MasmOptions(mask_policy="random", mask_warmup=5)))
+    resolve(MethodConfig(name="masm-nomask", masm=MasmOptions(mask_warmup=5)))
