@@ -5,11 +5,10 @@ It uses the commands that a user would: it writes a data set, trains each method
 in the output folder, so that each command can be tried on it.
 
 The photographs ship in Python wheels; image operations make the forgeries (`data/demo_set.py`); DINOv2-S comes in a
-wheel too. A linear probe, LoRA and MASM are trained on some photographs with some forgery families; every batch holds
-real crops and those of one family. The best epoch is chosen on other photographs with the same families. The test uses
-further photographs, with the same and with other families. Every method has its default rates. Those of masm were
-chosen in studies of other data (docs/evidence.md); an earlier table of test results of this demo was known when its
-size was chosen.
+wheel too. A linear probe, LoRA and MASM are trained on some photographs with some forgery families. The best epoch is
+chosen on other photographs with the same families. The test uses further photographs, with the same and with other
+families. Every method has its default rates. Those of masm were chosen in studies of other data (docs/evidence.md); an
+earlier table of test results of this demo was known when its size was chosen.
 """
 
 from __future__ import annotations
@@ -230,7 +229,7 @@ def _train_config(method: MethodConfig, size: DemoSize, runtime: RuntimeConfig, 
         ),
         model=ModelConfig(backbone=BACKBONE, image_size=size.image_size),
         method=method,
-        optim=OptimConfig(epochs=size.epochs, batch_size=16, batches="alternating"),
+        optim=OptimConfig(epochs=size.epochs, batch_size=16),
         runtime=runtime,
         out=str(out / "runs" / method.name),
     )
