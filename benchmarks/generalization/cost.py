@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from masm_detect.config import ConfigError
 from masm_detect.methods.build import build_method
 from masm_detect.methods.method import Calibration
 from masm_detect.models.detector import Detector
@@ -57,6 +58,8 @@ def cost(study: Study, results: Path, rounds: int) -> int:
     """Measure every variant of the study's grid and of its final stage that has a network; prints a table and writes
     `cost.json`. The first setting of the grid is taken: learning rates do not change the cost.
     """
+    if not study.grid:
+        raise ConfigError(f"study {study.name} has no grid: measure {study.settings_from or 'ffhq-gan'}")
     direction, seed = study.grid["direction"], study.grid["seed"]
     settings = study.grid["settings"]
     names = [name for name in dict.fromkeys([*settings, *study.stages["final"]["variants"]]) if name != SPECTRUM]

@@ -43,8 +43,8 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         f"{study.backbone}, {study.image_size} px; torch {made['packages'].get('torch')}, {made['device']['name']}. "
         f"{study.caution}",
         "",
-        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images. "
-        "Time and memory: of a training step in float32 with one thread (`study.py cost`).",
+        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images."
+        + (" Time and memory: of a training step in float32 with one thread." if _costs(study, folder) else ""),
     ]
     by_key = {result["key"]: result for result in results}
     for stage in ("final", "controls"):
@@ -85,10 +85,9 @@ def _scores(study: Study, direction: str, table: Results, costs: Mapping[str, An
     titles = [f"{name} (unseen)" if name in unseen else name for name in columns]
     if len(unseen) > 1:
         titles.append("mean unseen")
-    lines = [
-        f"| variant | seeds | {' | '.join(titles)} | trained weights | step time, LoRA = 1 | step memory, MiB |",
-        "|---" * (len(titles) + 5) + "|",
-    ]
+    titles = ["variant", "seeds", *titles, "trained weights"]
+    titles += ["step time, LoRA = 1", "step memory, MiB"] if costs else []
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for variant, seeds in table.items():
         values = {name: [result["auc"][name] for result in seeds.values()] for name in columns}
         cells = [_mean(values[name]) for name in columns]
@@ -96,9 +95,11 @@ def _scores(study: Study, direction: str, table: Results, costs: Mapping[str, An
             cells.append(_mean(np.mean([values[name] for name in unseen], axis=0)))
         one = next(iter(seeds.values()))
         trained = f"{one['trainable_parameters']:,}" if "trainable_parameters" in one else "-"
-        step = costs.get(variant)
-        cost = f"{step['time_ratio']:.2f} | {step['mebibytes']}" if step else "- | -"
-        lines.append(f"| {variant} | {len(seeds)} | {' | '.join(cells)} | {trained} | {cost} |")
+        cells = [variant, str(len(seeds)), *cells, trained]
+        if costs:
+            step = costs.get(variant)
+            cells += [f"{step['time_ratio']:.2f}", str(step["mebibytes"])] if step else ["-", "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
