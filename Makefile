@@ -11,7 +11,7 @@ SOURCES := $(shell find csrc masm_ext python _build_backend -type f -not -path '
 
 .PHONY: help demo test test-kernels test-abi docs gpu-check gpu-test gpu-sanitize lint format clean
 help:
-	@echo "make demo   train and score on the embedded demo set (about 5 minutes on 2 cores); results in demo-run/"
+	@echo "make demo   train and score on the embedded demo set (2 to 5 minutes on 2 cores); results in demo-run/"
 	@echo "make test   build, install and run the tests (about 18 minutes on 2 cores)"
 	@echo "make test-kernels   every kernel compiled, interpreted, emulated, sanitized and mutated (about half an hour)"
 	@echo "make test-abi   one build of the package beside torch $(OTHER_TORCHES) (downloads 6 GB)"
