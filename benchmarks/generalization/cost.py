@@ -59,7 +59,8 @@ def cost(study: Study, results: Path, rounds: int) -> int:
     `cost.json`. The first setting of the grid is taken: learning rates do not change the cost.
     """
     if not study.grid:
-        raise ConfigError(f"study {study.name} has no grid: measure {study.settings_from or 'ffhq-gan'}")
+        where = f"; measure {study.settings_from}, whose grid it takes" if study.settings_from else ""
+        raise ConfigError(f"study {study.name} has no grid, from which the variants come{where}")
     direction, seed = study.grid["direction"], study.grid["seed"]
     settings = study.grid["settings"]
     names = [name for name in dict.fromkeys([*settings, *study.stages["final"]["variants"]]) if name != SPECTRUM]

@@ -36,7 +36,7 @@ def report(studies: Sequence[str], folder: Path) -> int:
 
 def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) -> str:
     """The Markdown report of one study; draws its figures into `folder`."""
-    made = results[-1]["provenance"]
+    made, costs = results[-1]["provenance"], _costs(study, folder)
     lines = [
         f"# {study.name}: {study.title}",
         "",
@@ -44,7 +44,7 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         f"{study.caution}",
         "",
         "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images."
-        + (" Time and memory: of a training step in float32 with one thread." if _costs(study, folder) else ""),
+        + (" Time and memory: of a training step in float32 with one thread." if costs else ""),
     ]
     by_key = {result["key"]: result for result in results}
     for stage in ("final", "controls"):
@@ -55,7 +55,7 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
             )
             if own:
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
-                lines += _scores(study, direction, own, _costs(study, folder))
+                lines += _scores(study, direction, own, costs)
                 if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
     lines += _factorial(study, by_key, folder) + _grid(study, results, folder)

