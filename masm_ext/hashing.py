@@ -32,6 +32,11 @@ def directions_hash(directions: Sequence[int]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
+def ranks_hash(ranks: Sequence[int]) -> str:
+    """16 hexadecimal digits that differ between lists of ranks; their order counts."""
+    return hashlib.sha256(",".join(map(str, ranks)).encode()).hexdigest()[:16]
+
+
 def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """:func:`weight_hash` of named tensors. A tensor with several names is hashed once.
 

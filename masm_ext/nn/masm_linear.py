@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,7 +20,7 @@ from ..decomposition import (
     split,
     split_along_gradient,
 )
-from ..hashing import directions_hash, weight_hash
+from ..hashing import directions_hash, ranks_hash, weight_hash
 from ..ops import fold, quantized_subspace_linear, subspace_linear
 from ..quantized_weight import dense_weight
 from ..sharded import check_not_divided
@@ -172,28 +173,34 @@ class MASMLinear(nn.Module):
         destination[prefix + "mask"] = self.mask.detach().clone()
 
     def get_extra_state(self) -> Tensor:
-        """uint8 [96]: base hash, number of steps taken and hash of the directions, a hexadecimal digit per element."""
+        """uint8 [128]: hash of the base, steps taken, hashes of directions and ranks, lift; see :func:`extra_state`."""
         steps = self.restored_steps
         if steps is None or steps == ANY_STEP:
             steps = 0 if self._steps is None else int(self._steps)
-        return extra_state(self.base_hash, steps, self.directions_hash)
+        return extra_state(self.base_hash, steps, self.directions_hash, self.ranks, self.lift)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the identity of base weight and directions, and the step count, from a ``state_dict``.
+        """Restore the identity of base weight and directions, the lift, and the step count, from a ``state_dict``.
 
         Args:
-            state: uint8 [96], as :meth:`get_extra_state` returns it.
+            state: uint8 [128], as :meth:`get_extra_state` returns it.
 
         Raises:
-            ValueError: ``state`` does not have this form.
+            ValueError: ``state`` does not have this form, or is that of subspaces of other ranks.
         """
         digits = [int(value) // 16 for value in torch.as_tensor(state).double().round().tolist()]
-        if len(digits) != 96 or not all(0 <= digit < 16 for digit in digits):
-            raise ValueError(f"MASMLinear: expected an extra state of 96 elements in [0, 255], got {state!r}")
+        if len(digits) != 128 or not all(0 <= digit < 16 for digit in digits):
+            raise ValueError(f"MASMLinear: expected an extra state of 128 elements in [0, 255], got {state!r}")
         text = "".join(f"{digit:x}" for digit in digits)
-        base_hash, directions_hash = ("" if set(part) == {"0"} else part for part in (text[:64], text[80:]))
+        if text[96:112] != ranks_hash(self.ranks):
+            raise ValueError(
+                f"MASMLinear: the state is that of subspaces of other ranks than the {list(self.ranks)} here: convert "
+                "the model with the ranks of the saved one"
+            )
+        base_hash, directions_hash = ("" if set(part) == {"0"} else part for part in (text[:64], text[80:96]))
         if (base_hash, directions_hash) != (self.base_hash, self.directions_hash):  # factors of another conversion
             self.base_hash, self.directions_hash, self.directions = base_hash, directions_hash, ()
+        self.lift = struct.unpack(">d", bytes.fromhex(text[112:]))[0]  # decides rates, and whether penalties may act
         self.restored_steps = int(text[64:80], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
@@ -337,9 +344,9 @@ class MASMLinear(nn.Module):
         )
 
 
-def extra_state(base_hash: str, steps: int, directions_hash: str) -> Tensor:
-    """uint8 [96] for :meth:`MASMLinear.set_extra_state`: a hexadecimal digit per element."""
-    digits = f"{base_hash:0>64}{steps:016x}{directions_hash:0>16}"
+def extra_state(base_hash: str, steps: int, directions_hash: str, ranks: Sequence[int], lift: float) -> Tensor:
+    """uint8 [128] for :meth:`MASMLinear.set_extra_state`: a hexadecimal digit per element."""
+    digits = f"{base_hash:0>64}{steps:016x}{directions_hash:0>16}{ranks_hash(ranks)}{struct.pack('>d', lift).hex()}"
     # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
     return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
 

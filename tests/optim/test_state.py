@@ -1,12 +1,13 @@
 """One owner of the adaptation state: model and optimizer state_dict are enough, and half of them is refused."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from optimizer_runs import CONFIG, base, build, same, through_a_file, train
 
-from masm_ext import LayerMasks, MaskedAdamW, convert, load_adapter, param_groups, save_adapter
+from masm_ext import LayerMasks, MaskedAdamW, convert, load_adapter, param_groups, regularization_loss, save_adapter
 
 
 @pytest.mark.parametrize("first", ["model", "optimizer"])
@@ -130,9 +131,26 @@ def test_a_converted_state_is_not_that_of_the_pretrained_model():
 
 def test_a_foreign_extra_state_is_refused():
     model, _ = build()
-    for bad in (torch.zeros(3, dtype=torch.uint8), torch.full((96,), 300.0)):
-        with pytest.raises(ValueError, match="extra state of 96 elements"):
+    for bad in (torch.zeros(3, dtype=torch.uint8), torch.full((128,), 300.0)):
+        with pytest.raises(ValueError, match="extra state of 128 elements"):
             model[0].set_extra_state(bad)
+
+
+def test_a_state_brings_its_lift_and_refuses_other_ranks():
+    model = base()
+    convert(model, dataclasses.replace(CONFIG, lift=0.1), use_cache=False, progress=False)
+    state = model.state_dict()
+    again, _ = build()
+    assert again[0].lift == 0
+    again.load_state_dict(state)
+    assert again[0].lift == 0.1
+    with pytest.raises(ValueError, match="the penalties take the frozen part"):
+        regularization_loss(again, dataclasses.replace(CONFIG, orthogonality=0.1))
+    other = base()
+    ranks = [3, 1] if model[0].ranks != (3, 1) else [1, 3]
+    convert(other, dataclasses.replace(CONFIG, subspace_rank=ranks), use_cache=False, progress=False)
+    with pytest.raises(ValueError, match="subspaces of other ranks than"):
+        other.load_state_dict(state)
 
 
 def test_a_state_that_does_not_fit_changes_nothing():

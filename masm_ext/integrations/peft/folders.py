@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def adapter_to_peft(
         prefix = f"{PREFIX}{name}.{ATTRIBUTE}."
         values |= {prefix + factor: tensors[f"layers.{name}.{factor}"] for factor in FACTORS}
         values[prefix + "mask"] = torch.tensor(mask) != 0
-        values[prefix + "_extra_state"] = extra_state(entry["base_sha256"], 0, directions_hash(entry["directions"]))
+        ranks = [b - a for a, b in pairwise(entry["offsets"])]
+        identity = entry["base_sha256"], 0, directions_hash(entry["directions"]), ranks, settings["lift"]
+        values[prefix + "_extra_state"] = extra_state(*identity)
         if f"layers.{name}.bias" in tensors:
             values[prefix + "bias"] = tensors[f"layers.{name}.bias"]
     values |= {PREFIX + key[6:]: value for key, value in tensors.items() if key.startswith("saved.")}

@@ -140,7 +140,7 @@ class AdapterSubspaces(MASMLinear):
         """As :meth:`masm_ext.MASMLinear.set_extra_state`, but an adapter of another base weight is an error.
 
         Args:
-            state: uint8 [96], as ``get_extra_state`` returns it.
+            state: uint8 [128], as ``get_extra_state`` returns it.
 
         Raises:
             ValueError: it has another form, or names another base weight.
