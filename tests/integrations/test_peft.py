@@ -296,9 +296,11 @@ def test_compiled_without_a_graph_break(seed):
         assert p.grad is None or relative_error(grads[name], p.grad) <= GRADIENT[torch.float32]
 
 
-def test_scale_free_rates_are_those_of_convert(seed):
+@pytest.mark.parametrize("lift", [0.0, 0.02])
+def test_scale_free_rates_are_those_of_convert(seed, lift):
     plain = base(seed)
-    convert(plain, MASMConfig(target_modules=["0", "2"], modules_to_save=["4"], **SETTINGS), progress=False)
-    expected, found = ([(g["name"], g["lr"]) for g in scale_free_groups(m)] for m in (plain, tuned(seed)))
+    config = MASMConfig(target_modules=["0", "2"], modules_to_save=["4"], lift=lift, **SETTINGS)
+    convert(plain, config, progress=False)
+    expected, found = ([(g["name"], g["lr"]) for g in scale_free_groups(m)] for m in (plain, tuned(seed, lift=lift)))
     assert [name for name, _ in found] == [name for name, _ in expected]
     assert [lr for _, lr in found] == pytest.approx([lr for _, lr in expected], rel=1e-5)

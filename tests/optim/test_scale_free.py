@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from masm_ext import MaskedAdamW, MASMConfig, convert, scale_free_groups
+from masm_ext import MaskedAdamW, MASMConfig, convert, quantize, scale_free_groups
 
 CONFIG = dict(target_modules=["0"], modules_to_save="1", num_subspaces=1, orthogonality=0, spectral_consistency=0)
 
@@ -79,6 +79,15 @@ def test_without_a_lift_u_turns_as_v_and_s_has_the_larger_rate(lift, s_lr):
     rates = {id(p): group["lr"] for group in scale_free_groups(model) for p in group["params"]}
     assert rates[id(model[0].s)] == pytest.approx(s_lr * model[0].base_norm() / math.sqrt(2))
     assert (rates[id(model[0].u)] == 2 * rates[id(model[0].v)]) == (lift == 0)
+
+
+def test_a_layer_with_a_frozen_weight_in_8_bits_has_the_same_rates():
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1))
+    convert(model, MASMConfig(subspace_rank=2, lift=0.02, **CONFIG), use_cache=False, progress=False)
+    exact = [group["lr"] for group in scale_free_groups(model)]
+    quantize(model, "int8")
+    assert [group["lr"] for group in scale_free_groups(model)] == pytest.approx(exact, rel=1e-2)
 
 
 def moved(width, rank, gain, groups):
