@@ -2,9 +2,10 @@
 
     python benchmarks/generalization/rates.py
 
-Two transformers of random weights, of the sizes of ViT-S and ViT-L, learn the same small task: to tell noise images
-with a faint grid from plain ones, with two subspaces of rank 4 and the lift and rates that `masm train` has by default.
-Writes `results/rates.json`.
+Transformers of random weights, of the sizes of ViT-S and ViT-L, learn the same small task: to tell noise images with a
+faint grid from plain ones, with two subspaces and the lift and rates that `masm train` has by default. Two further
+cases take one difference between the sizes away each: the share of the directions that learn, and the depth. Writes
+`results/rates.json`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from masm_ext import MaskedAdamW, MASMConfig, convert, scale_free_groups
 from masm_ext.nn.masm_linear import MASMLinear, masm_layers
 from masm_ext.progress import Progress
 
-SIZES = {
-    "ViT-S": dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6),
-    "ViT-L": dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+SMALL = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
+LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+#: Name -> size of the transformer and ranks of the two subspaces. 21 of 1024 directions are as many as 8 of 384.
+CASES: dict[str, tuple[dict[str, int], list[int]]] = {
+    "ViT-S": (SMALL, [4, 4]),
+    "ViT-L": (LARGE, [4, 4]),
+    "ViT-L, as large a share of directions": (LARGE, [11, 10]),
+    "ViT-L of 12 layers, as large a share of directions": (LARGE | {"num_hidden_layers": 12}, [11, 10]),
 }
 STEPS, BATCH, SIDE = 100, 4, 56
 
@@ -44,16 +50,17 @@ class Classifier(torch.nn.Module):
         return self.head(self.backbone(images).last_hidden_state[:, 0]).squeeze(-1)
 
 
-def moved(size: str) -> dict[str, dict[str, float]]:
+def moved(case: str) -> dict[str, dict[str, float]]:
     """How far the converted layers are from the pretrained ones after STEPS steps: ||dW|| / ||W|| in Frobenius norms,
     and the spectral norm of dW over the root mean square of W's singular values, which is what an input feels at most.
     """
-    model = Classifier(SIZES[size])
+    size, ranks = CASES[case]
+    model = Classifier(size)
     config = MASMConfig(
         target_modules=["re:.*attention\\.(q|k|v|o)_proj"],
         modules_to_save="head",
         num_subspaces=2,
-        subspace_rank=4,
+        subspace_rank=ranks,
         mask_policy="none",
         lift=0.02,
     )
@@ -62,7 +69,7 @@ def moved(size: str) -> dict[str, dict[str, float]]:
     start = [artifact_part(layer) for layer in layers]
     optimizer = MaskedAdamW(scale_free_groups(model))
     generator = torch.Generator().manual_seed(1)
-    for _ in Progress(range(STEPS), desc=size, unit="step"):
+    for _ in Progress(range(STEPS), desc=case, unit="step"):
         images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
         labels = (torch.arange(BATCH) % 2).float()
         images[labels == 1, :, ::2, ::2] += 0.5
@@ -87,13 +94,13 @@ def artifact_part(layer: MASMLinear) -> torch.Tensor:
 
 
 def main() -> int:
-    """Run both sizes; prints and writes the figures."""
-    results = {size: moved(size) for size in SIZES}
+    """Run all cases; prints and writes the figures."""
+    results = {case: moved(case) for case in CASES}
     for norm in ("frobenius", "spectral"):
-        found = {size: values[norm] for size, values in results.items()}
-        spans = [f"{size} {v['mean']:.4f} ({v['least']:.4f} to {v['largest']:.4f})" for size, v in found.items()]
-        print(f"{norm} after {STEPS} steps: {', '.join(spans)}")
-    settings = {"steps": STEPS, "batch": BATCH, "side": SIDE, "sizes": SIZES}
+        print(f"{norm} after {STEPS} steps:")
+        for case, values in results.items():
+            print("  {}: {mean:.4f} ({least:.4f} to {largest:.4f})".format(case, **values[norm]))
+    settings = {"steps": STEPS, "batch": BATCH, "side": SIDE, "cases": CASES}
     out = Path(__file__).resolve().parent / "results" / "rates.json"
     made = provenance() | {"git": git_state(out.parents[1], ".", "../../masm_ext")}
     write_json(out, {"settings": settings, "results": results, "provenance": made})
