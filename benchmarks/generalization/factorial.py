@@ -2,9 +2,11 @@
 
     python benchmarks/generalization/factorial.py          # writes studies/factorial.yaml anew
 
-60 of the 144 combinations of masks, penalties, directions and K, chosen so that the main effects and the interactions
-with the masks are told as well as 60 runs allow (a D-optimal design by exchange). All have the same total rank. Each
-belongs to one of three seeds, whose effect is removed.
+60 of the 144 combinations of masks, penalties, directions and K, chosen so that the main effects, the interactions with
+the masks, and those of penalties and directions are told as well as 60 runs allow (a D-optimal design by exchange). All
+others are assumed to be absent. All runs have the same total rank. Each belongs to one of three seeds, whose effect is
+removed. Penalties are decoupled, so that the same coefficient is the same pull relative to a step of AdamW, and with
+the larger rate of trailing directions a larger one in all: hence their interaction.
 """
 
 from __future__ import annotations
@@ -51,11 +53,13 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "3": {"masm.num_subspaces": 3, "masm.subspace_rank": RANK // 3},
     },
 }
+#: The pairs of factors whose interactions are in the model.
+INTERACTIONS = [("masks", "penalties"), ("masks", "directions"), ("masks", "K"), ("penalties", "directions")]
 Levels = tuple[str, ...]
 
 
 def design_matrix(rows: Sequence[Levels], seeds: Sequence[int]) -> tuple[np.ndarray, list[str]]:
-    """The columns of the model: intercept, seeds, main effects, interactions of masks with the others: [n, p]."""
+    """The columns of the model, and their names: intercept, seeds, main effects, INTERACTIONS: [n, p]."""
     columns, names = [np.ones(len(rows))], ["intercept"]
     present = sorted(set(seeds))
     for seed in present[1:]:
@@ -72,11 +76,10 @@ def design_matrix(rows: Sequence[Levels], seeds: Sequence[int]) -> tuple[np.ndar
         for level, column in coded[factor]:
             columns.append(column)
             names.append(f"{factor}={level}")
-    for mask, one in coded["masks"]:
-        for factor in list(FACTORS)[1:]:
-            for level, other in coded[factor]:
-                columns.append(one * other)
-                names.append(f"masks={mask} and {factor}={level}")
+    for first, second in INTERACTIONS:
+        for (level, one), (other_level, other) in product(coded[first], coded[second]):
+            columns.append(one * other)
+            names.append(f"{first}={level} and {second}={other_level}")
     return np.column_stack(columns), names
 
 
@@ -99,8 +102,9 @@ def choose(seed: int = 0, tries: int = 5) -> list[tuple[Levels, int]]:
                 spread = np.einsum("ij,jk,ik->i", x, inverse, x)
                 own, cross = old @ inverse @ old, x @ inverse @ old
                 gain = (1 + spread) * (1 - own) + cross**2
+                gain[chosen] = 0  # no run twice
                 new = int(np.argmax(gain))
-                if gain[new] > 1 + 1e-6 and candidates[new] not in [candidates[i] for i in chosen]:
+                if gain[new] > 1 + 1e-6:
                     chosen[place] = new
                     improved = True
             value = _log_det(x[chosen])
