@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from masm_detect.config import ConfigError
+from masm_detect.evaluation.delong import aucs
+from masm_detect.evaluation.differences import Difference, Part, Source, holm, left_out
+from masm_detect.evaluation.intervals import jackknife_variance
 from masm_detect.results import write_text
 from scipy.stats import f as fisher
-from scipy.stats import t as student
 
 HERE = Path(__file__).resolve().parent
 RUNS, SEEDS, RANK = 60, (1, 2, 3), 9
@@ -121,47 +124,51 @@ def levels_of(variant: str) -> Levels:
     return tuple(variant.split("."))
 
 
-def effects(variants: Sequence[str], seeds: Sequence[int], values: Sequence[float]) -> list[str]:
-    """The table of effects on `values` [n], Markdown: main effects as differences from the first level.
+def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Part]) -> list[str]:
+    """The table of effects on the AUC, its mean over `parts`, Markdown: main effects as differences from the first
+    level, and F tests of the interactions.
 
-    Least squares on `design_matrix`; intervals from the residual variance. Without enough runs for the interactions
-    they are left out, which the table says.
+    Least squares on `design_matrix`. An effect has two sources of error, as a difference of two detectors has: the test
+    samples, which all runs share, by the jackknife over groups, and the residual variance of the runs.
+
+    Args:
+        variants, seeds: of n runs, all of the design.
+        parts: for each forgery the scores of these runs in `a` [n, samples], with an empty `b`.
     """
     rows = [levels_of(variant) for variant in variants]
     x, names = design_matrix(rows, seeds)
-    mains = [i for i, name in enumerate(names) if " and " not in name]
-    whole = len(rows) > x.shape[1] and np.linalg.matrix_rank(x) == x.shape[1]
-    kept = list(range(x.shape[1])) if whole else mains
-    x = x[:, kept]
-    names = [names[i] for i in kept]
-    if len(rows) <= x.shape[1] or np.linalg.matrix_rank(x) < x.shape[1]:
-        return [f"{len(rows)} runs are too few for a table of effects."]
-    y = np.asarray(values, dtype=float)
-    solution, *_ = np.linalg.lstsq(x, y, rcond=None)
     free = len(rows) - x.shape[1]
-    variance = ((y - x @ solution) ** 2).sum() / free
-    covariance = np.linalg.inv(x.T @ x) * variance
-    wide = float(student.ppf(0.975, free))
-    lines = [
-        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}"
-        + ("" if whole else "; interactions are left out, since runs are missing")
-        + ".",
-        "",
-        "| factor | level | difference from the first level, 95% interval |",
-        "|---|---|---|",
-    ]
+    if free < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
+        raise ConfigError(f"{len(rows)} runs do not tell {x.shape[1]} effects apart: write the design anew")
+    y = np.mean([aucs(part.labels, part.a) for part in parts], axis=0)
+    estimates = np.linalg.pinv(x)  # [effects, runs]: an effect as a weighted sum of the runs' AUCs
+    variance = float(((y - x @ (estimates @ y)) ** 2).sum() / free)
+    without, kind = left_out(parts)
+    found: dict[str, Difference] = {}
     for factor, levels in FACTORS.items():
         first, *others = levels
         for level in others:
-            contrast = np.array([_contrast(name, factor, level) for name in names])
-            estimate, deviation = contrast @ solution, np.sqrt(contrast @ covariance @ contrast)
-            lines.append(
-                f"| {factor} | {level} against {first} | {estimate:+.3f} "
-                f"({estimate - wide * deviation:+.3f} to {estimate + wide * deviation:+.3f}) |"
-            )
-    if whole:
-        test = _interactions(x, y, names)
-        lines += ["", f"Interactions with the masks, all together: F test, p = {test:.3f}."]
+            counts = np.array([_contrast(name, factor, level) for name in names]) @ estimates
+            samples = Source(*jackknife_variance(counts @ without, kind))
+            sources = samples, Source(variance * float(counts @ counts), free)
+            found[f"{factor} | {level} against {first}"] = Difference((float(counts @ y),), (0.0,), sources)
+    corrected = holm({name: value.p_value() for name, value in found.items()})
+    lines = [
+        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}. The intervals hold for "
+        "other test photographs, and other runs on these draws of training images.",
+        "",
+        "| factor | level | difference | 95% interval | excludes 0 if Holm rejects | p |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, value in found.items():
+        spans = " | ".join("[{:+.3f}, {:+.3f}]".format(*value.interval(level)) for level in (0.95, corrected[name]))
+        lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {value.p_value():.3f} |")
+    lines += ["", "| interaction | F | degrees of freedom | p |", "|---|---|---|---|"]
+    for pair in INTERACTIONS:
+        ratio, more = _f_ratio(x, y, [all(f"{factor}=" in name for factor in pair) for name in names])
+        lines.append(
+            f"| {' and '.join(pair)} | {ratio:.2f} | {more}, {free} | {float(fisher.sf(ratio, more, free)):.3f} |"
+        )
     return lines
 
 
@@ -172,12 +179,12 @@ def _contrast(name: str, factor: str, level: str) -> float:
     return 2.0 if name == f"{factor}={level}" else 1.0
 
 
-def _interactions(x: np.ndarray, y: np.ndarray, names: list[str]) -> float:
-    """p value of an F test of all interactions."""
-    mains = x[:, [" and " not in name for name in names]]
-    residuals = [((y - m @ np.linalg.lstsq(m, y, rcond=None)[0]) ** 2).sum() for m in (mains, x)]
-    more, free = x.shape[1] - mains.shape[1], len(y) - x.shape[1]
-    return float(fisher.sf((residuals[0] - residuals[1]) / more / (residuals[1] / free), more, free))
+def _f_ratio(x: np.ndarray, y: np.ndarray, tested: Sequence[bool]) -> tuple[float, int]:
+    """F of the tested columns, given all others, and their number."""
+    others = x[:, ~np.asarray(tested)]
+    less, whole = (float(((y - m @ (np.linalg.pinv(m) @ y)) ** 2).sum()) for m in (others, x))
+    more = x.shape[1] - others.shape[1]
+    return (less - whole) / more / (whole / (len(y) - x.shape[1])), more
 
 
 def _log_det(x: np.ndarray) -> float:

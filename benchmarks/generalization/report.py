@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import difference
+from differences import against_real, difference
 from factorial import effects
 from masm_detect.config import ConfigError
-from masm_detect.evaluation.differences import Difference, holm
+from masm_detect.evaluation.differences import Difference, Part, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of
@@ -64,12 +64,21 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
 
 def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:
     """The effects of the factors on the AUC of unseen forgeries, their mean."""
-    runs = [run for run in runs_of(study, "factorial", folder, set()) if run.key in by_key]
-    if not runs:
+    runs = list(runs_of(study, "factorial", folder, set()))
+    done = [run for run in runs if run.key in by_key]
+    if not done:
         return []
-    values = [float(np.mean([by_key[run.key]["auc"][name] for name in run.unseen])) for run in runs]
     lines = ["", "## Factorial: effects on the mean AUC of the unseen forgeries", ""]
-    return lines + effects([run.variant for run in runs], [run.seed for run in runs], values)
+    if len(done) < len(runs):
+        return [*lines, f"{len(done)} of {len(runs)} runs are done: no effects before all are."]
+    units, unseen = _units(study, by_key[runs[0].key], folder), runs[0].unseen
+    labels, scores = np.array(units["methods"]) != "real", np.array([by_key[run.key]["scores"] for run in runs])
+    parts = []
+    for forgery in unseen:
+        keep = against_real(units["datasets"], units["methods"], forgery)
+        groups = np.array(units["groups"])[keep].astype(str)
+        parts.append(Part(groups, labels[keep].astype(int), scores[:, keep], np.empty((0, int(keep.sum())))))
+    return lines + effects([run.variant for run in runs], [run.seed for run in runs], parts)
 
 
 def _by_variant(results: Iterable[dict[str, Any]]) -> Results:

@@ -36,3 +36,24 @@ def layer_case():
     from cases import Case
 
     return Case("layer", "24x32/R4", "float32", "frozen", {"M": 20, "N": 24, "D": 32, "R": 4, "K": 2})
+
+
+PARTS = ("cost", "differences", "factorial", "plan", "report", "runner", "spectrum", "study", "study_data")
+
+
+@pytest.fixture(scope="module")
+def parts(request):
+    """The modules of benchmarks/generalization by name."""
+    folder = request.config.rootpath / "benchmarks" / "generalization"
+    others = {name: sys.modules.pop(name) for name in PARTS if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    yield {name: __import__(name) for name in PARTS}
+    sys.path.remove(str(folder))
+    for name in PARTS:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
+
+
+@pytest.fixture
+def studies(request):
+    return sorted((request.config.rootpath / "benchmarks" / "generalization" / "studies").glob("*.yaml"))

@@ -3,7 +3,6 @@ hold what they say.
 """
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,26 +15,6 @@ pytest.importorskip("yaml")
 from masm_detect.config import ConfigError
 from masm_detect.data.sample import Sample
 from research_data import DATA, need
-
-PARTS = ("cost", "differences", "factorial", "plan", "report", "runner", "spectrum", "study", "study_data")
-
-
-@pytest.fixture(scope="module")
-def parts(request):
-    """The modules of benchmarks/generalization by name."""
-    folder = request.config.rootpath / "benchmarks" / "generalization"
-    others = {name: sys.modules.pop(name) for name in PARTS if name in sys.modules}
-    sys.path.insert(0, str(folder))
-    yield {name: __import__(name) for name in PARTS}
-    sys.path.remove(str(folder))
-    for name in PARTS:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
-
-
-@pytest.fixture
-def studies(request):
-    return sorted((request.config.rootpath / "benchmarks" / "generalization" / "studies").glob("*.yaml"))
 
 
 def tiny_study(parts, folder, **changes):
@@ -351,42 +330,3 @@ def test_groups_that_are_shared_in_part_may_not_cross(parts, tmp_path):
     with pytest.raises(ConfigError, match="groups are in training and validation both"):
         for seed in range(5):
             parts["runner"].draw(parts["study_data"].Images(part, {}), replace(run, seed=seed))
-
-
-def test_the_factorial_design_is_balanced_and_written(parts, studies):
-    factorial = parts["factorial"]
-    chosen = factorial.choose()
-    rows, seeds = [row for row, _ in chosen], [seed for _, seed in chosen]
-    x, names = factorial.design_matrix(rows, seeds)
-    assert len(set(chosen)) == 60 and np.linalg.matrix_rank(x) == len(names) == 44
-    for place, levels in enumerate(factorial.FACTORS.values()):
-        counts = [sum(row[place] == level for row in rows) for level in levels]
-        assert max(counts) <= 1.5 * min(counts)
-    study = parts["plan"].read_study("factorial")
-    runs = list(parts["plan"].runs_of(study, "factorial", studies[0].parent))
-    assert sorted((tuple(run.variant.split(".")), run.seed) for run in runs) == sorted(chosen)
-    ranks = {np.sum(np.ravel(run.method.masm.subspace_rank)) * (1 if run.method.masm.num_subspaces == 1 else 3)
-             for run in runs}  # fmt: skip
-    assert ranks == {9}
-
-
-def test_effects_hold_what_they_promise(parts):
-    """Main effects and their intervals, over data whose effects are known; with runs missing, without interactions."""
-    factorial = parts["factorial"]
-    chosen = factorial.choose()
-    variants, seeds = [".".join(row) for row, _ in chosen], [seed for _, seed in chosen]
-    random = np.random.default_rng(0)
-    covered, deviations = 0, []
-    for _ in range(200):
-        values = [0.7 + 0.04 * (row[0] == "agreement") + 0.02 * (row[3] == "3") * (row[0] == "snr") + 0.01 * seed
-                  + random.normal(0, 0.02) for row, seed in chosen]  # fmt: skip
-        lines = factorial.effects(variants, seeds, values)
-        deviations.append(float(re.search(r"residual deviation (\d+\.\d+)", lines[0])[1]))
-        line = next(line for line in lines if "agreement against none" in line)
-        low, high = (float(x) for x in line.split("(")[1].split(")")[0].split(" to "))
-        covered += low <= 0.04 <= high
-    assert 0.9 <= covered / 200 <= 0.99
-    assert 0.019 < np.mean(np.square(deviations)) ** 0.5 < 0.021  # of the noise above: 0.02
-    part = factorial.effects(variants[:40], seeds[:40], [0.5 + 0.1 * seed for seed in seeds[:40]])
-    assert "interactions are left out" in part[0]
-    assert "too few" in factorial.effects(variants[:10], seeds[:10], [0.5] * 10)[0]

@@ -173,19 +173,32 @@ def _union(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     return names, np.where(~fakes, 0, np.where(~reals, 1, 2))
 
 
-def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, float]:
-    """Variance of the mean difference by leaving out each group in turn, and degrees of freedom (`intervals`)."""
+def left_out(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """The AUC of each row of the parts' scores, its mean over parts, without each group in turn.
+
+    Args:
+        parts: all with the same detectors and seeds; none has an `intervals.obstacle`.
+
+    Returns:
+        AUCs [rows, G], and the kind of each group as in `intervals.LeaveOneOut` [G].
+    """
     names, kind = _union(parts)
-    without = np.zeros(len(names))
+    without = np.zeros((len(parts[0].scores()), len(names)))
     for part in parts:
         here = np.searchsorted(names, np.unique(part.groups.astype(str)))  # as leave_one_out orders them
-        for weight, scores in zip(part.weights(), part.scores()):
+        for row, scores in zip(without, part.scores()):
             left = leave_one_out(part.groups.tolist(), part.labels, scores)
-            assert left is not None  # `difference` has looked at `obstacle`
+            assert left is not None  # see Args
             change = np.full(len(names), left.auc)
             change[here] = left.without
-            without += weight * change / len(parts)
-    return jackknife_variance(without, kind)
+            row += change / len(parts)
+    return without, kind
+
+
+def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, float]:
+    """Variance of the mean difference by leaving out each group in turn, and degrees of freedom (`intervals`)."""
+    without, kind = left_out(parts)
+    return jackknife_variance(parts[0].weights() @ without, kind)
 
 
 def _delong(parts: Sequence[Part], seed: int) -> tuple[float, float]:
