@@ -23,6 +23,8 @@ from masm_detect.data.sample import Sample, limit_frames
 from masm_detect.data.self_blended import self_blended
 from masm_detect.evaluation.predict import score_samples
 from masm_detect.methods.build import build_method
+from masm_detect.methods.registry import METHODS
+from masm_detect.methods.registry import load as load_method
 from masm_detect.models.backbone import Backbone, load_backbone
 from masm_detect.models.detector import Detector
 from masm_detect.training.calibration import calibration_on
@@ -40,6 +42,14 @@ class Drawn:
     train: list[Sample]
     val: list[Sample]
     test: list[Sample]
+
+    def learned_sha256(self, data: Images) -> str:
+        """A hash of names, labels and pixels of training and validation: those of one direction and seed are alike."""
+        found = hashlib.sha256()
+        for sample in (*self.train, *self.val):
+            found.update(f"{sample.path} {sample.label}\n".encode())
+            found.update(data.images[sample.path].tobytes())
+        return found.hexdigest()
 
 
 def draw(data: Images, run: Run) -> Drawn:
@@ -152,6 +162,7 @@ def execute(run: Run, folder: Path, test: bool = True) -> tuple[dict[str, Any], 
         "seed": run.seed,
         "settings": run.settings(),
         "samples": {"train": len(drawn.train), "val": len(drawn.val), "test": len(units.videos)},
+        "learned_sha256": drawn.learned_sha256(data),
         "seconds": round(time.perf_counter() - started, 1),
         **numbers,
         **outcome,
@@ -209,10 +220,10 @@ def fresh_backbone(name: str, image_size: int) -> Backbone:
 def one_thread() -> None:
     """Settings of a process that executes runs: one thread each, deterministic kernels."""
     # Imported now, not when first used: sources edited during a long run must not change what it runs.
-    import peft  # noqa: F401
-
     import masm_ext  # noqa: F401
 
+    for name in METHODS:
+        load_method(name)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

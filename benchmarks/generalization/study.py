@@ -76,7 +76,9 @@ def run_study(options: argparse.Namespace) -> int:
 
 def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline: float | None) -> list[str]:
     failed, running, queue = [], {}, list(runs)
-    made = provenance() | {"git": git_state(HERE, ".", "../../masm_ext", "../../python", "../../csrc")}
+    made = provenance() | {
+        "git": git_state(HERE, ".", ":(exclude)results", "../../masm_ext", "../../python", "../../csrc")
+    }
     # Forking a process whose torch already has threads may hang: start clean ones.
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread)
     with pool, Progress(total=len(runs), desc=stage, unit="run") as bar:
