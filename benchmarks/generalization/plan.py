@@ -170,7 +170,10 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
         parts = {"sampling": Sampling, "augment": AugmentConfig, "optim": OptimConfig}
         values = {key: made(**content.pop(key, {})) for key, made in parts.items()}
         if content.get("settings_from"):
-            content["variants"] = read_study(content["settings_from"], folder).variants | content.get("variants", {})
+            theirs, own = read_study(content["settings_from"], folder).variants, content.get("variants", {})
+            if both := sorted(set(theirs) & set(own)):
+                raise ConfigError(f"{file}: {content['settings_from']} has variants {', '.join(both)} too: rename them")
+            content["variants"] = theirs | own
         study = Study(name=name, directions=directions, **values, **content)
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{file}: {error}") from error
@@ -178,7 +181,24 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
         raise ConfigError(f"{file}: precision is {study.precision!r}, not fp32 or bf16")
     if study.dataset not in DATASETS:
         raise ConfigError(f"{file}: there is no data set {study.dataset!r}; there are {', '.join(DATASETS)}")
+    _check_names(study, file)
     return study
+
+
+def _check_names(study: Study, file: Path) -> None:
+    """Every name that a study uses is known: a misspelled one would be a run that is never made."""
+    used = [("stage", name, STAGES) for name in study.stages]
+    used += [("part of a grid", name, ("direction", "seed", "settings")) for name in study.grid]
+    used += [("direction", name, study.directions) for name in [study.grid.get("direction")] if name is not None]
+    used += [("variant", name, study.variants) for name in study.grid.get("settings", {})]
+    for plan in study.stages.values():
+        used += [("part of a stage", name, ("seeds", "directions", "variants")) for name in plan]
+        used += [("direction", name, study.directions) for name in plan.get("directions", ())]
+        used += [("variant", name, study.variants) for name in plan.get("variants", ())]
+    used += [("variant", name, study.variants) for name in [study.reference] if name is not None]
+    for kind, name, known in used:
+        if name not in known:
+            raise ConfigError(f"{file}: there is no {kind} {name!r}; there are {', '.join(known)}")
 
 
 def runs_of(study: Study, stage: str, results: Path, waiting: set[str] | None = None) -> Iterator[Run]:
@@ -221,7 +241,8 @@ def make_run(
     if direction not in study.directions:
         raise ConfigError(f"study {study.name}: there is no direction {direction!r}")
     merged = dict(study.variants[base])
-    merged.pop("like", None)
+    if "like" in merged:
+        raise ConfigError(f"study {study.name}: {variant} is like {base}, which is like another itself: name that one")
     if chosen is not None:
         merged |= chosen_settings(study, base, chosen)
     merged |= own if base != variant else {}

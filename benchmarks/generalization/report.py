@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,20 @@ def report(studies: Sequence[str], folder: Path) -> int:
 
 def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) -> str:
     """The Markdown report of one study; draws its figures into `folder`."""
-    made, costs = results[-1]["provenance"], _costs(study, folder)
+    costs, by_key = _costs(study, folder), {result["key"]: result for result in results}
+    _check_learned(results)
     lines = [
         f"# {study.name}: {study.title}",
         "",
-        f"{study.backbone}, {study.image_size} px; torch {made['packages'].get('torch')}, {made['device']['name']}. "
-        f"{study.caution}",
+        f"{study.backbone}, {study.image_size} px, {study.precision}. {study.caution}",
         "",
-        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws other training images."
+        _origins(results),
+        "",
+        "AUC by image: mean over seeds. +-: standard deviation over seeds. Each seed draws its training images anew "
+        "from one pool, so that two seeds share many of them. A difference is over the seeds that both variants have; "
+        "Holm's correction is over the comparisons of its table."
         + (" Time and memory: of a training step in float32 with one thread." if costs else ""),
     ]
-    by_key = {result["key"]: result for result in results}
     for stage in ("final", "controls"):
         keys = {run.key for run in runs_of(study, stage, folder, set())}
         for direction in study.directions:
@@ -56,10 +60,45 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
             if own:
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
                 lines += _scores(study, direction, own, costs)
+                planned = dict.fromkeys(study.stages[stage]["variants"])
+                if absent := [variant for variant in planned if variant not in own]:
+                    lines += ["", f"Planned, without results: {', '.join(absent)}."]
                 if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
     lines += _factorial(study, by_key, folder) + _grid(study, results, folder)
     return "\n".join(lines) + "\n"
+
+
+def _origins(results: Sequence[dict[str, Any]]) -> str:
+    """On which processors, with which torch and at which commits the results were computed."""
+    counts: dict[str, Counter[str]] = {"processors": Counter(), "torch": Counter(), "commits": Counter()}
+    for result in results:
+        made = result["provenance"]
+        git = made["git"] or {"commit": "unknown", "modified": False}
+        counts["processors"][made["device"]["name"]] += 1
+        counts["torch"][made["packages"]["torch"]] += 1
+        counts["commits"][git["commit"][:7] + " with changes" * git["modified"]] += 1
+    parts = [
+        f"{title}: {', '.join(f'{name} ({number} runs)' for name, number in found.most_common())}"
+        for title, found in counts.items()
+    ]
+    return f"{len(results)} runs. {'; '.join(parts)}.".replace("processors", "Processors", 1)
+
+
+def _check_learned(results: Sequence[dict[str, Any]]) -> None:
+    """Runs of one direction and seed learned from the same images, as far as their results say (older ones do not).
+
+    Raises:
+        ConfigError: they did not.
+    """
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for result in results:
+        if "learned_sha256" in result:
+            same = json.dumps([result["direction"], result["seed"], result["settings"]["sampling"]])
+            found[same].setdefault(result["learned_sha256"], result["key"])
+    for keys in found.values():
+        if len(keys) > 1:
+            raise ConfigError(f"{' and '.join(keys.values())} learned from other images: was the data set changed?")
 
 
 def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE))
 from cost import cost
 from masm_detect.config import ConfigError
 from masm_detect.provenance import git_state, provenance
-from masm_detect.results import read_json, write_json
+from masm_detect.results import ResultError, read_json, write_json
 from plan import STAGES, Run, read_study, result_file, runs_of, stored_result
 from report import report
 from runner import execute, one_thread
@@ -47,17 +47,18 @@ def main() -> int:
         if options.command == "cost":
             return cost(read_study(options.study), options.results, options.rounds)
         return run_study(options)
-    except (ConfigError, DataMissing) as error:
+    except (ConfigError, DataMissing, ResultError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         return 2
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Execute what is missing; 1 if a run failed."""
+    """Execute what is missing; 1 if a run failed, 3 if `--minutes` were over before all runs had started."""
     study = read_study(options.study)
     options.out = options.repeat or options.results
     failed: list[str] = []
-    deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
+    left = 0
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     for stage in options.stages or STAGES:
         waiting: set[str] = set()
         runs = [run for run in runs_of(study, stage, options.results, waiting) if options.only in run.key]
@@ -66,16 +67,24 @@ def run_study(options: argparse.Namespace) -> int:
         if waiting:
             print(f"  their grid is not complete: {', '.join(sorted(waiting))}", flush=True)
         if missing and not options.list:
-            failed += _run_all(missing, stage, options, deadline)
+            left = _run_all(missing, stage, options, deadline, failed)
+            if left:
+                print(f"stopped after {options.minutes:g} minutes with {left} runs to go", file=sys.stderr)
+                break
         for run in missing if options.list else ():
             print(f"  {run.key}")
     if failed:
         print(f"{len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else 3 if left else 0
 
 
-def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline: float | None) -> list[str]:
-    failed, running, queue = [], {}, list(runs)
+def _run_all(
+    runs: list[Run], stage: str, options: argparse.Namespace, deadline: float | None, failed: list[str]
+) -> int:
+    """Execute the runs and save their results; adds the keys of those that fail to `failed`. Returns how many were not
+    started before the deadline.
+    """
+    running, queue = {}, list(runs)
     made = provenance() | {
         "git": git_state(HERE, ".", ":(exclude)results", "../../masm_ext", "../../python", "../../csrc")
     }
@@ -87,8 +96,7 @@ def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline:
                 run = queue.pop(0)
                 running[pool.submit(execute, run, options.data, stage != "grid")] = run
             if not running:
-                Progress.write(f"stopped after {options.minutes} minutes with {len(queue)} runs to go")
-                break
+                return len(queue)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 run = running.pop(future)
@@ -106,7 +114,9 @@ def _run_all(runs: list[Run], stage: str, options: argparse.Namespace, deadline:
                 Progress.write(f"{run.key}: {_outcome(result)} in {result['seconds']:.0f} s")
                 if options.repeat and (stored := stored_result(run, options.results)):
                     Progress.write(f"  stored: {_outcome(stored)}")
-    return failed
+                    if result["learned_sha256"] != stored.get("learned_sha256", result["learned_sha256"]):
+                        Progress.write("  it learned from other images: was the data set changed?")
+    return 0
 
 
 def _outcome(result: dict[str, Any]) -> str:

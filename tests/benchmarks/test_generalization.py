@@ -138,11 +138,19 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
     [
         ({"dataset": "imagenet"}, "no data set 'imagenet'"),
         ({"surprise": 1}, "surprise"),
-        ({"variants": {"masm": {"optimiser.lr": 1}}}, "unknown setting 'optimiser.lr'"),
-        ({"variants": {"masm": {"method.rate": 1}}}, "study tiny, masm: .*rate"),
+        ({"variants": {"masm": {"optimiser.lr": 1}}, "stages": {}}, "unknown setting 'optimiser.lr'"),
+        ({"variants": {"masm": {"method.rate": 1}}, "stages": {}}, "study tiny, masm: .*rate"),
+        ({"stages": {"finals": {}}}, "no stage 'finals'; there are grid, final"),
+        ({"stages": {"final": {"seed": [1]}}}, "no part of a stage 'seed'"),
+        ({"stages": {"final": {"seeds": [1], "variants": {"mask": None}}}}, "no variant 'mask'; there are probe, masm"),
+        ({"grid": {"direction": "d", "seed": 0, "setings": {}}}, "no part of a grid 'setings'"),
+        ({"grid": {"direction": "e", "seed": 0, "settings": {}}}, "no direction 'e'"),
+        ({"reference": "mask"}, "no variant 'mask'"),
+        ({"settings_from": "ffhq-gan"}, "ffhq-gan has variants masm, probe too: rename them"),
         (
             {
                 "variants": {"masm": {"method.lr": "1e-3"}},
+                "stages": {},
                 "grid": {"direction": "d", "seed": 0, "settings": {"masm": [{}]}},
             },
             "study tiny, masm: .*'1e-3'",
@@ -150,8 +158,17 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
     ],
 )
 def test_a_mistake_in_a_study_is_named(parts, tmp_path, changes, message):
+    source = parts["plan"].HERE / "studies" / "ffhq-gan.yaml"
+    (tmp_path / "ffhq-gan.yaml").write_bytes(source.read_bytes())
     with pytest.raises(ConfigError, match=message):
         list(parts["plan"].runs_of(tiny_study(parts, tmp_path, **changes), "grid", tmp_path))
+
+
+def test_a_variant_like_one_that_is_like_another_is_refused(parts, tmp_path):
+    study = tiny_study(parts, tmp_path)
+    study = replace(study, variants=study.variants | {"wider": {"like": "wide", "masm.subspace_rank": 16}})
+    with pytest.raises(ConfigError, match="wider is like wide, which is like another itself"):
+        parts["plan"].make_run(study, "d", "wider", 1, {})
 
 
 def tiles(shared):
@@ -242,7 +259,8 @@ def write_results(parts, tmp_path, gain):
                 "key": keys[variant, seed], "stage": "final", "direction": "d", "variant": variant,
                 "seed": seed, "scores": scores.round(5).tolist(), "auc": auc, "seconds": 1.0,
                 "settings": {"sampling": {"test_tiles": 1}}, "trainable_parameters": 385,
-                "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}},
+                "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}, "git": None},
+                "learned_sha256": f"of seed {seed}",
             }  # fmt: skip
             (tmp_path / "tiny" / f"{record['key']}.json").write_text(json.dumps(record))
     (tmp_path / "tiny" / "units-d-1.json").write_text(json.dumps(units))
@@ -261,6 +279,16 @@ def test_the_report_finds_a_real_difference_and_no_other(parts, tmp_path):
     assert corrected(text)[0] > 0 and (tmp_path / "with" / "tiny-d.png").is_file()
     low, high = corrected(write_results(parts, tmp_path / "without", 0.0))
     assert low < 0 < high
+
+
+def test_runs_of_a_seed_that_learned_from_other_images_are_refused(parts, tmp_path):
+    assert "6 runs. Processors: a CPU (6 runs); torch: 2 (6 runs)" in write_results(parts, tmp_path, 0.5)
+    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
+    results[-1]["learned_sha256"] = "of other images"
+    with pytest.raises(ConfigError, match=r"--masm--.*seed3 and .*--probe--.*seed3 learned from other images"):
+        parts["report"].study_report(parts["plan"].read_study("tiny", tmp_path), results, tmp_path)
+    del results[-1]["learned_sha256"]  # an older result
+    parts["report"].study_report(parts["plan"].read_study("tiny", tmp_path), results, tmp_path)
 
 
 def test_a_report_without_its_reference_says_so(parts, tmp_path):
