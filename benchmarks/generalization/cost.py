@@ -63,7 +63,13 @@ def cost(study: Study, results: Path, rounds: int) -> int:
         raise ConfigError(f"study {study.name} has no grid, from which the variants come{where}")
     direction, seed = study.grid["direction"], study.grid["seed"]
     settings = study.grid["settings"]
-    names = [name for name in dict.fromkeys([*settings, *study.stages["final"]["variants"]]) if name != SPECTRUM]
+    names = [
+        name
+        for name in dict.fromkeys([*settings, *study.stages.get("final", {}).get("variants", ())])
+        if name != SPECTRUM
+    ]
+    if BASELINE not in names:
+        raise ConfigError(f"study {study.name} has no variant {BASELINE!r}, to which the others are compared")
     runs = {name: make_run(study, direction, name, seed, settings.get(name, [{}])[0]) for name in names}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     order = [(name, run) for _ in range(rounds) for name, run in runs.items()]
