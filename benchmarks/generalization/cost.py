@@ -55,7 +55,7 @@ def measure(run: Run) -> dict[str, float]:
 
 
 def cost(study: Study, results: Path, rounds: int) -> int:
-    """Measure every variant of the study's grid and of its final stage that has a network; prints a table and writes
+    """Measure every variant of the study's grid and final stage that has a network; prints a table and writes
     `cost.json`. The first setting of the grid is taken: learning rates do not change the cost.
     """
     if not study.grid:
@@ -63,11 +63,8 @@ def cost(study: Study, results: Path, rounds: int) -> int:
         raise ConfigError(f"study {study.name} has no grid, from which the variants come{where}")
     direction, seed = study.grid["direction"], study.grid["seed"]
     settings = study.grid["settings"]
-    names = [
-        name
-        for name in dict.fromkeys([*settings, *study.stages.get("final", {}).get("variants", ())])
-        if name != SPECTRUM
-    ]
+    planned = dict.fromkeys([*settings, *study.stages.get("final", {}).get("variants", ())])
+    names = [name for name in planned if name != SPECTRUM]
     if BASELINE not in names:
         raise ConfigError(f"study {study.name} has no variant {BASELINE!r}, to which the others are compared")
     runs = {name: make_run(study, direction, name, seed, settings.get(name, [{}])[0]) for name in names}
