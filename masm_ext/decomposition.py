@@ -147,6 +147,18 @@ def choose_ranks(
     return tuple(ranks)
 
 
+def rows_of(order: Sequence[int], ranks: Sequence[int], partition: str) -> list[int]:
+    """The artifact directions row by row: the first R of ``order``, by descending sigma, dealt among the subspaces.
+
+    Args:
+        order: at least R directions as :func:`order_of` returns them.
+        ranks: K ranks, together R.
+        partition: a name in :data:`masm_ext.registry.PARTITIONS`.
+    """
+    chosen = sorted(order[: sum(ranks)], key=abs)  # those of the gradient are negative
+    return [chosen[i] for group in deal(ranks, partition) for i in group]
+
+
 def split(
     weight: Tensor,
     spectrum: Spectrum,
@@ -168,9 +180,7 @@ def split(
         factor_dtype: of u, s and v.
         lift: added to the singular values of the artifact part, in units of sigma_rms.
     """
-    R = sum(ranks)
-    chosen = sorted(spectrum.order[:R])  # descending sigma
-    directions = [chosen[i] for group in deal(ranks, partition) for i in group]
+    directions = rows_of(spectrum.order, ranks, partition)
     row_of = {direction: row for row, direction in enumerate(spectrum.held)}
     rows = torch.tensor([row_of[direction] for direction in directions])
     sigma = spectrum.sigma[torch.tensor(directions)]
@@ -212,16 +222,15 @@ def split_along_gradient(
             f"the gradient has rank {rank}, and {sum(ranks)} directions are wanted: measure it on more batches "
             "(direction_batches), or lower subspace_rank"
         )
-    order = [i for group in deal(ranks, partition) for i in group]
-    rows = torch.tensor(order, device=weight.device)
+    directions = rows_of(order_of("gradient", min(weight.shape), ""), ranks, partition)
+    rows = torch.tensor([-1 - i for i in directions], device=weight.device)
     u, v = -left.mT[rows], right[rows]
     q, norm2 = min(weight.shape), float(weight.double().square().sum())
     held = ((u @ weight.double()) * v).sum(1).square().sum()  # of the energy of W
     s = torch.full((sum(ranks),), lift * math.sqrt(norm2 / q), dtype=torch.float64, device=weight.device)
     u, s, v = (t.to(factor_dtype).contiguous() for t in (u, s, v))
     energy = float(held) / norm2 if norm2 > 0 else 0.0
-    directions = tuple(-1 - i for i in order)
-    return Decomposition(principal(weight, u, s, v), u, s, v, bounds(ranks), energy, directions, lift)
+    return Decomposition(principal(weight, u, s, v), u, s, v, bounds(ranks), energy, tuple(directions), lift)
 
 
 def deal(ranks: Sequence[int], partition: str) -> list[list[int]]:

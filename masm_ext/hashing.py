@@ -27,8 +27,8 @@ def weight_hash(weight: Tensor) -> str:
 
 
 def directions_hash(directions: Sequence[int]) -> str:
-    """16 hexadecimal digits that differ between sets of singular directions; "" for none."""
-    text = ",".join(map(str, sorted(directions)))
+    """16 hexadecimal digits that differ between lists of singular directions, row by row; "" for none."""
+    text = ",".join(map(str, directions))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 

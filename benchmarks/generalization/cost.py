@@ -20,12 +20,11 @@ from masm_detect.config import ConfigError
 from masm_detect.methods.build import build_method
 from masm_detect.methods.method import Calibration
 from masm_detect.models.detector import Detector
-from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
 from masm_detect.training.calibration import calibration_loss
 from masm_detect.training.step import train_step
 from plan import SPECTRUM, Run, Study, make_run
-from runner import fresh_backbone, one_thread
+from runner import fresh_backbone, made_by, one_thread
 
 from masm_ext.progress import Progress
 
@@ -87,7 +86,7 @@ def cost(study: Study, results: Path, rounds: int) -> int:
             f"{name}: {row['milliseconds']:.0f} ms a step ({row['time_ratio']:.2f} of {BASELINE}), "
             f"{row['mebibytes']} MiB, {row['trained']:,} trained weights"
         )
-    made = provenance() | {"git": git_state(Path(__file__).parent, "."), "rounds": rounds, "threads": 1}
+    made = made_by() | {"rounds": rounds, "threads": 1}
     write_json(results / study.name / "cost.json", {"variants": table, "provenance": made})
     return 0
 

@@ -21,8 +21,8 @@ import numpy as np
 import yaml
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.delong import aucs
-from masm_detect.evaluation.differences import Difference, Part, Source, holm, left_out
-from masm_detect.evaluation.intervals import jackknife_variance
+from masm_detect.evaluation.differences import Difference, Scored, Source, holm, holm_p_values, left_out
+from masm_detect.evaluation.intervals import jackknife_variance, obstacle
 from masm_detect.results import write_text
 from scipy.stats import f as fisher
 
@@ -124,23 +124,30 @@ def levels_of(variant: str) -> Levels:
     return tuple(variant.split("."))
 
 
-def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Part]) -> list[str]:
+def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Scored]) -> list[str]:
     """The table of effects on the AUC, its mean over `parts`, Markdown: main effects as differences from the first
     level, and F tests of the interactions.
 
     Least squares on `design_matrix`. An effect has two sources of error, as a difference of two detectors has: the test
-    samples, which all runs share, by the jackknife over groups, and the residual variance of the runs.
+    samples, which all runs share, by the jackknife over groups, and the residual variance of the runs. In the F tests
+    the two covariances are added and the degrees of freedom are those of the residuals, which claims too little.
 
     Args:
         variants, seeds: of n runs, all of the design.
-        parts: for each forgery the scores of these runs in `a` [n, samples], with an empty `b`.
+        parts: for each forgery the scores of these runs.
+
+    Raises:
+        ConfigError: the runs do not tell the effects apart, or the test has too few groups.
     """
     rows = [levels_of(variant) for variant in variants]
     x, names = design_matrix(rows, seeds)
     free = len(rows) - x.shape[1]
     if free < 1 or np.linalg.matrix_rank(x) < x.shape[1]:
         raise ConfigError(f"{len(rows)} runs do not tell {x.shape[1]} effects apart: write the design anew")
-    y = np.mean([aucs(part.labels, part.a) for part in parts], axis=0)
+    for part in parts:
+        if (reason := obstacle(part.groups.tolist(), part.labels)) is not None:
+            raise ConfigError(f"there is no interval of an effect: {reason}")
+    y = np.mean([aucs(part.labels, part.rows) for part in parts], axis=0)
     estimates = np.linalg.pinv(x)  # [effects, runs]: an effect as a weighted sum of the runs' AUCs
     variance = float(((y - x @ (estimates @ y)) ** 2).sum() / free)
     without, kind = left_out(parts)
@@ -148,14 +155,15 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Part]
     for factor, levels in FACTORS.items():
         first, *others = levels
         for level in others:
-            counts = np.array([_contrast(name, factor, level) for name in names]) @ estimates
-            samples = Source(*jackknife_variance(counts @ without, kind))
-            sources = samples, Source(variance * float(counts @ counts), free)
-            found[f"{factor} | {level} against {first}"] = Difference((float(counts @ y),), (0.0,), sources)
+            weights = np.array([_contrast(name, factor, level) for name in names]) @ estimates
+            samples = Source(*jackknife_variance(weights @ without, kind))
+            sources = samples, Source(variance * float(weights @ weights), free)
+            # a sum of the runs' AUCs whose weights add up to 0, in the place of the difference of two AUCs
+            found[f"{factor} | {level} against {first}"] = Difference((float(weights @ y),), (0.0,), sources)
     corrected = holm({name: value.p_value() for name, value in found.items()})
     lines = [
-        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}. The intervals hold for "
-        "other test photographs, and other runs on these draws of training images.",
+        f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}. Intervals and tests "
+        "hold for other test photographs, and other runs on these draws of training images.",
         "",
         "| factor | level | difference | 95% interval | excludes 0 if Holm rejects | p |",
         "|---|---|---|---|---|---|",
@@ -163,13 +171,29 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Part]
     for name, value in found.items():
         spans = " | ".join("[{:+.3f}, {:+.3f}]".format(*value.interval(level)) for level in (0.95, corrected[name]))
         lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {value.p_value():.3f} |")
-    lines += ["", "| interaction | F | degrees of freedom | p |", "|---|---|---|---|"]
+    tests = {}
     for pair in INTERACTIONS:
-        ratio, more = _f_ratio(x, y, [all(f"{factor}=" in name for factor in pair) for name in names])
-        lines.append(
-            f"| {' and '.join(pair)} | {ratio:.2f} | {more}, {free} | {float(fisher.sf(ratio, more, free)):.3f} |"
-        )
+        weights = estimates[[all(f"{factor}=" in name for factor in pair) for name in names]]
+        covariance = variance * (weights @ weights.T) + _jackknife_covariance(weights @ without, kind)
+        ratio = float((weights @ y) @ np.linalg.solve(covariance, weights @ y)) / len(weights)
+        tests[" and ".join(pair)] = ratio, len(weights), float(fisher.sf(ratio, len(weights), free))
+    adjusted = holm_p_values({name: p for name, (_, _, p) in tests.items()})
+    lines += ["", "| interaction | F | degrees of freedom | p | p by Holm's method |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {name} | {ratio:.2f} | {more}, {free} | {p:.3f} | {adjusted[name]:.3f} |"
+        for name, (ratio, more, p) in tests.items()
+    ]
     return lines
+
+
+def _jackknife_covariance(values: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """[m, m] of m numbers from their values without each group, [m, G], by `jackknife_variance` of their sums."""
+    out = np.zeros((len(values), len(values)))
+    for i, one in enumerate(values):
+        for j, other in enumerate(values[: i + 1]):
+            together, apart = (jackknife_variance(both, kind)[0] for both in (one + other, one - other))
+            out[i, j] = out[j, i] = (together - apart) / 4
+    return out
 
 
 def _contrast(name: str, factor: str, level: str) -> float:
@@ -177,14 +201,6 @@ def _contrast(name: str, factor: str, level: str) -> float:
     if " and " in name or not name.startswith(f"{factor}="):
         return 0.0
     return 2.0 if name == f"{factor}={level}" else 1.0
-
-
-def _f_ratio(x: np.ndarray, y: np.ndarray, tested: Sequence[bool]) -> tuple[float, int]:
-    """F of the tested columns, given all others, and their number."""
-    others = x[:, ~np.asarray(tested)]
-    less, whole = (float(((y - m @ (np.linalg.pinv(m) @ y)) ** 2).sum()) for m in (others, x))
-    more = x.shape[1] - others.shape[1]
-    return (less - whole) / more / (whole / (len(y) - x.shape[1])), more
 
 
 def _log_det(x: np.ndarray) -> float:

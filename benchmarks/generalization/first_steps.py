@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from masm_detect.data.demo_set import PHOTOGRAPHS, load_photograph
 from masm_detect.data.forgeries import forge
 from masm_detect.models.bundled import load_bundled_dinov2
-from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
+from runner import made_by
 from torch import Tensor
 
 from masm_ext import MaskedAdamW, MASMConfig, convert, regularization_loss, scale_free_groups
@@ -153,8 +153,7 @@ def main() -> int:
     for name, values in results.items():
         print(f"{name}: {values}")
     out = Path(__file__).resolve().parent / "results" / "first_steps.json"
-    made = provenance() | {"git": git_state(out.parents[1], ".", "../../masm_ext")}
-    write_json(out, {"results": results, "penalties": PENALTIES, "provenance": made})
+    write_json(out, {"results": results, "penalties": PENALTIES, "provenance": made_by()})
     return 0
 
 

@@ -39,7 +39,7 @@ class Direction:
     """Forgeries that are trained on and validated (`seen`), and forgeries of the test only (`unseen`)."""
 
     seen: tuple[str, ...]
-    unseen: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def read_study(name: str, folder: Path = HERE / "studies") -> Study:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
         directions = {
-            key: Direction(tuple(value["seen"]), tuple(value.get("unseen", ())))
+            key: Direction(**{side: tuple(names) for side, names in value.items()})
             for key, value in content.pop("directions").items()
         }
         parts = {"sampling": Sampling, "augment": AugmentConfig, "optim": OptimConfig}
@@ -191,14 +191,18 @@ def _check_names(study: Study, file: Path) -> None:
     used += [("part of a grid", name, ("direction", "seed", "settings")) for name in study.grid]
     used += [("direction", name, study.directions) for name in [study.grid.get("direction")] if name is not None]
     used += [("variant", name, study.variants) for name in study.grid.get("settings", {})]
-    for plan in study.stages.values():
+    for stage, plan in study.stages.items():
+        if not plan or not plan.get("seeds") or not plan.get("variants"):
+            raise ConfigError(f"{file}: the stage {stage!r} needs seeds and variants, got {plan}")
+        own = [settings.get("seeds", ()) for settings in plan["variants"].values() if settings]
+        used += [(f"seed of the stage {stage!r}", seed, plan["seeds"]) for seeds in own for seed in seeds]
         used += [("part of a stage", name, ("seeds", "directions", "variants")) for name in plan]
         used += [("direction", name, study.directions) for name in plan.get("directions", ())]
         used += [("variant", name, study.variants) for name in plan.get("variants", ())]
     used += [("variant", name, study.variants) for name in [study.reference] if name is not None]
     for kind, name, known in used:
         if name not in known:
-            raise ConfigError(f"{file}: there is no {kind} {name!r}; there are {', '.join(known)}")
+            raise ConfigError(f"{file}: there is no {kind} {name!r}; there are {', '.join(map(str, known))}")
 
 
 def runs_of(study: Study, stage: str, results: Path, waiting: set[str] | None = None) -> Iterator[Run]:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from masm_detect.provenance import git_state, provenance
 from masm_detect.results import write_json
+from runner import made_by
 from transformers import Dinov2Config, Dinov2Model
 
 from masm_ext import MaskedAdamW, MASMConfig, convert, scale_free_groups
@@ -102,8 +102,7 @@ def main() -> int:
             print("  {}: {mean:.4f} ({least:.4f} to {largest:.4f})".format(case, **values[norm]))
     settings = {"steps": STEPS, "batch": BATCH, "side": SIDE, "cases": CASES}
     out = Path(__file__).resolve().parent / "results" / "rates.json"
-    made = provenance() | {"git": git_state(out.parents[1], ".", "../../masm_ext")}
-    write_json(out, {"settings": settings, "results": results, "provenance": made})
+    write_json(out, {"settings": settings, "results": results, "provenance": made_by()})
     return 0
 
 

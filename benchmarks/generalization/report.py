@@ -12,7 +12,7 @@ import numpy as np
 from differences import against_real, difference
 from factorial import effects
 from masm_detect.config import ConfigError
-from masm_detect.evaluation.differences import Difference, Part, holm
+from masm_detect.evaluation.differences import Difference, Scored, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of
@@ -110,13 +110,15 @@ def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path)
     lines = ["", "## Factorial: effects on the mean AUC of the unseen forgeries", ""]
     if len(done) < len(runs):
         return [*lines, f"{len(done)} of {len(runs)} runs are done: no effects before all are."]
+    if len(study.directions) > 1:
+        raise ConfigError(f"study {study.name}: a factorial has one direction, got {', '.join(study.directions)}")
     units, unseen = _units(study, by_key[runs[0].key], folder), runs[0].unseen
     labels, scores = np.array(units["methods"]) != "real", np.array([by_key[run.key]["scores"] for run in runs])
     parts = []
     for forgery in unseen:
         keep = against_real(units["datasets"], units["methods"], forgery)
         groups = np.array(units["groups"])[keep].astype(str)
-        parts.append(Part(groups, labels[keep].astype(int), scores[:, keep], np.empty((0, int(keep.sum())))))
+        parts.append(Scored(groups, labels[keep].astype(int), scores[:, keep]))
     return lines + effects([run.variant for run in runs], [run.seed for run in runs], parts)
 
 

@@ -27,6 +27,7 @@ from masm_detect.methods.registry import METHODS
 from masm_detect.methods.registry import load as load_method
 from masm_detect.models.backbone import Backbone, load_backbone
 from masm_detect.models.detector import Detector
+from masm_detect.provenance import git_state, provenance
 from masm_detect.training.calibration import calibration_on
 from masm_detect.training.loop import fit
 from plan import Run, data_config
@@ -64,6 +65,13 @@ def draw(data: Images, run: Run) -> Drawn:
     for sample in data.samples:
         if sample.split == "pool" and (sample.method == "real" or sample.method in seen):
             pool[sample.method][sample.group].append(sample)
+    tested = {sample.method for sample in data.samples if sample.split == "test"}
+    for names, found, where in (
+        (("real", *seen), pool, "to train on"),
+        (("real", *seen, *run.unseen), tested, "to test"),
+    ):
+        if absent := [name for name in names if name not in found]:
+            raise ConfigError(f"{run.key}: the data set {run.dataset} has no images of {', '.join(absent)} {where}")
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
     order: dict[tuple[str, ...], list[str]] = {}
     for method in ("real", *seen):
@@ -207,6 +215,13 @@ def _train_and_score(run: Run, drawn: Drawn, data: Images, test: bool) -> tuple[
     return scores, numbers
 
 
+def made_by() -> dict[str, Any]:
+    """Where and by which code a result is made: versions, device, and the commit of all that runs."""
+    folder = Path(__file__).resolve().parent
+    sources = (".", ":(exclude)results", "../../masm_ext", "../../python", "../../csrc")
+    return provenance() | {"git": git_state(folder, *sources)}
+
+
 @lru_cache(maxsize=1)
 def _pretrained(name: str, image_size: int) -> Backbone:
     return load_backbone(name, image_size=image_size)
@@ -220,7 +235,7 @@ def fresh_backbone(name: str, image_size: int) -> Backbone:
 def one_thread() -> None:
     """Settings of a process that executes runs: one thread each, deterministic kernels."""
     # Imported now, not when first used: sources edited during a long run must not change what it runs.
-    import masm_ext  # noqa: F401
+    import peft  # noqa: F401
 
     for name in METHODS:
         load_method(name)

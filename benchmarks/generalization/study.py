@@ -28,11 +28,10 @@ sys.path.insert(0, str(HERE))
 
 from cost import cost
 from masm_detect.config import ConfigError
-from masm_detect.provenance import git_state, provenance
 from masm_detect.results import ResultError, read_json, write_json
 from plan import STAGES, Run, read_study, result_file, runs_of, stored_result
 from report import report
-from runner import execute, one_thread
+from runner import execute, made_by, one_thread
 from study_data import DataMissing
 
 from masm_ext.progress import Progress
@@ -85,9 +84,7 @@ def _run_all(
     started before the deadline.
     """
     running, queue = {}, list(runs)
-    made = provenance() | {
-        "git": git_state(HERE, ".", ":(exclude)results", "../../masm_ext", "../../python", "../../csrc")
-    }
+    made = made_by()
     # Forking a process whose torch already has threads may hang: start clean ones.
     pool = ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=one_thread)
     with pool, Progress(total=len(runs), desc=stage, unit="run") as bar:

@@ -19,7 +19,7 @@ from ..base_model import BASE_ATTRIBUTE, CONFIG_ATTRIBUTE, BaseEntry, base_entri
 from ..config import MASMConfig
 from ..contract import dtype_name
 from ..conversion_report import trainable_parameters
-from ..decomposition import order_of
+from ..decomposition import order_of, rows_of
 from ..hashing import directions_hash, tensor_hashes
 from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
@@ -149,6 +149,11 @@ def _config_of(model: nn.Module, layers: Mapping[str, MASMLinear], config: MASMC
                 f"save_adapter: config.num_subspaces is {config.num_subspaces}, but {name!r} has "
                 f"{layer.num_subspaces} subspaces; pass the config that the model was converted with, or none"
             )
+        if layer.lift != config.lift:
+            raise ValueError(
+                f"save_adapter: config.lift is {config.lift}, but {name!r} has {layer.lift}, that of a state that was "
+                "loaded; pass the config that its model was converted with"
+            )
         if config.energy is None and layer.ranks != config.ranks:
             raise ValueError(
                 f"save_adapter: config.subspace_rank gives ranks {list(config.ranks)}, but {name!r} has "
@@ -193,11 +198,12 @@ def _layer_entry(name: str, layer: MASMLinear, config: MASMConfig) -> dict[str, 
 def _directions(name: str, layer: MASMLinear, config: MASMConfig) -> list[int]:
     """The directions of a layer whose state came from another conversion: those of the config, if they are the same."""
     q = min(layer.out_features, layer.in_features)
-    directions = order_of(config.directions, q, layer.base_hash)[: layer.offsets[-1]]
+    directions = rows_of(order_of(config.directions, q, layer.base_hash), layer.ranks, config.partition)
     if layer.directions_hash not in ("", directions_hash(directions)):
         raise ValueError(
             f"save_adapter: the state that was loaded into {name!r} was made along other singular directions than "
-            f"config.directions={config.directions!r}; convert the model with the config of that state"
+            f"config.directions={config.directions!r} and config.partition={config.partition!r}; convert the model "
+            "with the config of that state"
         )
     return directions
 

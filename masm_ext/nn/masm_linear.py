@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import struct
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from ..quantized_weight import dense_weight
 from ..sharded import check_not_divided
 from ..spectra import check_finite, compute_spectra
 from ..wrappers import modules_of
+from .extra_state import ExtraState
 from .layer_group import LayerGroup, check_group
 
 #: `restored_steps` of a layer whose values came from an adapter: any optimizer may go on with them.
@@ -173,11 +174,11 @@ class MASMLinear(nn.Module):
         destination[prefix + "mask"] = self.mask.detach().clone()
 
     def get_extra_state(self) -> Tensor:
-        """uint8 [128]: hash of the base, steps taken, hashes of directions and ranks, lift; see :func:`extra_state`."""
+        """uint8 [128]: :class:`masm_ext.nn.extra_state.ExtraState`."""
         steps = self.restored_steps
         if steps is None or steps == ANY_STEP:
             steps = 0 if self._steps is None else int(self._steps)
-        return extra_state(self.base_hash, steps, self.directions_hash, self.ranks, self.lift)
+        return ExtraState(self.base_hash, steps, self.directions_hash, ranks_hash(self.ranks), self.lift).to_tensor()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the identity of base weight and directions, the lift, and the step count, from a ``state_dict``.
@@ -186,22 +187,27 @@ class MASMLinear(nn.Module):
             state: uint8 [128], as :meth:`get_extra_state` returns it.
 
         Raises:
-            ValueError: ``state`` does not have this form, or is that of subspaces of other ranks.
+            ValueError: ``state`` does not have this form.
         """
-        digits = [int(value) // 16 for value in torch.as_tensor(state).double().round().tolist()]
-        if len(digits) != 128 or not all(0 <= digit < 16 for digit in digits):
-            raise ValueError(f"MASMLinear: expected an extra state of 128 elements in [0, 255], got {state!r}")
-        text = "".join(f"{digit:x}" for digit in digits)
-        if text[96:112] != ranks_hash(self.ranks):
+        found = ExtraState.from_tensor(state)
+        if (found.base_hash, found.directions_hash) != (self.base_hash, self.directions_hash):  # of another conversion
+            self.base_hash, self.directions_hash, self.directions = found.base_hash, found.directions_hash, ()
+        self.lift, self.restored_steps = found.lift, found.steps
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state, s = state_dict.get(prefix + "_extra_state"), state_dict.get(prefix + "s")
+        # checked before a tensor is copied; other shapes are refused by torch, which lists them all
+        if state is not None and s is not None and s.shape == self.s.shape:
+            self._check_extra_state(prefix.removesuffix("."), ExtraState.from_tensor(state))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_extra_state(self, name: str, found: ExtraState) -> None:
+        """Raises ValueError if a state cannot be that of this layer."""
+        if found.ranks_hash != ranks_hash(self.ranks):
             raise ValueError(
-                f"MASMLinear: the state is that of subspaces of other ranks than the {list(self.ranks)} here: convert "
+                f"the state of {name!r} is that of subspaces of other ranks than the {list(self.ranks)} here: convert "
                 "the model with the ranks of the saved one"
             )
-        base_hash, directions_hash = ("" if set(part) == {"0"} else part for part in (text[:64], text[80:96]))
-        if (base_hash, directions_hash) != (self.base_hash, self.directions_hash):  # factors of another conversion
-            self.base_hash, self.directions_hash, self.directions = base_hash, directions_hash, ()
-        self.lift = struct.unpack(">d", bytes.fromhex(text[112:]))[0]  # decides rates, and whether penalties may act
-        self.restored_steps = int(text[64:80], 16)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MASMLinear:
         wide = [self.u, self.s, self.v, self.u0, self.s0, self.v0]
@@ -342,13 +348,6 @@ class MASMLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"subspaces={self.num_subspaces}, ranks={list(self.ranks)}, dtype={self.principal.dtype}"
         )
-
-
-def extra_state(base_hash: str, steps: int, directions_hash: str, ranks: Sequence[int], lift: float) -> Tensor:
-    """uint8 [128] for :meth:`MASMLinear.set_extra_state`: a hexadecimal digit per element."""
-    digits = f"{base_hash:0>64}{steps:016x}{directions_hash:0>16}{ranks_hash(ranks)}{struct.pack('>d', lift).hex()}"
-    # 16 d + 8: loops that average a whole state_dict may move an element by a rounding error
-    return torch.tensor([16 * int(digit, 16) + 8 for digit in digits], dtype=torch.uint8)
 
 
 def squared_norm(weight: Tensor) -> Tensor:

@@ -140,8 +140,13 @@ def test_the_best_validation_chooses_and_an_open_grid_chooses_nothing(parts, tmp
         ({"surprise": 1}, "surprise"),
         ({"variants": {"masm": {"optimiser.lr": 1}}, "stages": {}}, "unknown setting 'optimiser.lr'"),
         ({"variants": {"masm": {"method.rate": 1}}, "stages": {}}, "study tiny, masm: .*rate"),
-        ({"stages": {"finals": {}}}, "no stage 'finals'; there are grid, final"),
-        ({"stages": {"final": {"seed": [1]}}}, "no part of a stage 'seed'"),
+        (
+            {"stages": {"finals": {"seeds": [1], "variants": {"masm": None}}}},
+            "no stage 'finals'; there are grid, final",
+        ),
+        ({"stages": {"final": {"seed": [1]}}}, r"stage 'final' needs seeds and variants, got \{'seed': \[1\]\}"),
+        ({"stages": {"final": {"seeds": [1], "variants": {"masm": {"seeds": [4]}}}}}, "no seed of the stage 'final' 4"),
+        ({"directions": {"d": {"seen": ["a"], "unsen": ["c"]}}}, "unsen"),
         ({"stages": {"final": {"seeds": [1], "variants": {"mask": None}}}}, "no variant 'mask'; there are probe, masm"),
         ({"grid": {"direction": "d", "seed": 0, "setings": {}}}, "no part of a grid 'setings'"),
         ({"grid": {"direction": "e", "seed": 0, "settings": {}}}, "no direction 'e'"),
@@ -314,6 +319,39 @@ def test_the_cost_of_a_step_is_measured_and_stands_beside_the_score(parts, tmp_p
     text = write_results(parts, tmp_path, 0.5)
     lines = [line for line in text.splitlines() if line.startswith(("| masm | 3 |", "| probe | 3 |"))]
     assert lines[0].endswith("| 1.23 | 56 |") and lines[1].endswith("| - | - |"), text
+
+
+def test_a_forgery_without_images_is_named(parts, tmp_path):
+    study = tiny_study(parts, tmp_path)
+    run = parts["plan"].make_run(study, "d", "probe", 1, {})
+    images = parts["study_data"].Images(list(tiles(True)), {})
+    parts["runner"].draw(images, run)
+    for changes, message in (({"seen": ("a", "bb")}, "of bb to train on"), ({"unseen": ("cc",)}, "of cc to test")):
+        with pytest.raises(ConfigError, match=f"has no images {message}"):
+            parts["runner"].draw(images, replace(run, **changes))
+
+
+def test_a_hash_names_what_was_learned_from(parts, tmp_path):
+    run = parts["plan"].make_run(tiny_study(parts, tmp_path), "d", "probe", 1, {})
+    samples = list(tiles(True))
+    pixels = {sample.path: np.full((2, 2, 3), i % 250, np.uint8) for i, sample in enumerate(samples)}
+    images = parts["study_data"].Images(samples, pixels)
+    drawn = parts["runner"].draw(images, run)
+    first = drawn.learned_sha256(images)
+    assert first == parts["runner"].draw(images, replace(run, variant="masm")).learned_sha256(images)
+    relabelled = replace(drawn, train=[replace(drawn.train[0], label=1 - drawn.train[0].label), *drawn.train[1:]])
+    assert relabelled.learned_sha256(images) != first
+    pixels[drawn.test[0].path] += 1
+    assert drawn.learned_sha256(images) == first
+    pixels[drawn.val[0].path] += 1
+    assert drawn.learned_sha256(images) != first
+
+
+def test_runs_that_did_not_start_in_time_are_an_exit_code(request, tmp_path):
+    program = request.config.rootpath / "benchmarks" / "generalization" / "study.py"
+    command = [sys.executable, str(program), "run", "sources", "--data", "x", "--results", str(tmp_path), "--minutes=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3 and "stopped after 0 minutes with 1 runs to go" in done.stderr, done.stderr
 
 
 def test_absent_data_and_an_unknown_study_are_named(request, tmp_path):

@@ -95,7 +95,8 @@ def test_a_model_is_converted_trained_and_saved(tmp_path):
     assert torch.equal(fresh(x), model(x)) and fresh[0].directions == model[0].directions
     # the state of another conversion is known by its directions
     other = copy.deepcopy(pretrained)
-    convert(other, MASMConfig(target_modules=["0", "2"], subspace_rank=[3, 2], num_subspaces=2), progress=False)
+    trailing = MASMConfig(target_modules=["0", "2"], subspace_rank=[3, 2], num_subspaces=2, lift=0.5)
+    convert(other, trailing, progress=False)
     other.load_state_dict(model.state_dict())
     with pytest.raises((ValueError, AdapterError), match="other singular directions"):
         save_adapter(other, tmp_path / "other")

@@ -7,7 +7,16 @@ import pytest
 import torch
 from optimizer_runs import CONFIG, base, build, same, through_a_file, train
 
-from masm_ext import LayerMasks, MaskedAdamW, convert, load_adapter, param_groups, regularization_loss, save_adapter
+from masm_ext import (
+    LayerMasks,
+    MaskedAdamW,
+    convert,
+    load_adapter,
+    param_groups,
+    regularization_loss,
+    save_adapter,
+    scale_free_groups,
+)
 
 
 @pytest.mark.parametrize("first", ["model", "optimizer"])
@@ -131,26 +140,53 @@ def test_a_converted_state_is_not_that_of_the_pretrained_model():
 
 def test_a_foreign_extra_state_is_refused():
     model, _ = build()
-    for bad in (torch.zeros(3, dtype=torch.uint8), torch.full((128,), 300.0)):
-        with pytest.raises(ValueError, match="extra state of 128 elements"):
+    for bad, message in (
+        (torch.zeros(3, dtype=torch.uint8), "got 3 elements$"),
+        (torch.zeros(96, dtype=torch.uint8), "96 elements are of an older version"),
+        (torch.full((128,), 300.0), "got 128 elements outside of it"),
+    ):
+        with pytest.raises(ValueError, match=f"extra state of 128 elements.*{message}"):
             model[0].set_extra_state(bad)
 
 
-def test_a_state_brings_its_lift_and_refuses_other_ranks():
+def converted(**changes):
     model = base()
-    convert(model, dataclasses.replace(CONFIG, lift=0.1), use_cache=False, progress=False)
-    state = model.state_dict()
-    again, _ = build()
+    convert(model, dataclasses.replace(CONFIG, **changes), use_cache=False, progress=False)
+    return model
+
+
+def test_a_state_brings_its_lift(tmp_path):
+    model = converted(lift=0.1)
+    again = converted()
     assert again[0].lift == 0
-    again.load_state_dict(state)
+    again.load_state_dict(through_a_file(model.state_dict()))
     assert again[0].lift == 0.1
     with pytest.raises(ValueError, match="the penalties take the frozen part"):
         regularization_loss(again, dataclasses.replace(CONFIG, orthogonality=0.1))
-    other = base()
-    ranks = [3, 1] if model[0].ranks != (3, 1) else [1, 3]
-    convert(other, dataclasses.replace(CONFIG, subspace_rank=ranks), use_cache=False, progress=False)
-    with pytest.raises(ValueError, match="subspaces of other ranks than"):
-        other.load_state_dict(state)
+    rates = [[group["lr"] for group in scale_free_groups(one)] for one in (model, again)]
+    assert rates[0] == rates[1] != [group["lr"] for group in scale_free_groups(converted())]
+    with pytest.raises(ValueError, match=r"config.lift is 0.0, but '0' has 0.1"):
+        save_adapter(again, tmp_path)
+
+
+def test_a_state_of_other_ranks_is_refused_before_it_changes_a_layer():
+    model, other = converted(subspace_rank=[3, 1]), converted(subspace_rank=[1, 3])
+    before = {name: value.clone() for name, value in other[0].state_dict().items()}
+    with pytest.raises(ValueError, match=r"the state of '0' is that of subspaces of other ranks than the \[1, 3\]"):
+        other.load_state_dict(model.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in other[0].state_dict().items())
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.u"):  # torch's list of shapes
+        converted(subspace_rank=[3, 3]).load_state_dict(model.state_dict())
+
+
+def test_a_state_of_another_partition_is_not_recorded_as_ours(tmp_path):
+    model, other = converted(partition="contiguous"), converted(partition="interleaved")
+    assert sorted(model[0].directions) == sorted(other[0].directions)
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=r"config\.partition='interleaved'"):
+        save_adapter(other, tmp_path / "other")
+    model.load_state_dict(converted(partition="contiguous").state_dict())
+    save_adapter(model, tmp_path / "own")
 
 
 def test_a_state_that_does_not_fit_changes_nothing():

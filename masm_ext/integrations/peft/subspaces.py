@@ -11,6 +11,7 @@ from ...config import MASMConfig
 from ...contract import accumulate_dtype
 from ...convert import split_along_spectra
 from ...decomposition import Decomposition, bounds, choose_ranks, principal
+from ...nn.extra_state import ExtraState
 from ...nn.masm_linear import ANY_STEP, MASMLinear, squared_norm
 from ...ops import fold
 from ...spectra import SpectrumCache
@@ -137,24 +138,23 @@ class AdapterSubspaces(MASMLinear):
         )
 
     def set_extra_state(self, state: Tensor) -> None:
-        """As :meth:`masm_ext.MASMLinear.set_extra_state`, but an adapter of another base weight is an error.
-
-        Args:
-            state: uint8 [128], as ``get_extra_state`` returns it.
-
-        Raises:
-            ValueError: it has another form, or names another base weight.
-        """
-        own = self.base_hash
+        """As :meth:`masm_ext.MASMLinear.set_extra_state`, but any optimizer may go on, as after load_adapter."""
         super().set_extra_state(state)
-        # as after load_adapter: an adapter may go on with any optimizer
         self.restored_steps = ANY_STEP
-        if own and self.base_hash and own != self.base_hash:
-            found, self.base_hash = self.base_hash, own
+
+    def _check_extra_state(self, name: str, found: ExtraState) -> None:
+        if self.base_hash and found.base_hash and self.base_hash != found.base_hash:
             raise ValueError(
-                f"adapter {self.adapter!r} was trained on a weight with SHA-256 {found[:12]}..., the weight here has "
-                f"{own[:12]}...: load it on the same pretrained checkpoint, or with check_base=False in its config"
+                f"adapter {self.adapter!r} was trained on a weight with SHA-256 {found.base_hash[:12]}..., the weight "
+                f"here has {self.base_hash[:12]}...: load it on the same pretrained checkpoint, or with "
+                "check_base=False in its config"
             )
+        if found.lift != self.lift:
+            raise ValueError(
+                f"adapter {self.adapter!r} has lift={self.lift} in its config, but the state of {name!r} was trained "
+                f"with {found.lift}: make the adapter with that lift"
+            )
+        super()._check_extra_state(name, found)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

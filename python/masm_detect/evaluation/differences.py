@@ -164,7 +164,7 @@ def difference(parts: Sequence[Part], *, variance: str = "jackknife", paired: bo
     return Difference(*found, tuple(sources))
 
 
-def _union(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+def _union(parts: Sequence[Part | Scored]) -> tuple[np.ndarray, np.ndarray]:
     """Names of the groups of all parts, sorted, [G], and their kind as in `intervals.LeaveOneOut`."""
     groups = np.concatenate([part.groups.astype(str) for part in parts])
     fake = np.concatenate([part.labels for part in parts]) == 1
@@ -173,20 +173,35 @@ def _union(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
     return names, np.where(~fakes, 0, np.where(~reals, 1, 2))
 
 
-def left_out(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
-    """The AUC of each row of the parts' scores, its mean over parts, without each group in turn.
+@dataclass(frozen=True)
+class Scored:
+    """The samples of one data set (or of one forgery and its reals) with the scores of several detectors.
+
+    Attributes:
+        groups: [n], names of what is independent
+        labels: [n], 1 = fake
+        rows: [detectors, n], their scores
+    """
+
+    groups: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+
+def left_out(parts: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray]:
+    """The AUC of each detector, its mean over parts, without each group in turn.
 
     Args:
-        parts: all with the same detectors and seeds; none has an `intervals.obstacle`.
+        parts: all of the same detectors; none has an `intervals.obstacle`.
 
     Returns:
-        AUCs [rows, G], and the kind of each group as in `intervals.LeaveOneOut` [G].
+        AUCs [detectors, G], and the kind of each group as in `intervals.LeaveOneOut` [G].
     """
     names, kind = _union(parts)
-    without = np.zeros((len(parts[0].scores()), len(names)))
+    without = np.zeros((len(parts[0].rows), len(names)))
     for part in parts:
         here = np.searchsorted(names, np.unique(part.groups.astype(str)))  # as leave_one_out orders them
-        for row, scores in zip(without, part.scores()):
+        for row, scores in zip(without, part.rows):
             left = leave_one_out(part.groups.tolist(), part.labels, scores)
             assert left is not None  # see Args
             change = np.full(len(names), left.auc)
@@ -197,7 +212,7 @@ def left_out(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
 
 def _jackknife(parts: Sequence[Part], seed: int) -> tuple[float, float]:
     """Variance of the mean difference by leaving out each group in turn, and degrees of freedom (`intervals`)."""
-    without, kind = left_out(parts)
+    without, kind = left_out([Scored(part.groups, part.labels, part.scores()) for part in parts])
     return jackknife_variance(parts[0].weights() @ without, kind)
 
 
