@@ -170,7 +170,7 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
     ]
     for name, value in found.items():
         spans = " | ".join("[{:+.3f}, {:+.3f}]".format(*value.interval(level)) for level in (0.95, corrected[name]))
-        lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {value.p_value():.3f} |")
+        lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {_p(value.p_value())} |")
     tests = {}
     for pair in INTERACTIONS:
         weights = estimates[[all(f"{factor}=" in name for factor in pair) for name in names]]
@@ -180,10 +180,15 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
     adjusted = holm_p_values({name: p for name, (_, _, p) in tests.items()})
     lines += ["", "| interaction | F | degrees of freedom | p | p by Holm's method |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {ratio:.2f} | {more}, {free} | {p:.3f} | {adjusted[name]:.3f} |"
+        f"| {name} | {ratio:.2f} | {more}, {free} | {_p(p)} | {_p(adjusted[name])} |"
         for name, (ratio, more, p) in tests.items()
     ]
     return lines
+
+
+def _p(value: float) -> str:
+    """A p-value of three digits."""
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def _jackknife_covariance(values: np.ndarray, kind: np.ndarray) -> np.ndarray:

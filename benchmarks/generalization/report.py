@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from differences import against_real, difference
-from factorial import effects
+from factorial import FACTORS, effects, levels_of
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.differences import Difference, Scored, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
@@ -119,7 +119,19 @@ def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path)
         keep = against_real(units["datasets"], units["methods"], forgery)
         groups = np.array(units["groups"])[keep].astype(str)
         parts.append(Scored(groups, labels[keep].astype(int), scores[:, keep]))
-    return lines + effects([run.variant for run in runs], [run.seed for run in runs], parts)
+    lines += effects([run.variant for run in runs], [run.seed for run in runs], parts)
+    lines += [
+        "",
+        "Means over runs, as they are:",
+        "",
+        "| factor | level | runs | validation AUC |",
+        "|---|---|---|---|",
+    ]
+    for place, (factor, levels) in enumerate(FACTORS.items()):
+        for level in levels:
+            values = [by_key[run.key]["val_auc"] for run in runs if levels_of(run.variant)[place] == level]
+            lines.append(f"| {factor} | {level} | {len(values)} | {np.mean(values):.3f} |")
+    return lines
 
 
 def _by_variant(results: Iterable[dict[str, Any]]) -> Results:
