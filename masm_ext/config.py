@@ -18,6 +18,9 @@ class MASMConfig:
     public; see docs/method.md, "The method, and what is ours". Names in ``directions``, ``partition`` and
     ``mask_policy`` come from :mod:`masm_ext.registry`. A block is one subspace of one layer.
 
+    The defaults are the method as the paper describes it in words, with masks and penalties. Neither is shown to help
+    (docs/evidence.md); ``masm train`` uses ``lift=0.02, mask_policy="none", orthogonality=0, spectral_consistency=0``.
+
     Args:
         target_modules: the ``nn.Linear`` layers to convert. One string or several: an exact module name, a dotted
             suffix (``"query"`` matches ``"encoder.layer.0.attention.query"``), a glob (``"encoder.*.fc?"``), or
