@@ -21,30 +21,35 @@ def against_real(datasets: Sequence[str], methods: Sequence[str], forgery: str) 
     return own | ((methods_ == "real") & np.isin(datasets_, datasets_[own]))
 
 
-def difference(
+def parts_of(
     datasets: Sequence[str],
     methods: Sequence[str],
     groups: Sequence[int],
     scores_a: Sequence[Sequence[float]],
     scores_b: Sequence[Sequence[float]],
     forgeries: Sequence[str],
-) -> Difference:
-    """AUC of a minus AUC of b, the mean over seeds and over forgeries (each against the real units of its data set).
-
-    With one seed there is no error: the training varies, and one run cannot tell how much.
+) -> list[Part]:
+    """The units of each forgery and of the real ones of its data set, with the scores of a and b.
 
     Args:
         datasets, methods: data set of each of n units, and its forgery or "real".
         groups: what is left out as one.
         scores_a, scores_b: [S, n] scores of S seeds, in the same order of seeds.
-        forgeries: the forgeries to average over.
+        forgeries: one part each.
     """
     labels = (np.asarray(methods) != "real").astype(int)
-    seeds = min(len(scores_a), len(scores_b))
-    a, b = (np.asarray([np.asarray(one) for one in scores[:seeds]]) for scores in (scores_a, scores_b))
+    a, b = (np.asarray([np.asarray(one) for one in scores]) for scores in (scores_a, scores_b))
     parts = []
     for forgery in forgeries:
         keep = against_real(datasets, methods, forgery)
         parts.append(Part(np.asarray(groups)[keep].astype(str), labels[keep], a[:, keep], b[:, keep]))
+    return parts
+
+
+def difference(parts: Sequence[Part]) -> Difference:
+    """AUC of a minus AUC of b, the mean over seeds and parts.
+
+    With one seed there is no error: the training varies, and one run cannot tell how much.
+    """
     found = differences.difference(parts)
-    return found if seeds > 1 else replace(found, sources=(), reason="one seed")
+    return found if len(parts[0].a) > 1 else replace(found, sources=(), reason="one seed")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import against_real, difference
+from differences import against_real, difference, parts_of
 from factorial import FACTORS, effects, levels_of
 from masm_detect.config import ConfigError
-from masm_detect.evaluation.differences import Difference, Scored, holm
+from masm_detect.evaluation.differences import Difference, Part, Scored, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of
@@ -52,12 +52,14 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         + (" Time and memory: of a training step in float32 with one thread." if costs else ""),
     ]
     for stage in ("final", "controls"):
+        tables: dict[str, Results] = {}
         keys = {run.key for run in runs_of(study, stage, folder, set())}
         for direction in study.directions:
             own = _by_variant(
                 r for key, r in by_key.items() if key in keys and "auc" in r and r["direction"] == direction
             )
             if own:
+                tables[direction] = own
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
                 lines += _scores(study, direction, own, costs)
                 planned = dict.fromkeys(study.stages[stage]["variants"])
@@ -65,6 +67,8 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
                     lines += ["", f"Planned, without results: {', '.join(absent)}."]
                 if stage == "final" and study.reference is not None:
                     lines += _differences(study, direction, own, folder)
+        if stage == "final" and study.reference is not None:
+            lines += _overall(study, tables, folder)
     lines += _factorial(study, by_key, folder) + _grid(study, results, folder)
     return "\n".join(lines) + "\n"
 
@@ -179,10 +183,14 @@ def _mean(values: Sequence[float]) -> str:
 def paired(table: Results, a: str, b: str, units: Mapping[str, Any], forgeries: Sequence[str]) -> Difference | None:
     """The difference of two variants over the seeds that both have; None without one."""
     seeds = sorted(set(table.get(a, {})) & set(table.get(b, {})))
-    if not seeds or not forgeries:
-        return None
+    return difference(_parts(table, a, b, seeds, units, forgeries)) if seeds and forgeries else None
+
+
+def _parts(
+    table: Results, a: str, b: str, seeds: Sequence[int], units: Mapping[str, Any], forgeries: Sequence[str]
+) -> list[Part]:
     scores = [[table[name][seed]["scores"] for seed in seeds] for name in (a, b)]
-    return difference(units["datasets"], units["methods"], units["groups"], *scores, forgeries)
+    return parts_of(units["datasets"], units["methods"], units["groups"], *scores, forgeries)
 
 
 def _units(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -212,17 +220,59 @@ def _differences(study: Study, direction: str, table: Results, folder: Path) -> 
         "|---|---|---|---|---|---|",
     ]
     for other, value in found.items():
-        corrected = value.interval(levels[other]) if other in levels else None
-        p = value.p_value()
-        lines.append(
-            f"| {other} | {len(value.per_seed)} | {value.mean:+.3f} | {_span(value.interval())} | {_span(corrected)} | "
-            f"{'-' if p is None else f'{p:.3f}'} |"
-        )
+        lines.append(f"| {other} | {len(value.per_seed)} | {_difference_cells(value, levels.get(other))}")
     if found:
         name = f"{study.name}-{direction}.png"
         _forest(found, levels, folder / name, f"{study.name}: {reference} minus others, {side} forgeries")
         lines += ["", f"![{reference} minus each other variant]({name})"]
     return lines
+
+
+def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[str]:
+    """The reference against every variant that all directions have, on the mean over directions of the unseen
+    forgeries; nothing if there are fewer than two directions, or other units in one of them.
+    """
+    reference = study.reference
+    units = {name: _units(study, next(iter(next(iter(t.values())).values())), folder) for name, t in tables.items()}
+    alike = len({json.dumps(one, sort_keys=True) for one in units.values()}) == 1
+    if len(tables) < len(study.directions) or len(tables) < 2 or not alike:
+        return []
+    shared = [v for v in next(iter(tables.values())) if all(v in table for table in tables.values())]
+    found, means = {}, {}
+    for variant in shared if reference in shared else ():
+        seeds = sorted(set.intersection(*(set(t[variant]) & set(t[reference]) for t in tables.values())))
+        if not seeds:
+            continue
+        parts = [
+            part
+            for name, table in tables.items()
+            for part in _parts(table, reference, variant, seeds, units[name], study.directions[name].unseen)
+        ]
+        value = difference(parts)
+        means[variant] = f"| {variant} | {len(seeds)} | {_mean(value.auc_b)} |"
+        found |= {variant: value} if variant not in (reference, SPECTRUM) else {}
+    levels = holm({name: value.p_value() for name, value in found.items()})
+    lines = [
+        "",
+        "## Final: all directions",
+        "",
+        f"Mean over directions of the AUC of the unseen forgeries, and {reference} minus each other variant, paired by "
+        "seed and image.",
+        "",
+        "| variant | seeds | mean unseen | difference | 95% interval | excludes 0 if Holm rejects | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, start in means.items():
+        value = found.get(name)
+        lines.append(f"{start} {_difference_cells(value, levels.get(name)) if value else '- | - | - | - |'}")
+    return lines if found else []
+
+
+def _difference_cells(value: Difference, level: float | None) -> str:
+    """Cells of a difference: it, its interval, that at Holm's level, and p."""
+    corrected, p = None if level is None else value.interval(level), value.p_value()
+    shown = "-" if p is None else f"{p:.3f}"
+    return f"{value.mean:+.3f} | {_span(value.interval())} | {_span(corrected)} | {shown} |"
 
 
 def _span(interval: tuple[float, float] | None) -> str:

@@ -15,23 +15,7 @@ pytest.importorskip("yaml")
 from masm_detect.config import ConfigError
 from masm_detect.data.sample import Sample
 from research_data import DATA, need
-
-
-def tiny_study(parts, folder, **changes):
-    text = {
-        "title": "a study", "caution": "none", "dataset": "families", "backbone": "bundled:dinov2-small",
-        "image_size": 112, "sampling": {"train": 6, "val": 3, "train_tiles": 2}, "reference": "masm",
-        "directions": {"d": {"seen": ["a", "b"], "unseen": ["c"]}},
-        "variants": {
-            "probe": {"method.name": "probe"},
-            "masm": {"method.name": "masm-nomask", "masm.directions": "leading"},
-            "wide": {"like": "masm", "masm.subspace_rank": 8},
-        },
-        "grid": {"direction": "d", "seed": 0, "settings": {"masm": [{"method.lr": 0.1}, {"method.lr": 0.2}]}},
-        "stages": {"final": {"seeds": [1, 2], "variants": {"masm": None, "wide": {"seeds": [1]}, "probe": None}}},
-    } | changes  # fmt: skip
-    (folder / "tiny.yaml").write_text(json.dumps(text))  # JSON is YAML
-    return parts["plan"].read_study("tiny", folder)
+from tiny_study import tiny_study
 
 
 def test_every_study_can_be_planned(parts, studies, tmp_path):
@@ -202,123 +186,6 @@ def test_no_photograph_is_on_two_sides_and_classes_are_balanced(parts, tmp_path,
     assert len(drawn.test) == 5 * 4  # one tile of each test image
     other = parts["runner"].draw(parts["study_data"].Images(list(tiles(shared)), {}), replace(run, seed=seed + 7))
     assert drawn.test == other.test and drawn.train != other.train
-
-
-def scored(rng, shift_a, shift_b, groups, seeds, spread):
-    """Scores of two detectors on real units and fakes, a group each; they see the same noise of an image."""
-    image = rng.normal(size=2 * groups)
-    fake = np.repeat([0, 1], groups)
-    out = []
-    for shift in (shift_a, shift_b):
-        moved = shift + spread * rng.normal(size=seeds)  # training noise
-        out.append([image + 0.5 * rng.normal(size=2 * groups) + move * fake for move in moved])
-    return ["d"] * 2 * groups, np.where(fake, "f", "real").tolist(), list(range(2 * groups)), *out
-
-
-@pytest.mark.parametrize("spread", [0.02, 0.2])
-def test_the_interval_of_a_difference_covers_it(parts, spread):
-    rng = np.random.default_rng(0)
-    difference = parts["differences"].difference
-    exact = np.mean([difference(*scored(rng, 1.0, 0.8, 4000, 2, 0.0), ["f"]).mean for _ in range(3)])
-    inside = []
-    for _ in range(80):
-        low, high = difference(*scored(rng, 1.0, 0.8, 50, 4, spread), ["f"]).interval()
-        inside.append(low < exact < high)
-    assert np.mean(inside) > 0.9
-
-
-def test_the_interval_is_paired(parts):
-    """The control: shuffled images of one detector lose the pairing, and widen the interval."""
-    rng = np.random.default_rng(1)
-    datasets, methods, groups, a, b = scored(rng, 1.0, 0.9, 200, 3, 0.0)
-    paired = parts["differences"].difference(datasets, methods, groups, a, b, ["f"])
-    order = np.r_[rng.permutation(200), 200 + rng.permutation(200)]
-    mixed = parts["differences"].difference(datasets, methods, groups, a, [scores[order] for scores in b], ["f"])
-    assert mixed.mean == pytest.approx(paired.mean) and mixed.error > 1.5 * paired.error
-
-
-def test_one_seed_has_no_interval(parts):
-    value = parts["differences"].difference(*scored(np.random.default_rng(0), 1, 1, 40, 1, 0.0), ["f"])
-    assert value.interval() is None and value.p_value() is None and len(value.per_seed) == 1
-
-
-def write_results(parts, tmp_path, gain):
-    """Results of masm and probe on seeds 1 to 3; masm is better by `gain` on the unseen forgery."""
-    stages = {"final": {"seeds": [1, 2, 3], "variants": {"masm": None, "probe": None}}}
-    study = tiny_study(parts, tmp_path, stages=stages, grid={"direction": "d", "seed": 0, "settings": {}})
-    keys = {(run.variant, run.seed): run.key for run in parts["plan"].runs_of(study, "final", tmp_path)}
-    rng = np.random.default_rng(0)
-    methods = [name for name in ("real", "a", "b", "c") for _ in range(60)]
-    units = {"names_sha256": "0", "datasets": ["d"] * 240, "methods": methods, "groups": list(range(60)) * 4}
-    image = rng.normal(size=240)
-    (tmp_path / "tiny").mkdir(exist_ok=True)
-    for variant in ("masm", "probe"):
-        for seed in (1, 2, 3):
-            fake, new = np.array(methods) != "real", np.array(methods) == "c"
-            scores = image + 0.2 * rng.normal(size=240) + fake + gain * (variant == "masm") * new
-            auc = {
-                name: float(np.mean([s > r for s in scores[np.array(methods) == name] for r in scores[:60]]))
-                for name in ("a", "b", "c")
-            }
-            record = {
-                "key": keys[variant, seed], "stage": "final", "direction": "d", "variant": variant,
-                "seed": seed, "scores": scores.round(5).tolist(), "auc": auc, "seconds": 1.0,
-                "settings": {"sampling": {"test_tiles": 1}}, "trainable_parameters": 385,
-                "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}, "git": None},
-                "learned_sha256": f"of seed {seed}",
-            }  # fmt: skip
-            (tmp_path / "tiny" / f"{record['key']}.json").write_text(json.dumps(record))
-    (tmp_path / "tiny" / "units-d-1.json").write_text(json.dumps(units))
-    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
-    return parts["report"].study_report(study, results, tmp_path)
-
-
-def corrected(text):
-    line = next(line for line in text.splitlines() if line.startswith("| probe | 3 |") and "[" in line)
-    return [float(part) for part in line.split("|")[5].strip(" []").split(",")]
-
-
-def test_the_report_finds_a_real_difference_and_no_other(parts, tmp_path):
-    (tmp_path / "with").mkdir(), (tmp_path / "without").mkdir()
-    text = write_results(parts, tmp_path / "with", 0.5)
-    assert corrected(text)[0] > 0 and (tmp_path / "with" / "tiny-d.png").is_file()
-    low, high = corrected(write_results(parts, tmp_path / "without", 0.0))
-    assert low < 0 < high
-
-
-def test_runs_of_a_seed_that_learned_from_other_images_are_refused(parts, tmp_path):
-    assert "6 runs. Processors: a CPU (6 runs); torch: 2 (6 runs)" in write_results(parts, tmp_path, 0.5)
-    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
-    results[-1]["learned_sha256"] = "of other images"
-    with pytest.raises(ConfigError, match=r"--masm--.*seed3 and .*--probe--.*seed3 learned from other images"):
-        parts["report"].study_report(parts["plan"].read_study("tiny", tmp_path), results, tmp_path)
-    del results[-1]["learned_sha256"]  # an older result
-    parts["report"].study_report(parts["plan"].read_study("tiny", tmp_path), results, tmp_path)
-
-
-def test_a_report_without_its_reference_says_so(parts, tmp_path):
-    text = write_results(parts, tmp_path, 0.5)
-    assert "masm minus each other variant" in text
-    for file in (tmp_path / "tiny").glob("d--masm--*"):
-        file.unlink()
-    results = [json.loads(file.read_text()) for file in sorted((tmp_path / "tiny").glob("*--seed*.json"))]
-    study = parts["plan"].read_study("tiny", tmp_path)
-    assert "masm, with which the others are compared, has no results yet" in parts["report"].study_report(
-        study, results, tmp_path
-    )
-
-
-def test_the_cost_of_a_step_is_measured_and_stands_beside_the_score(parts, tmp_path):
-    pytest.importorskip("transformers")
-    study = replace(tiny_study(parts, tmp_path), backbone="bundled:dinov2-small", image_size=28)
-    probe, masm = (parts["cost"].measure(parts["plan"].make_run(study, "d", name, 0, {})) for name in ("probe", "masm"))
-    assert probe["seconds"] > 0 and masm["seconds"] > 0 and probe["trained"] == 385 < masm["trained"]
-    (tmp_path / "tiny").mkdir()
-    table = {"masm": {"time_ratio": 1.234, "mebibytes": 56}}
-    (tmp_path / "tiny" / "cost.json").write_text(json.dumps({"variants": table}))
-    text = write_results(parts, tmp_path, 0.5)
-    lines = [line for line in text.splitlines() if line.startswith(("| masm | 3 |", "| probe | 3 |"))]
-    assert lines[0].endswith("| 1.23 | 56 |") and lines[1].endswith("| - | - |"), text
 
 
 def test_a_forgery_without_images_is_named(parts, tmp_path):
