@@ -65,14 +65,16 @@ def scale_free_groups(
     head_lr: float = 1e-3,
     head_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose rates say what a step does to a layer, whatever its width, rank and norm.
+    """Parameter groups whose rates say what one step does to a layer at the start, whatever its width, rank and norm.
+
+    Over many steps the change still depends on width and rank: docs/evidence.md, "Rates and width".
 
     AdamW moves every element of a parameter by about its learning rate in a step. The rates here are what that does to
-    a layer. In a layer with a lift, a step of u moves the weight in each direction by ``lr * sigma_rms``, where
+    a layer. In a layer with a lift, a step of u moves the weight by ``lr * sigma_rms`` a direction, where
     sigma_rms is the root mean square of the weight's singular values: that is a turn by ``lr * sigma_rms / s``. So with
     a small lift u is learned from almost nothing while v turns slowly, as in LoRA, whose second factor starts at 0.
-    Without a lift a step turns u by ``lr`` of its length, which is 1: the orthogonality penalty, which needs that,
-    keeps its rows near unit length. A step turns v by ``v_lr_scale * lr`` of its length. If all singular values move
+    Without a lift a step turns u by ``lr`` of its length, which is 1 at the start; only the orthogonality penalty, if
+    it is on, pulls it back to 1. A step turns v by ``v_lr_scale * lr`` of its length. If all singular values move
     together, they change the weight by ``s_lr`` of its norm.
 
     The elements of u [R, N] have the rate ``u_lr_scale * lr / sqrt(N)``, those of v [R, D] ``v_lr_scale * lr /

@@ -1,6 +1,6 @@
-"""MASM: K artifact subspaces in each target layer, two penalties, and layer masks (docs/method.md).
+"""MASM: K artifact subspaces in each target layer; penalties and layer masks are off by default (docs/method.md).
 
-`masm-nomask` is the same without masks. Layers, masks and optimizer are those of `masm_ext`.
+`masm-nomask` never has masks. Layers, masks and optimizer are those of `masm_ext`.
 """
 
 from __future__ import annotations
