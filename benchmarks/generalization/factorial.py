@@ -56,6 +56,12 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "3": {"masm.num_subspaces": 3, "masm.subspace_rank": RANK // 3},
     },
 }
+#: Contrasts of several levels of the masks, looked at after the results were known: weight of each level.
+AFTERWARDS = {
+    "any mask against none": {"none": -1.0} | dict.fromkeys(list(FACTORS["masks"])[1:], 0.2),
+    "snr, fixed and agreement against random and inverted": dict.fromkeys(("snr", "fixed", "agreement"), 1 / 3)
+    | dict.fromkeys(("random", "inverted"), -0.5),
+}
 #: The pairs of factors whose interactions are in the model.
 INTERACTIONS = [("masks", "penalties"), ("masks", "directions"), ("masks", "K"), ("penalties", "directions")]
 Levels = tuple[str, ...]
@@ -151,15 +157,20 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
     estimates = np.linalg.pinv(x)  # [effects, runs]: an effect as a weighted sum of the runs' AUCs
     variance = float(((y - x @ (estimates @ y)) ** 2).sum() / free)
     without, kind = left_out(parts)
+
+    def difference(contrast: np.ndarray) -> Difference:
+        """A sum of the runs' AUCs whose weights add up to 0, in the place of the difference of two AUCs."""
+        weights = contrast @ estimates
+        samples = Source(*jackknife_variance(weights @ without, kind))
+        sources = samples, Source(variance * float(weights @ weights), free)
+        return Difference((float(weights @ y),), (0.0,), sources)
+
     found: dict[str, Difference] = {}
     for factor, levels in FACTORS.items():
         first, *others = levels
         for level in others:
-            weights = np.array([_contrast(name, factor, level) for name in names]) @ estimates
-            samples = Source(*jackknife_variance(weights @ without, kind))
-            sources = samples, Source(variance * float(weights @ weights), free)
-            # a sum of the runs' AUCs whose weights add up to 0, in the place of the difference of two AUCs
-            found[f"{factor} | {level} against {first}"] = Difference((float(weights @ y),), (0.0,), sources)
+            contrast = np.array([_contrast(name, factor, level) for name in names])
+            found[f"{factor} | {level} against {first}"] = difference(contrast)
     corrected = holm({name: value.p_value() for name, value in found.items()})
     lines = [
         f"{len(rows)} runs, {free} degrees of freedom, residual deviation {variance**0.5:.3f}. Intervals and tests "
@@ -171,6 +182,13 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
     for name, value in found.items():
         spans = " | ".join("[{:+.3f}, {:+.3f}]".format(*value.interval(level)) for level in (0.95, corrected[name]))
         lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {_p(value.p_value())} |")
+    lines += ["", "| looked at afterwards | difference | 95% interval | p |", "|---|---|---|---|"]
+    for name, levels in AFTERWARDS.items():
+        # what a level has over the first one, weighted: the weights of all levels add up to 0
+        contrast = sum(w * np.array([_contrast(n, "masks", level) for n in names]) for level, w in levels.items())
+        value = difference(contrast)
+        span = "[{:+.3f}, {:+.3f}]".format(*value.interval())
+        lines.append(f"| {name} | {value.mean:+.3f} | {span} | {_p(value.p_value())} |")
     tests = {}
     for pair in INTERACTIONS:
         weights = estimates[[all(f"{factor}=" in name for factor in pair) for name in names]]
@@ -202,8 +220,11 @@ def _jackknife_covariance(values: np.ndarray, kind: np.ndarray) -> np.ndarray:
 
 
 def _contrast(name: str, factor: str, level: str) -> float:
-    """Weight of a coefficient in (mean of `level`) - (mean of the first level, minus the sum of the others)."""
-    if " and " in name or not name.startswith(f"{factor}="):
+    """Weight of a coefficient in (mean of `level`) - (mean of the first level); 0 for the first.
+
+    The coefficient of the first level is minus the sum of the others.
+    """
+    if " and " in name or not name.startswith(f"{factor}=") or level == next(iter(FACTORS[factor])):
         return 0.0
     return 2.0 if name == f"{factor}={level}" else 1.0
 

@@ -15,7 +15,7 @@ from masm_detect.config import ConfigError
 from masm_detect.evaluation.differences import Difference, Part, Scored, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
-from plan import SPECTRUM, GridIncomplete, Study, make_run, read_study, runs_of
+from plan import GridIncomplete, Study, make_run, read_study, runs_of
 
 #: variant -> seed -> result of one direction.
 Results = dict[str, dict[int, dict[str, Any]]]
@@ -66,7 +66,9 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
                 if absent := [variant for variant in planned if variant not in own]:
                     lines += ["", f"Planned, without results: {', '.join(absent)}."]
                 if stage == "final" and study.reference is not None:
-                    lines += _differences(study, direction, own, folder)
+                    where = study.directions[direction]
+                    for side, forgeries in (("unseen", where.unseen), ("seen", where.seen)):
+                        lines += _differences(study, direction, own, folder, side, forgeries) if forgeries else []
         if stage == "final" and study.reference is not None:
             lines += _overall(study, tables, folder)
     lines += _factorial(study, by_key, folder) + _grid(study, results, folder)
@@ -198,10 +200,10 @@ def _units(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]
     return read_json(folder / study.name / f"units-{result['direction']}-{tiles}.json")
 
 
-def _differences(study: Study, direction: str, table: Results, folder: Path) -> list[str]:
-    """The reference variant against every other one on the unseen forgeries (the seen ones, if there is none)."""
-    where = study.directions[direction]
-    forgeries, side = (where.unseen, "unseen") if where.unseen else (where.seen, "seen")
+def _differences(
+    study: Study, direction: str, table: Results, folder: Path, side: str, forgeries: Sequence[str]
+) -> list[str]:
+    """The reference variant against every other one on the forgeries of one side; draws those of the main one."""
     reference = study.reference
     if reference not in table:
         return ["", f"{reference}, with which the others are compared, has no results yet."]
@@ -209,7 +211,7 @@ def _differences(study: Study, direction: str, table: Results, folder: Path) -> 
     found = {
         other: value
         for other in table
-        if other not in (reference, SPECTRUM) and (value := paired(table, reference, other, units, forgeries))
+        if other != reference and (value := paired(table, reference, other, units, forgeries))
     }
     levels = holm({other: value.p_value() for other, value in found.items()})
     lines = [
@@ -221,7 +223,7 @@ def _differences(study: Study, direction: str, table: Results, folder: Path) -> 
     ]
     for other, value in found.items():
         lines.append(f"| {other} | {len(value.per_seed)} | {_difference_cells(value, levels.get(other))}")
-    if found:
+    if found and (side == "unseen" or not study.directions[direction].unseen):
         name = f"{study.name}-{direction}.png"
         _forest(found, levels, folder / name, f"{study.name}: {reference} minus others, {side} forgeries")
         lines += ["", f"![{reference} minus each other variant]({name})"]
@@ -250,7 +252,7 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
         ]
         value = difference(parts)
         means[variant] = f"| {variant} | {len(seeds)} | {_mean(value.auc_b)} |"
-        found |= {variant: value} if variant not in (reference, SPECTRUM) else {}
+        found |= {variant: value} if variant != reference else {}
     levels = holm({name: value.p_value() for name, value in found.items()})
     lines = [
         "",

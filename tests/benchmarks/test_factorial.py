@@ -90,6 +90,8 @@ def test_intervals_and_tests_hold_for_other_photographs_and_runs(parts, chosen):
         wide = span(found["random against none"][4])
         assert wide[0] <= span(found["random against none"][3])[0]
         assert (wide[0] > 0 or wide[1] < 0) <= (p_value(found["random against none"][5]) < 0.05)
+        single = [float(found[f"{level} against none"][2]) for level in list(factorial.FACTORS["masks"])[1:]]
+        assert abs(float(found["any mask against none"][1]) - np.mean(single)) < 0.002
         interactions.append(p_value(found["penalties and directions"][3]))
     assert all(90 <= count <= 100 for count in covered.values()), covered
     assert np.mean(widths) < 0.09  # of an AUC of .75 with 50 photographs
