@@ -138,7 +138,11 @@ class AdapterSubspaces(MASMLinear):
         )
 
     def set_extra_state(self, state: Tensor) -> None:
-        """As :meth:`masm_ext.MASMLinear.set_extra_state`, but any optimizer may go on, as after load_adapter."""
+        """As :meth:`masm_ext.MASMLinear.set_extra_state`, but any optimizer may go on, as after load_adapter.
+
+        Args:
+            state: uint8 [128], as ``get_extra_state`` returns it.
+        """
         super().set_extra_state(state)
         self.restored_steps = ANY_STEP
 
