@@ -26,15 +26,10 @@ def weight_hash(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
-def directions_hash(directions: Sequence[int]) -> str:
-    """16 hexadecimal digits that differ between lists of singular directions, row by row; "" for none."""
-    text = ",".join(map(str, directions))
+def list_hash(numbers: Sequence[int]) -> str:
+    """16 hexadecimal digits that differ between lists of integers, in their order; "" for an empty one."""
+    text = ",".join(map(str, numbers))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
-
-
-def ranks_hash(ranks: Sequence[int]) -> str:
-    """16 hexadecimal digits that differ between lists of ranks; their order counts."""
-    return hashlib.sha256(",".join(map(str, ranks)).encode()).hexdigest()[:16]
 
 
 def tensor_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..config import MASMConfig
 from ..contract import dtype_name
 from ..conversion_report import trainable_parameters
 from ..decomposition import order_of, rows_of
-from ..hashing import directions_hash, tensor_hashes
+from ..hashing import list_hash, tensor_hashes
 from ..masks import LayerMasks
 from ..nn.masm_linear import MASMLinear
 from ..quantized_weight import is_quantized
@@ -199,7 +199,7 @@ def _directions(name: str, layer: MASMLinear, config: MASMConfig) -> list[int]:
     """The directions of a layer whose state came from another conversion: those of the config, if they are the same."""
     q = min(layer.out_features, layer.in_features)
     directions = rows_of(order_of(config.directions, q, layer.base_hash), layer.ranks, config.partition)
-    if layer.directions_hash not in ("", directions_hash(directions)):
+    if layer.directions_hash not in ("", list_hash(directions)):
         raise ValueError(
             f"save_adapter: the state that was loaded into {name!r} was made along other singular directions than "
             f"config.directions={config.directions!r} and config.partition={config.partition!r}; convert the model "

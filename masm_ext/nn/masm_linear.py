@@ -20,7 +20,7 @@ from ..decomposition import (
     split,
     split_along_gradient,
 )
-from ..hashing import directions_hash, ranks_hash, weight_hash
+from ..hashing import list_hash, weight_hash
 from ..ops import fold, quantized_subspace_linear, subspace_linear
 from ..quantized_weight import dense_weight
 from ..sharded import check_not_divided
@@ -91,7 +91,7 @@ class MASMLinear(nn.Module):
         self.energy = parts.energy
         self.lift = parts.lift
         self.directions = tuple(parts.directions)
-        self.directions_hash = directions_hash(self.directions)
+        self.directions_hash = list_hash(self.directions)
         self.base_hash = base_hash
         #: Set by LayerMasks: optimizer steps taken, and probe steps left per subspace.
         self._steps: Tensor | None = None
@@ -178,7 +178,7 @@ class MASMLinear(nn.Module):
         steps = self.restored_steps
         if steps is None or steps == ANY_STEP:
             steps = 0 if self._steps is None else int(self._steps)
-        return ExtraState(self.base_hash, steps, self.directions_hash, ranks_hash(self.ranks), self.lift).to_tensor()
+        return ExtraState(self.base_hash, steps, self.directions_hash, list_hash(self.ranks), self.lift).to_tensor()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the identity of base weight and directions, the lift, and the step count, from a ``state_dict``.
@@ -196,14 +196,14 @@ class MASMLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         state, s = state_dict.get(prefix + "_extra_state"), state_dict.get(prefix + "s")
-        # checked before a tensor is copied; other shapes are refused by torch, which lists them all
-        if state is not None and s is not None and s.shape == self.s.shape:
-            self._check_extra_state(prefix.removesuffix("."), ExtraState.from_tensor(state))
+        if state is not None:  # checked before a tensor is copied
+            self._check_extra_state(prefix.removesuffix("."), ExtraState.from_tensor(state), s)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _check_extra_state(self, name: str, found: ExtraState) -> None:
-        """Raises ValueError if a state cannot be that of this layer."""
-        if found.ranks_hash != ranks_hash(self.ranks):
+    def _check_extra_state(self, name: str, found: ExtraState, s: Tensor | None) -> None:
+        """Raises ValueError if a state with these singular values cannot be that of this layer."""
+        # other shapes are refused by torch, which lists them all
+        if s is not None and s.shape == self.s.shape and found.ranks_hash != list_hash(self.ranks):
             raise ValueError(
                 f"the state of {name!r} is that of subspaces of other ranks than the {list(self.ranks)} here: convert "
                 "the model with the ranks of the saved one"

@@ -60,6 +60,11 @@ def test_an_adapter_of_another_base_is_refused(seed, tmp_path):
     assert relative_error(other.base_model.model[0](x), base(seed + 1)[0](x)) <= RELATIVE[torch.float32]
     with pytest.raises(ValueError, match="was trained on a weight with SHA-256"):
         tuned(seed + 1).load_state_dict(model.state_dict())
+    origin = {name: value for name, value in model.state_dict().items() if name.endswith("_extra_state")}
+    with pytest.raises(ValueError, match="was trained on a weight with SHA-256"):  # also without factors beside it
+        tuned(seed + 1).load_state_dict(origin, strict=False)
+    with pytest.raises(ValueError, match=r"has lift=0\.0 in its config, but the state of .* was trained with 0\.5"):
+        tuned(seed).load_state_dict(tuned(seed, lift=0.5).state_dict())
 
 
 def test_a_config_serves_several_models(seed, tmp_path):

@@ -20,7 +20,7 @@ from ...adapter.plan import FACTORS, plan_layers
 from ...base_model import base_entries, base_tensors
 from ...config import MASMConfig
 from ...files import locked, staged
-from ...hashing import directions_hash, ranks_hash, tensor_hashes
+from ...hashing import list_hash, tensor_hashes
 from ...nn.extra_state import ExtraState
 from ...selection import check_convertible, saved_modules, saved_state
 from ...wrappers import unwrapped_modules
@@ -70,8 +70,8 @@ def adapter_to_peft(
         values |= {prefix + factor: tensors[f"layers.{name}.{factor}"] for factor in FACTORS}
         values[prefix + "mask"] = torch.tensor(mask) != 0
         ranks = [b - a for a, b in pairwise(entry["offsets"])]
-        rows = directions_hash(entry["directions"])
-        state = ExtraState(entry["base_sha256"], 0, rows, ranks_hash(ranks), settings["lift"])
+        rows = list_hash(entry["directions"])
+        state = ExtraState(entry["base_sha256"], 0, rows, list_hash(ranks), settings["lift"])
         values[prefix + "_extra_state"] = state.to_tensor()
         if f"layers.{name}.bias" in tensors:
             values[prefix + "bias"] = tensors[f"layers.{name}.bias"]

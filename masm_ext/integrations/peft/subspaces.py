@@ -146,7 +146,7 @@ class AdapterSubspaces(MASMLinear):
         super().set_extra_state(state)
         self.restored_steps = ANY_STEP
 
-    def _check_extra_state(self, name: str, found: ExtraState) -> None:
+    def _check_extra_state(self, name: str, found: ExtraState, s: Tensor | None) -> None:
         if self.base_hash and found.base_hash and self.base_hash != found.base_hash:
             raise ValueError(
                 f"adapter {self.adapter!r} was trained on a weight with SHA-256 {found.base_hash[:12]}..., the weight "
@@ -158,7 +158,7 @@ class AdapterSubspaces(MASMLinear):
                 f"adapter {self.adapter!r} has lift={self.lift} in its config, but the state of {name!r} was trained "
                 f"with {found.lift}: make the adapter with that lift"
             )
-        super()._check_extra_state(name, found)
+        super()._check_extra_state(name, found, s)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
