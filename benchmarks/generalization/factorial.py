@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from differences import cells, shown_p
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.delong import aucs
 from masm_detect.evaluation.differences import Difference, Scored, Source, holm, holm_p_values, left_out
@@ -180,15 +181,14 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
         "|---|---|---|---|---|---|",
     ]
     for name, value in found.items():
-        spans = " | ".join("[{:+.3f}, {:+.3f}]".format(*value.interval(level)) for level in (0.95, corrected[name]))
-        lines.append(f"| {name} | {value.mean:+.3f} | {spans} | {_p(value.p_value())} |")
+        lines.append(f"| {name} | {cells(value, corrected[name])}")
     lines += ["", "| looked at afterwards | difference | 95% interval | p |", "|---|---|---|---|"]
     for name, levels in AFTERWARDS.items():
         # what a level has over the first one, weighted: the weights of all levels add up to 0
         contrast = sum(w * np.array([_contrast(n, "masks", level) for n in names]) for level, w in levels.items())
         value = difference(contrast)
         span = "[{:+.3f}, {:+.3f}]".format(*value.interval())
-        lines.append(f"| {name} | {value.mean:+.3f} | {span} | {_p(value.p_value())} |")
+        lines.append(f"| {name} | {value.mean:+.3f} | {span} | {shown_p(value.p_value())} |")
     tests = {}
     for pair in INTERACTIONS:
         weights = estimates[[all(f"{factor}=" in name for factor in pair) for name in names]]
@@ -198,15 +198,10 @@ def effects(variants: Sequence[str], seeds: Sequence[int], parts: Sequence[Score
     adjusted = holm_p_values({name: p for name, (_, _, p) in tests.items()})
     lines += ["", "| interaction | F | degrees of freedom | p | p by Holm's method |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {ratio:.2f} | {more}, {free} | {_p(p)} | {_p(adjusted[name])} |"
+        f"| {name} | {ratio:.2f} | {more}, {free} | {shown_p(p)} | {shown_p(adjusted[name])} |"
         for name, (ratio, more, p) in tests.items()
     ]
     return lines
-
-
-def _p(value: float) -> str:
-    """A p-value of three digits."""
-    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def _jackknife_covariance(values: np.ndarray, kind: np.ndarray) -> np.ndarray:

@@ -189,7 +189,7 @@ def _check_names(study: Study, file: Path) -> None:
     """Every name that a study uses is known: a misspelled one would be a run that is never made."""
     used = [("stage", name, STAGES) for name in study.stages]
     used += [("part of a grid", name, ("direction", "seed", "settings")) for name in study.grid]
-    used += [("direction", name, study.directions) for name in [study.grid.get("direction")] if name is not None]
+    used += [("direction", study.grid["direction"], study.directions)] if "direction" in study.grid else []
     used += [("variant", name, study.variants) for name in study.grid.get("settings", {})]
     for stage, plan in study.stages.items():
         if not plan or not plan.get("seeds") or not plan.get("variants"):
@@ -199,7 +199,7 @@ def _check_names(study: Study, file: Path) -> None:
         used += [("part of a stage", name, ("seeds", "directions", "variants")) for name in plan]
         used += [("direction", name, study.directions) for name in plan.get("directions", ())]
         used += [("variant", name, study.variants) for name in plan.get("variants", ())]
-    used += [("variant", name, study.variants) for name in [study.reference] if name is not None]
+    used += [("variant", study.reference, study.variants)] if study.reference is not None else []
     for kind, name, known in used:
         if name not in known:
             raise ConfigError(f"{file}: there is no {kind} {name!r}; there are {', '.join(map(str, known))}")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import against_real, difference, parts_of
+from differences import cells, difference, parts_of, scored_parts
 from factorial import FACTORS, effects, levels_of
 from masm_detect.config import ConfigError
-from masm_detect.evaluation.differences import Difference, Part, Scored, holm
+from masm_detect.evaluation.differences import Difference, Part, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import GridIncomplete, Study, make_run, read_study, runs_of
@@ -62,8 +62,7 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
                 tables[direction] = own
                 lines += ["", f"## {stage.capitalize()}: trained on {', '.join(study.directions[direction].seen)}", ""]
                 lines += _scores(study, direction, own, costs)
-                planned = dict.fromkeys(study.stages[stage]["variants"])
-                if absent := [variant for variant in planned if variant not in own]:
+                if absent := [variant for variant in study.stages[stage]["variants"] if variant not in own]:
                     lines += ["", f"Planned, without results: {', '.join(absent)}."]
                 if stage == "final" and study.reference is not None:
                     where = study.directions[direction]
@@ -77,18 +76,18 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
 
 def _origins(results: Sequence[dict[str, Any]]) -> str:
     """On which processors, with which torch and at which commits the results were computed."""
-    counts: dict[str, Counter[str]] = {"processors": Counter(), "torch": Counter(), "commits": Counter()}
+    counts: dict[str, Counter[str]] = {"Processors": Counter(), "torch": Counter(), "commits": Counter()}
     for result in results:
         made = result["provenance"]
         git = made["git"] or {"commit": "unknown", "modified": False}
-        counts["processors"][made["device"]["name"]] += 1
+        counts["Processors"][made["device"]["name"]] += 1
         counts["torch"][made["packages"]["torch"]] += 1
         counts["commits"][git["commit"][:7] + " with changes" * git["modified"]] += 1
     parts = [
         f"{title}: {', '.join(f'{name} ({number} runs)' for name, number in found.most_common())}"
         for title, found in counts.items()
     ]
-    return f"{len(results)} runs. {'; '.join(parts)}.".replace("processors", "Processors", 1)
+    return f"{len(results)} runs. {'; '.join(parts)}."
 
 
 def _check_learned(results: Sequence[dict[str, Any]]) -> None:
@@ -119,12 +118,7 @@ def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path)
     if len(study.directions) > 1:
         raise ConfigError(f"study {study.name}: a factorial has one direction, got {', '.join(study.directions)}")
     units, unseen = _units(study, by_key[runs[0].key], folder), runs[0].unseen
-    labels, scores = np.array(units["methods"]) != "real", np.array([by_key[run.key]["scores"] for run in runs])
-    parts = []
-    for forgery in unseen:
-        keep = against_real(units["datasets"], units["methods"], forgery)
-        groups = np.array(units["groups"])[keep].astype(str)
-        parts.append(Scored(groups, labels[keep].astype(int), scores[:, keep]))
+    parts = scored_parts(units, np.array([by_key[run.key]["scores"] for run in runs]), unseen)
     lines += effects([run.variant for run in runs], [run.seed for run in runs], parts)
     lines += [
         "",
@@ -192,7 +186,7 @@ def _parts(
     table: Results, a: str, b: str, seeds: Sequence[int], units: Mapping[str, Any], forgeries: Sequence[str]
 ) -> list[Part]:
     scores = [[table[name][seed]["scores"] for seed in seeds] for name in (a, b)]
-    return parts_of(units["datasets"], units["methods"], units["groups"], *scores, forgeries)
+    return parts_of(units, *scores, forgeries)
 
 
 def _units(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -222,7 +216,7 @@ def _differences(
         "|---|---|---|---|---|---|",
     ]
     for other, value in found.items():
-        lines.append(f"| {other} | {len(value.per_seed)} | {_difference_cells(value, levels.get(other))}")
+        lines.append(f"| {other} | {len(value.per_seed)} | {cells(value, levels.get(other))}")
     if found and (side == "unseen" or not study.directions[direction].unseen):
         name = f"{study.name}-{direction}.png"
         _forest(found, levels, folder / name, f"{study.name}: {reference} minus others, {side} forgeries")
@@ -239,21 +233,19 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
     alike = len({json.dumps(one, sort_keys=True) for one in units.values()}) == 1
     if len(tables) < len(study.directions) or len(tables) < 2 or not alike:
         return []
-    shared = [v for v in next(iter(tables.values())) if all(v in table for table in tables.values())]
-    found, means = {}, {}
-    for variant in shared if reference in shared else ():
-        seeds = sorted(set.intersection(*(set(t[variant]) & set(t[reference]) for t in tables.values())))
-        if not seeds:
-            continue
-        parts = [
-            part
-            for name, table in tables.items()
-            for part in _parts(table, reference, variant, seeds, units[name], study.directions[name].unseen)
-        ]
-        value = difference(parts)
-        means[variant] = f"| {variant} | {len(seeds)} | {_mean(value.auc_b)} |"
-        found |= {variant: value} if variant != reference else {}
-    levels = holm({name: value.p_value() for name, value in found.items()})
+    values = {}
+    for variant in next(iter(tables.values())):
+        seeds = set.intersection(*(set(t.get(variant, {})) & set(t.get(reference, {})) for t in tables.values()))
+        if seeds:
+            parts = [
+                part
+                for name, table in tables.items()
+                for part in _parts(table, reference, variant, sorted(seeds), units[name], study.directions[name].unseen)
+            ]
+            values[variant] = difference(parts)
+    if not set(values) - {reference}:
+        return []
+    levels = holm({name: value.p_value() for name, value in values.items() if name != reference})
     lines = [
         "",
         "## Final: all directions",
@@ -264,21 +256,10 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
         "| variant | seeds | mean unseen | difference | 95% interval | excludes 0 if Holm rejects | p |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, start in means.items():
-        value = found.get(name)
-        lines.append(f"{start} {_difference_cells(value, levels.get(name)) if value else '- | - | - | - |'}")
-    return lines if found else []
-
-
-def _difference_cells(value: Difference, level: float | None) -> str:
-    """Cells of a difference: it, its interval, that at Holm's level, and p."""
-    corrected, p = None if level is None else value.interval(level), value.p_value()
-    shown = "-" if p is None else f"{p:.3f}"
-    return f"{value.mean:+.3f} | {_span(value.interval())} | {_span(corrected)} | {shown} |"
-
-
-def _span(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"[{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    for name, value in values.items():
+        against = "- | - | - | - |" if name == reference else cells(value, levels.get(name))
+        lines.append(f"| {name} | {len(value.auc_b)} | {_mean(value.auc_b)} | {against}")
+    return lines
 
 
 def _forest(found: Mapping[str, Difference], levels: Mapping[str, float], path: Path, title: str) -> None:

@@ -25,7 +25,12 @@ def scored(rng, shift_a, shift_b, groups, seeds, spread):
 
 def difference_of(parts):
     """The difference of two detectors from units and their scores."""
-    return lambda *units: parts["differences"].difference(parts["differences"].parts_of(*units))
+
+    def difference(datasets, methods, groups, a, b, forgeries):
+        units = {"datasets": datasets, "methods": methods, "groups": groups}
+        return parts["differences"].difference(parts["differences"].parts_of(units, a, b, forgeries))
+
+    return difference
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.2])
