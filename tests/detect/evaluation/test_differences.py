@@ -147,12 +147,22 @@ def test_p_is_where_the_interval_ends_at_zero(seed):
         sources = tuple(
             Source(v, f) for v, f in zip(rng.uniform(1e-5, 1e-3, count), rng.integers(1, 40, count).tolist())
         )
-        found = Difference((0.7 + rng.uniform(0.001, 0.1),), (0.7,), sources)
+        error = np.sqrt(sum(s.variance for s in sources))
+        # at most 4 standard errors: of a level 1 - p nothing is left where p is as small as a rounding error
+        found = Difference((0.7 + error * rng.uniform(0.01, 4),), (0.7,), sources)
         assert found.interval(1 - found.p_value())[0] == pytest.approx(0, abs=1e-9)
         one = [found.mean - Difference(found.auc_a, found.auc_b, (s,)).interval()[0] for s in sources]
         assert found.mean - found.interval()[0] == pytest.approx(np.linalg.norm(one))
     plain = Difference((0.8, 0.7, 0.9), (0.7, 0.7, 0.7), (Source(np.var([0.1, 0, 0.2], ddof=1) / 3, 2),))
     assert plain.p_value() == pytest.approx(ttest_1samp([0.1, 0, 0.2], 0).pvalue)
+
+
+def test_small_p_values_are_exact():
+    """Three sources are solved for, one is not; of a source without variance nothing may come."""
+    one = Difference((0.8,), (0.7,), (Source(1e-5, 30),))
+    three = Difference((0.8,), (0.7,), (Source(0.0, 1), Source(1e-5, 30), Source(0.0, 5)))
+    assert 1e-28 < one.p_value() < 1e-22
+    assert three.p_value() == pytest.approx(one.p_value(), rel=1e-6)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 4])
