@@ -26,7 +26,7 @@ def write_results(parts, tmp_path, gain):
     """Results of masm and probe on seeds 1 to 3; masm is better by `gain` on the unseen forgery."""
     stages = {"final": {"seeds": [1, 2, 3], "variants": {"masm": None, "probe": None}}}
     study = tiny_study(parts, tmp_path, stages=stages, grid={"direction": "d", "seed": 0, "settings": {}})
-    keys = {(run.variant, run.seed): run.key for run in parts["plan"].runs_of(study, "final", tmp_path)}
+    runs = {(run.variant, run.seed): run for run in parts["plan"].runs_of(study, "final", tmp_path)}
     rng = np.random.default_rng(0)
     methods = [name for name in ("real", "a", "b", "c") for _ in range(60)]
     units = {"names_sha256": "0", "datasets": ["d"] * 240, "methods": methods, "groups": list(range(60)) * 4}
@@ -41,9 +41,9 @@ def write_results(parts, tmp_path, gain):
                 for name in ("a", "b", "c")
             }
             record = {
-                "key": keys[variant, seed], "stage": "final", "direction": "d", "variant": variant,
+                "key": runs[variant, seed].key, "stage": "final", "direction": "d", "variant": variant,
                 "seed": seed, "scores": scores.round(5).tolist(), "auc": auc, "seconds": 1.0,
-                "settings": {"sampling": {"test_tiles": 1}}, "trainable_parameters": 385,
+                "settings": runs[variant, seed].settings(), "trainable_parameters": 385,
                 "provenance": {"packages": {"torch": "2"}, "device": {"name": "a CPU"}, "git": None},
                 "learned_sha256": f"of seed {seed}",
             }  # fmt: skip

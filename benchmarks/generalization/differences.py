@@ -6,13 +6,34 @@ is paired by image and by seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from masm_detect.evaluation import differences
 from masm_detect.evaluation.differences import Difference, Part, Scored
+from masm_detect.results import read_json
+from plan import Study
+
+#: variant -> seed -> result of one direction.
+Results = dict[str, dict[int, dict[str, Any]]]
+
+
+def by_variant(results: Iterable[dict[str, Any]]) -> Results:
+    """The results of one direction by their variant and seed."""
+    table: Results = defaultdict(dict)
+    for result in results:
+        table[result["variant"]][result["seed"]] = result
+    return table
+
+
+def units_of(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The images that a run scored: `datasets`, `methods` and `groups`, each [n], in the order of its scores."""
+    tiles = result["settings"]["sampling"]["test_tiles"]
+    return read_json(folder / study.name / f"units-{result['direction']}-{tiles}.json")
 
 
 def against_real(datasets: Sequence[str], methods: Sequence[str], forgery: str) -> np.ndarray:
@@ -45,6 +66,18 @@ def parts_of(
     found = scored_parts(units, np.array([*scores_a, *scores_b]), forgeries)
     seeds = len(scores_a)
     return [Part(one.groups, one.labels, one.rows[:seeds], one.rows[seeds:]) for one in found]
+
+
+def paired_parts(
+    a: Mapping[int, dict[str, Any]],
+    b: Mapping[int, dict[str, Any]],
+    seeds: Sequence[int],
+    units: Mapping[str, Any],
+    forgeries: Sequence[str],
+) -> list[Part]:
+    """As `parts_of`, from the results of two variants by seed."""
+    scores = [[results[seed]["scores"] for seed in seeds] for results in (a, b)]
+    return parts_of(units, *scores, forgeries)
 
 
 def difference(parts: Sequence[Part]) -> Difference:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import cells, difference, parts_of, scored_parts
+from differences import Results, by_variant, cells, difference, paired_parts, scored_parts, units_of
 from factorial import FACTORS, effects, levels_of
 from masm_detect.config import ConfigError
-from masm_detect.evaluation.differences import Difference, Part, holm
+from masm_detect.evaluation.differences import Difference, holm
 from masm_detect.report.plots import METHOD_COLORS, new_figure, save_figure
 from masm_detect.results import read_json, write_text
 from plan import GridIncomplete, Study, make_run, read_study, runs_of
-
-#: variant -> seed -> result of one direction.
-Results = dict[str, dict[int, dict[str, Any]]]
 
 
 def report(studies: Sequence[str], folder: Path) -> int:
@@ -55,7 +52,7 @@ def study_report(study: Study, results: Sequence[dict[str, Any]], folder: Path) 
         tables: dict[str, Results] = {}
         keys = {run.key for run in runs_of(study, stage, folder, set())}
         for direction in study.directions:
-            own = _by_variant(
+            own = by_variant(
                 r for key, r in by_key.items() if key in keys and "auc" in r and r["direction"] == direction
             )
             if own:
@@ -117,7 +114,7 @@ def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path)
         return [*lines, f"{len(done)} of {len(runs)} runs are done: no effects before all are."]
     if len(study.directions) > 1:
         raise ConfigError(f"study {study.name}: a factorial has one direction, got {', '.join(study.directions)}")
-    units, unseen = _units(study, by_key[runs[0].key], folder), runs[0].unseen
+    units, unseen = units_of(study, by_key[runs[0].key], folder), runs[0].unseen
     parts = scored_parts(units, np.array([by_key[run.key]["scores"] for run in runs]), unseen)
     lines += effects([run.variant for run in runs], [run.seed for run in runs], parts)
     lines += [
@@ -132,13 +129,6 @@ def _factorial(study: Study, by_key: Mapping[str, dict[str, Any]], folder: Path)
             values = [by_key[run.key]["val_auc"] for run in runs if levels_of(run.variant)[place] == level]
             lines.append(f"| {factor} | {level} | {len(values)} | {np.mean(values):.3f} |")
     return lines
-
-
-def _by_variant(results: Iterable[dict[str, Any]]) -> Results:
-    table: Results = defaultdict(dict)
-    for result in results:
-        table[result["variant"]][result["seed"]] = result
-    return table
 
 
 def _scores(study: Study, direction: str, table: Results, costs: Mapping[str, Any]) -> list[str]:
@@ -176,22 +166,10 @@ def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{deviation}"
 
 
-def paired(table: Results, a: str, b: str, units: Mapping[str, Any], forgeries: Sequence[str]) -> Difference | None:
+def _paired(table: Results, a: str, b: str, units: Mapping[str, Any], forgeries: Sequence[str]) -> Difference | None:
     """The difference of two variants over the seeds that both have; None without one."""
     seeds = sorted(set(table.get(a, {})) & set(table.get(b, {})))
-    return difference(_parts(table, a, b, seeds, units, forgeries)) if seeds and forgeries else None
-
-
-def _parts(
-    table: Results, a: str, b: str, seeds: Sequence[int], units: Mapping[str, Any], forgeries: Sequence[str]
-) -> list[Part]:
-    scores = [[table[name][seed]["scores"] for seed in seeds] for name in (a, b)]
-    return parts_of(units, *scores, forgeries)
-
-
-def _units(study: Study, result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    tiles = result["settings"]["sampling"]["test_tiles"]
-    return read_json(folder / study.name / f"units-{result['direction']}-{tiles}.json")
+    return difference(paired_parts(table[a], table[b], seeds, units, forgeries)) if seeds and forgeries else None
 
 
 def _differences(
@@ -201,11 +179,11 @@ def _differences(
     reference = study.reference
     if reference not in table:
         return ["", f"{reference}, with which the others are compared, has no results yet."]
-    units = _units(study, next(iter(table[reference].values())), folder)
+    units = units_of(study, next(iter(table[reference].values())), folder)
     found = {
         other: value
         for other in table
-        if other != reference and (value := paired(table, reference, other, units, forgeries))
+        if other != reference and (value := _paired(table, reference, other, units, forgeries))
     }
     levels = holm({other: value.p_value() for other, value in found.items()})
     lines = [
@@ -229,7 +207,7 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
     forgeries; nothing if there are fewer than two directions, or other units in one of them.
     """
     reference = study.reference
-    units = {name: _units(study, next(iter(next(iter(t.values())).values())), folder) for name, t in tables.items()}
+    units = {name: units_of(study, next(iter(next(iter(t.values())).values())), folder) for name, t in tables.items()}
     alike = len({json.dumps(one, sort_keys=True) for one in units.values()}) == 1
     if len(tables) < len(study.directions) or len(tables) < 2 or not alike:
         return []
@@ -240,7 +218,9 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
             parts = [
                 part
                 for name, table in tables.items()
-                for part in _parts(table, reference, variant, sorted(seeds), units[name], study.directions[name].unseen)
+                for part in paired_parts(
+                    table[reference], table[variant], sorted(seeds), units[name], study.directions[name].unseen
+                )
             ]
             values[variant] = difference(parts)
     if not set(values) - {reference}:

@@ -3,6 +3,7 @@
     python benchmarks/generalization/study.py run ffhq-gan --data DATA           # all stages; goes on where it stopped
     python benchmarks/generalization/study.py run ffhq-gan --data DATA --only stylegan2--lora --repeat AGAIN
     python benchmarks/generalization/study.py report
+    python benchmarks/generalization/study.py compare families/lora families/probe --directions no-blend-warp
     python benchmarks/generalization/study.py cost ffhq-gan                     # time and memory of a training step
 
 A study is a file `studies/<name>.yaml`. Each run writes one file `results/<study>/<key>.json` with its settings, its
@@ -26,6 +27,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from compare import SIDES, compare
 from cost import cost
 from masm_detect.config import ConfigError
 from masm_detect.results import ResultError, read_json, write_json
@@ -43,6 +45,9 @@ def main() -> int:
     try:
         if options.command == "report":
             return report(options.studies, options.results)
+        if options.command == "compare":
+            print(compare(options.a, options.b, options.results, side=options.side, directions=options.directions))
+            return 0
         if options.command == "cost":
             return cost(read_study(options.study), options.results, options.rounds)
         return run_study(options)
@@ -147,10 +152,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="print the keys of the missing runs, and run nothing")
     make = commands.add_parser("report", help="tables and figures from the results")
     make.add_argument("studies", nargs="*", help="default: every study that has results")
+    versus = commands.add_parser("compare", help="the difference of any two variants, from their stored scores")
+    versus.add_argument("a", help="study/variant")
+    versus.add_argument("b", help="study/variant, of another study only if it tests the same images")
+    versus.add_argument("--side", choices=SIDES, default="unseen", help="which forgeries (default: unseen)")
+    versus.add_argument("--directions", nargs="+", default=(), help="default: all")
     timed = commands.add_parser("cost", help="time and memory of a step of each variant, on a quiet machine")
     timed.add_argument("study", help="name of a file in studies/, without .yaml")
     timed.add_argument("--rounds", type=int, default=5, help="processes for each variant")
-    for command in (run, make, timed):
+    for command in (run, make, versus, timed):
         command.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results")
     return parser
 

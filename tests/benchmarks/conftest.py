@@ -38,7 +38,7 @@ def layer_case():
     return Case("layer", "24x32/R4", "float32", "frozen", {"M": 20, "N": 24, "D": 32, "R": 4, "K": 2})
 
 
-PARTS = ("cost", "differences", "factorial", "plan", "report", "runner", "spectrum", "study", "study_data")
+PARTS = ("compare", "cost", "differences", "factorial", "plan", "report", "runner", "spectrum", "study", "study_data")
 
 
 @pytest.fixture(scope="module")
