@@ -6,7 +6,7 @@ them; a figure is a median over rounds, and the ratio to LoRA is one of the same
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -28,8 +28,12 @@ from runner import fresh_backbone, made_by, one_thread
 
 from masm_ext.progress import Progress
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "speed"))  # last: both folders have a report.py
+from peak_memory import peak_bytes, reset_peak, resident_bytes
+
 WARM_UP, STEPS = 3, 10
 BASELINE = "lora"
+CPU = torch.device("cpu")
 
 
 def measure(run: Run) -> dict[str, float]:
@@ -40,15 +44,15 @@ def measure(run: Run) -> dict[str, float]:
     labels, weights = torch.arange(run.optim.batch_size) % 2, torch.ones(2)
     calibration = Calibration([(images, labels)] * 2, calibration_loss)
     method = build_method(run.method.name, detector, run.method, run.seed, calibration=calibration)
-    before, seconds = _resident(), []
+    reset_peak(CPU)  # building a method may take more than its steps: SVDs, a calibration
+    before, seconds = resident_bytes(CPU), []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
         train_step(detector, method, images, labels, weights=weights, optim=run.optim, autocast_context=nullcontext())
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds": float(np.median(seconds[WARM_UP:])),
-        "bytes": max(0, peak - before),
+        "bytes": peak_bytes(CPU) - before,
         "trained": method.trainable_parameters,
     }
 
@@ -89,9 +93,3 @@ def cost(study: Study, results: Path, rounds: int) -> int:
     made = made_by() | {"rounds": rounds, "threads": 1}
     write_json(results / study.name / "cost.json", {"variants": table, "provenance": made})
     return 0
-
-
-def _resident() -> int:
-    """Bytes of this process in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

@@ -30,7 +30,7 @@ from masm_detect.models.backbone import Backbone
 from masm_detect.models.detector import Detector
 from masm_detect.results import write_json
 from masm_detect.runtime import choose_attention
-from suites.memory import peak_bytes, reset_peak
+from peak_memory import peak_bytes, reset_peak
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 

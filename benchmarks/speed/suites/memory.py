@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import importlib.util
-import resource
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from bench import Outcome, saved_bytes, single
 from cases import DTYPES, MEMORY_GOAL, MEMORY_OVER_EFFORT, MODELS, SUBSPACES, Case, Options, over
+from peak_memory import peak_bytes, reset_peak, resident_bytes
 from training import RANK, Program, gate_step
 
 from masm_ext.progress import Progress
@@ -103,38 +100,3 @@ def child(name: str, values: dict[str, Any], dtype: str, settings: dict[str, Any
     # recompute_inputs decides with the same hooks that the count would need
     saved = None if program.kind.recompute else saved_bytes(program.loss, known)
     return {"step memory": peak - before, "process peak": peak, "saved": saved, "method": method}
-
-
-def reset_peak(device: torch.device) -> str:
-    """Forget earlier peaks where the system allows it; returns the name of the counter."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return "torch.cuda.max_memory_allocated"
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc: free pages go back, so that they do not count
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return "ru_maxrss of the whole process: an upper bound"
-    return "VmHWM of the steps"
-
-
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def resident_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS") or 0
-
-
-def _status(field: str) -> int | None:
-    """Bytes of a field of /proc/self/status, None where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
