@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from masm_detect.provenance import provenance
 from masm_detect.report.analysis_page import PICTURE, analysis_page
 from masm_detect.results import check_output_folder, finite, read_json, write_json, write_text
 from masm_detect.runtime import resolve_precision
+from masm_ext.progress import Progress
 
 from .attribution import OcclusionMap, occlusion_map
 from .detector import FileScore, ScoreOptions, TrainedDetector
@@ -114,7 +116,7 @@ def write_analysis(
     """
     analyses = []
     for result in detector.score_files(files, options, progress=progress, keep_crops=True):
-        analyses.append(_analyze_file(detector, result, options, maps))
+        analyses.append(_analyze_file(detector, result, options, maps, progress))
         done(len(analyses))
     content = finite(
         {
@@ -134,18 +136,25 @@ def write_analysis(
     return content
 
 
-def _analyze_file(detector: TrainedDetector, result: FileScore, options: ScoreOptions, maps: bool) -> FileAnalysis:
+def _analyze_file(
+    detector: TrainedDetector, result: FileScore, options: ScoreOptions, maps: bool, progress: bool
+) -> FileAnalysis:
     crops = [] if result.cut is None else result.cut.crops
     media = media_facts(Path(result.file), result.kind)
     recipe, calibration = None if options.as_is else detector.recipe, detector.calibration
     warnings = [] if not crops else [asdict(w) for w in quality_warnings(result, crops, media, recipe, calibration)]
-    shown = []
-    for place in _peaks(result):
-        occlusion, pixels = None, transform_image(crops[place].rgb, detector.transform)
-        if maps and len(shown) < _MAPPED:
-            occlusion = occlusion_map(detector.detector, pixels.to(detector.device), options.batch_size)
-        image = visible_pixels(pixels.numpy(), detector.transform)
-        shown.append(Shown(replace(crops[place], rgb=image), image, result.rows[place].p_fake, occlusion))
+    shown, peaks = [], _peaks(result)
+    mapped = len(peaks[:_MAPPED]) if maps else 0
+    # a file may take a minute, most of it for its maps; into a log file one line a file is enough
+    quiet = not progress or not mapped or not sys.stderr.isatty()
+    with Progress(total=mapped, unit="map", desc="maps", leave=False, disable=quiet) as bar:
+        for place in peaks:
+            occlusion, pixels = None, transform_image(crops[place].rgb, detector.transform)
+            if len(shown) < mapped:
+                occlusion = occlusion_map(detector.detector, pixels.to(detector.device), options.batch_size)
+                bar.update()
+            image = visible_pixels(pixels.numpy(), detector.transform)
+            shown.append(Shown(replace(crops[place], rgb=image), image, result.rows[place].p_fake, occlusion))
     picture = _reduced(read_image(result.file)) if result.kind == "image" and crops else None
     result.cut = None  # the crops of all files would fill the memory
     return FileAnalysis(result, media, warnings, shown, picture)

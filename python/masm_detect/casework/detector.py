@@ -102,7 +102,7 @@ class FileScore:
 
     file: str
     kind: str
-    rows: list[ScoreRow] = field(default_factory=list)
+    rows: list[ScoreRow] = field(default_factory=list, repr=False)
     p_fake: float | None = None
     track: int | None = None
     deciding: int = 1
@@ -115,7 +115,7 @@ class FileScore:
     lost: list[tuple[int, str]] = field(default_factory=list)
     reason: str | None = None
     notes: list[str] = field(default_factory=list)
-    cut: CutFile | None = None
+    cut: CutFile | None = field(default=None, repr=False)
 
     @property
     def deciding_rows(self) -> list[ScoreRow]:
@@ -213,11 +213,13 @@ class TrainedDetector:
                 result.notes = cut.notes
                 waiting.append((result, cut))
                 if sum(len(c.crops) for _, c in waiting) >= options.batch_size:
-                    yield from self._scored(waiting, options, keep_crops)
-                    bar.update(len(waiting))
+                    scored = list(self._scored(waiting, options, keep_crops))
+                    bar.update(len(waiting))  # before the caller works on them
+                    yield from scored
                     waiting = []
-            yield from self._scored(waiting, options, keep_crops)
+            scored = list(self._scored(waiting, options, keep_crops))
             bar.update(len(waiting))
+            yield from scored
 
     def score_images(
         self, images: Sequence[np.ndarray], batch_size: int = 32, precision: str = "auto"

@@ -42,5 +42,7 @@ def run(values: Any) -> int:
         kind = "raw" if file["calibrated"] is None else "calibrated"
         score = "" if value is None else f" ({kind} score {value:.3f})"
         print(f"{file['file']}: {VERDICTS[file['verdict']]}{score or ': ' + file['reason']}")
+        for warning in file["warnings"]:
+            print(f"  caution: {warning['text']}")
     print(f"written: {out}/report.html, {out}/report.json")
     return FILES_SKIPPED if any(file["p_fake"] is None for file in content["files"]) else 0

@@ -142,12 +142,14 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
     counts = auc_counts(next(iter(results["methods"].values())))
     plot_auc_dots(cells, out / "auc.png", title="AUC on unseen photographs", counts=counts, unseen=UNSEEN)
     show(demo_table(results))
+    print("one seed: which method is better, these numbers cannot show (docs/evidence.md)")
     for name, result in results["analyzed"].items():
         print(f"{name} photograph: {VERDICTS[result['verdict']]} (raw score {result['p_fake']:.3f})")
     print(
         f"{results['seconds']:.0f} s in all. In {out}: analysis/report.html (start there), eval/, runs/, results.json"
     )
     program = sys.argv[0] if Path(sys.argv[0]).name == "masm" else "masm"
+    print(f"score the test set again: {program} eval {run} --data {out / 'data'} --split test --out my-eval")
     print(f"a photograph of your own: {program} analyze {run} PHOTOGRAPH --out my-analysis")
     if quick:
         print("this tiny version is too small to learn anything: its numbers and verdicts mean nothing")
@@ -270,12 +272,14 @@ def _make_room(out: Path) -> None:
         raise ConfigError(
             f"{out} holds files that are not of a demo ({', '.join(sorted(others)[:3])}): give another --out"
         )
-    for name in PARTS:
-        path = out / name
+    found = [out / name for name in PARTS if (out / name).exists()]
+    if found:
+        print(f"replacing the demo in {out}")
+    for path in found:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def _side(size: DemoSize) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from masm_detect.data.crop_recipe import FILE as RECIPE_FILE
 from masm_detect.data.groups import with_pair_groups
 from masm_detect.data.sample import SPLITS, DatasetError, Sample, natural_key
 from masm_detect.data.walk import absent_files
@@ -95,6 +96,9 @@ def read_ungrouped(
     if missing not in ("error", "skip", "keep"):
         raise ValueError(f'missing must be "error", "skip" or "keep", got {missing!r}')
     tree = _load_json(path)
+    if isinstance(tree, dict) and isinstance(tree.get("format"), str):  # a file of this program, not a list of videos
+        hint = f": name the folder {path.parent} instead" if path.name == RECIPE_FILE else ""
+        raise DatasetError(f"{path} is of the format {tree['format']}, and lists no images{hint}")
     if compression is None and len(levels := _compressions(tree)) > 1:
         raise DatasetError(
             f"{path} has the compressions {levels}: choose one with compression= "

@@ -54,6 +54,10 @@ def test_verdicts_and_what_they_promise(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert verdicts <= {"likely fake", "likely real", "unsure"} and "uncalibrated" not in verdicts
     assert ("as far as this detector can tell" in page) == ("likely real" in verdicts)
+    limit = round(100 * content["run"]["calibration"]["auc"])
+    assert f"it scores the fake one higher in {limit} of 100 cases" in page
+    ((name, forgeries),) = content["run"]["trained_on"].items()
+    assert f"was trained on the forgeries {', '.join(forgeries)} of the data set {name}" in page
     assert "--as-is" in content["command"] and content["run"]["calibration"]["n_real"] == 12
     assert not any(file["maps"] for file in content["files"])
 
@@ -114,7 +118,10 @@ def test_command(tmp_path, capsys):
     picture = write_rgb(tmp_path / "a.png", face_photograph()[:60, :60])
     arguments = ["analyze", str(run), str(picture), "--out", str(tmp_path / "out"), "--device", "cpu", "--no_maps"]
     assert code_of(arguments) == 0
-    assert "no verdict: the run is not calibrated" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "no verdict: the run is not calibrated" in out
+    cautions = json.loads((tmp_path / "out" / "report.json").read_text())["files"][0]["warnings"]
+    assert cautions and all(f"  caution: {warning['text']}\n" in out for warning in cautions)
     assert code_of(arguments) == 2
     assert_one_line(capsys.readouterr().err, "--overwrite")
     (tmp_path / "b.png").write_bytes(b"x")

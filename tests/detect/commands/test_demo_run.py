@@ -20,6 +20,8 @@ def test_quick_demo(tmp_path, capsys):
     demo_run.demo(tmp_path, quick=True, progress=False)
     assert not torch.are_deterministic_algorithms_enabled()  # the settings of the caller
     out = capsys.readouterr().out
+    assert "one seed: which method is better, these numbers cannot show" in out and "replacing" not in out
+    assert f"eval {tmp_path / 'runs' / 'masm'} --data {tmp_path / 'data'} --split test" in out
     assert all(name in out for name in ("probe", "lora", "masm", "unseen", "inpaint", "forged photograph"))
     results = read_json(tmp_path / "results.json")
     families = {*demo_run.SEEN, *demo_run.UNSEEN}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from masm_detect.data.checks import check_samples
+from masm_detect.data.crop_recipe import CropRecipe, write_recipe
 from masm_detect.data.deepfakebench import label_of, read_deepfakebench, write_deepfakebench
 from masm_detect.data.sample import DatasetError, Sample
 from masm_detect.data.sources import read_dataset
@@ -170,3 +172,13 @@ def test_two_videos_never_become_one_when_written(tmp_path):
     samples = [sample(str(touch(tmp_path / n)), video=f"d/{n}/v") for n in ("real", "FF-real")]
     with pytest.raises(DatasetError, match=r"'d/real/v' and 'd/FF-real/v' would become one"):
         write_deepfakebench(samples, tmp_path / "d.json")
+
+
+def test_files_of_this_program_are_not_lists_of_videos(tmp_path):
+    write_recipe(tmp_path, CropRecipe("tile", 64))
+    with pytest.raises(DatasetError, match=f"lists no images: name the folder {re.escape(str(tmp_path))} instead"):
+        read_deepfakebench(tmp_path / "crops.json")
+    other = tmp_path / "case.json"
+    other.write_text('{"format": "masm-detect-analysis", "version": 1}')
+    with pytest.raises(DatasetError, match=r"is of the format masm-detect-analysis, and lists no images$"):
+        read_deepfakebench(other)
