@@ -48,10 +48,12 @@ $(VENV)/torch-%/.installed: $(BIN)/python
 
 # On a machine with an NVIDIA GPU, with the environment that docs/gpu.md sets up (a CUDA build of torch, nvcc).
 GPU_PYTHON ?= python
+GPU_PROOF ?= gpu-proof
 SANITIZED := tests/gpu/test_ops_on_gpu.py tests/gpu/test_masked_adamw_on_gpu.py tests/gpu/test_optimizer_on_gpu.py -k "not graph and not opcheck and not waits and not same_bits"
+SANITIZER_ARGS ?=
 SANITIZERS ?= memcheck racecheck initcheck synccheck
 gpu-proof:
-	$(GPU_PYTHON) benchmarks/gpu_proof.py --out gpu-proof
+	$(GPU_PYTHON) benchmarks/gpu_proof.py --out $(GPU_PROOF)
 
 gpu-check: gpu-test gpu-sanitize
 
@@ -63,7 +65,7 @@ gpu-sanitize:
 	for tool in $(SANITIZERS); do \
 		echo "== compute-sanitizer --tool $$tool"; \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --launch-timeout 0 \
-			$(GPU_PYTHON) -m pytest -m gpu $(SANITIZED) || exit 1; \
+			$(GPU_PYTHON) -m pytest -m gpu $(SANITIZED) $(SANITIZER_ARGS) || exit 1; \
 	done
 
 # The documentation site, in build/site. A broken link or an undocumented argument is an error.

@@ -10,15 +10,18 @@ import numpy as np
 from differences import difference, paired_parts, shown_p, units_of
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.differences import Part
-from plan import STAGES, Study, read_study, runs_of, stored_result
+from plan import STAGES, Study, changed, read_study, runs_of, stored_result
 
 SIDES = ("unseen", "seen")
+#: Stages whose runs are tested.
+TESTED = tuple(stage for stage in STAGES if stage != "grid")
 #: seed -> result of one variant in one direction.
 Seeds = Mapping[int, dict[str, Any]]
 
 
 def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: Sequence[str] = ()) -> str:
-    """A Markdown table: AUC of a minus AUC of b in each direction, and in all of them together.
+    """A Markdown table: AUC of a minus AUC of b in each direction, and in all of them together. Below it, in what the
+    two differ besides the method: the difference is of all of that.
 
     Args:
         a: "study/variant".
@@ -28,7 +31,9 @@ def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: S
         directions: their names; none: all of the study of `a`.
 
     Raises:
-        ConfigError: a name is unknown, results are absent, or the two did not test the same images and forgeries.
+        ConfigError: a name is unknown, results are absent, or the two did not learn from the same images and forgeries,
+            or were not tested on the same.
+        ResultError: the record of what was tested is absent.
     """
     (study, name_a), (study_b, name_b) = _named(a), _named(b)
     chosen = list(dict.fromkeys(directions)) or list(study.directions)
@@ -39,7 +44,7 @@ def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: S
         f"| direction | seeds | {a} | {b} | difference | 95% interval | p |",
         "|---|---|---|---|---|---|---|",
     ]
-    units = []
+    units, notes = [], {}
     for direction, (one, other) in found.items():
         seeds = sorted(set(one) & set(other))
         if not seeds:
@@ -47,18 +52,39 @@ def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: S
         units.append(units_of(study, one[seeds[0]], folder))
         if units[-1] != units_of(study_b, other[seeds[0]], folder):
             raise ConfigError(f"{a} and {b} were tested on other images in direction {direction}")
-        forgeries, theirs = (getattr(where.directions[direction], side) for where in (study, study_b))
-        if forgeries != theirs or not forgeries:
-            raise ConfigError(
-                f"{side} forgeries of direction {direction}: {', '.join(forgeries) or 'none'} in {study.name}, "
-                f"{', '.join(theirs) or 'none'} in {study_b.name}"
-            )
+        _check_same_data(direction, (study, one), (study_b, other), seeds)
+        forgeries = getattr(study.directions[direction], side)
+        if not forgeries:
+            raise ConfigError(f"study {study.name} has no {side} forgeries in direction {direction}")
+        notes |= dict.fromkeys(_other_settings(one[seeds[0]], other[seeds[0]]))
         lines.append(
             _row(f"{direction} ({', '.join(forgeries)})", seeds, paired_parts(one, other, seeds, units[-1], forgeries))
         )
     if len(chosen) > 1:
         lines += _together(study, found, units, side)
+    if notes:
+        lines += ["", f"Besides the method they differ in {'; '.join(notes)}."]
     return "\n".join(lines)
+
+
+def _check_same_data(direction: str, a: tuple[Study, Seeds], b: tuple[Study, Seeds], seeds: Sequence[int]) -> None:
+    """Both learned from the same forgeries and images, as far as the results say (older ones do not)."""
+    for side in SIDES:
+        names = [", ".join(getattr(study.directions[direction], side)) or "none" for study, _ in (a, b)]
+        if names[0] != names[1]:
+            raise ConfigError(
+                f"{side} forgeries of direction {direction}: {names[0]} in {a[0].name}, {names[1]} in {b[0].name}"
+            )
+    for seed in seeds:
+        known = {results[seed].get("learned_sha256") for _, results in (a, b)} - {None}
+        if len(known) > 1:
+            raise ConfigError(f"seed {seed} of direction {direction}: the two learned from other images")
+
+
+def _other_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """In what two results differ besides their study and method."""
+    kept = [{name: v for name, v in one["settings"].items() if name not in ("study", "method")} for one in (a, b)]
+    return [line.replace(" was ", ": ", 1).replace(", is ", " and ", 1) for line in changed(kept[0], kept[1])]
 
 
 def _together(
@@ -98,12 +124,19 @@ def _named(text: str) -> tuple[Study, str]:
 
 
 def _tested(study: Study, variant: str, direction: str, folder: Path) -> dict[int, dict[str, Any]]:
-    """The results of a variant in one direction, by seed; those of its grid were not tested."""
+    """The tested results of a variant in one direction, by seed."""
     if direction not in study.directions:
         raise ConfigError(f"study {study.name} has no direction {direction!r}; it has {', '.join(study.directions)}")
-    planned = [run for stage in STAGES for run in runs_of(study, stage, folder, set())]
-    own = [run for run in planned if (run.variant, run.direction) == (variant, direction)]
-    found = {run.seed: result for run in own if (result := stored_result(run, folder, tested=True)) is not None}
+    waiting: set[str] = set()
+    found: dict[int, dict[str, Any]] = {}
+    for run in (run for stage in TESTED for run in runs_of(study, stage, folder, waiting)):
+        if (run.variant, run.direction) != (variant, direction):
+            continue
+        result = stored_result(run, folder, tested=True)
+        if result is not None and found.setdefault(run.seed, result)["key"] != run.key:
+            raise ConfigError(f"{study.name}/{variant} has two results of seed {run.seed} in direction {direction}")
+    if not found and variant in waiting:
+        raise ConfigError(f"{study.name}/{variant} has no tested result: its grid is not complete")
     if not found:
         raise ConfigError(
             f"{study.name}/{variant} has no tested result in direction {direction} in {folder}; name others with "

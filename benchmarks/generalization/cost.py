@@ -28,7 +28,7 @@ from runner import fresh_backbone, made_by, one_thread
 
 from masm_ext.progress import Progress
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "speed"))  # last: both folders have a report.py
+sys.path.append(str(Path(__file__).resolve().parents[1] / "speed"))  # last: some files have the same name in both
 from peak_memory import peak_bytes, reset_peak, resident_bytes
 
 WARM_UP, STEPS = 3, 10
@@ -36,15 +36,17 @@ BASELINE = "lora"
 CPU = torch.device("cpu")
 
 
-def measure(run: Run) -> dict[str, float]:
-    """Median seconds of a step, and the memory in bytes that the steps added to the process at its peak."""
+def measure(run: Run) -> dict[str, Any]:
+    """Median seconds of a step; the memory in bytes that the steps added to the process at its peak, and by which
+    counter; and the number of trained weights.
+    """
     detector = Detector(fresh_backbone(run.backbone, run.image_size))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(run.optim.batch_size, 3, run.image_size, run.image_size, generator=generator)
     labels, weights = torch.arange(run.optim.batch_size) % 2, torch.ones(2)
     calibration = Calibration([(images, labels)] * 2, calibration_loss)
     method = build_method(run.method.name, detector, run.method, run.seed, calibration=calibration)
-    reset_peak(CPU)  # building a method may take more than its steps: SVDs, a calibration
+    counter = reset_peak(CPU)  # building a method may take more than its steps: SVDs, a calibration
     before, seconds = resident_bytes(CPU), []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
@@ -53,6 +55,7 @@ def measure(run: Run) -> dict[str, float]:
     return {
         "seconds": float(np.median(seconds[WARM_UP:])),
         "bytes": peak_bytes(CPU) - before,
+        "counter": counter,
         "trained": method.trainable_parameters,
     }
 
@@ -90,6 +93,7 @@ def cost(study: Study, results: Path, rounds: int) -> int:
             f"{name}: {row['milliseconds']:.0f} ms a step ({row['time_ratio']:.2f} of {BASELINE}), "
             f"{row['mebibytes']} MiB, {row['trained']:,} trained weights"
         )
-    made = made_by() | {"rounds": rounds, "threads": 1}
+    counters = sorted({one["counter"] for values in measured.values() for one in values})
+    made = made_by() | {"rounds": rounds, "threads": 1, "memory": counters}
     write_json(results / study.name / "cost.json", {"variants": table, "provenance": made})
     return 0

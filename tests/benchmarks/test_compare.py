@@ -29,11 +29,10 @@ def add_copy(folder, name="other", **changes):
     (folder / f"{name}.yaml").write_text(json.dumps(plan))
     (folder / name).mkdir()
     (folder / name / "units-d-1.json").write_text((folder / "tiny" / "units-d-1.json").read_text())
-    return plan
 
 
 def copy_results(parts, folder, name="other"):
-    """The results of tiny as results of the copy; `probe` has one seed more than they have."""
+    """The results of tiny as results of the copy."""
     stored = [json.loads(file.read_text()) for file in (folder / "tiny").glob("*--seed*.json")]
     scores = {(result["variant"], result["seed"]): result for result in stored}
     for run in parts["plan"].runs_of(parts["plan"].read_study(name, folder), "final", folder):
@@ -60,6 +59,15 @@ def test_two_studies_of_the_same_images(parts, results):
     compare = parts["compare"].compare
     across = cells(compare("tiny/masm", "other/probe", folder).splitlines()[-1])
     assert across[4:] == cells(compare("tiny/masm", "tiny/probe", folder).splitlines()[-1])[4:]
+    assert "Besides" not in compare("tiny/masm", "other/probe", folder)
+    file = next((folder / "other").glob("d--probe--*--seed2.json"))
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"learned_sha256": "of other images"}))
+    with pytest.raises(ConfigError, match="seed 2 of direction d: the two learned from other images"):
+        compare("tiny/masm", "other/probe", folder)
+    del result["learned_sha256"]  # an older result
+    file.write_text(json.dumps(result))
+    compare("tiny/masm", "other/probe", folder)
     units = folder / "other" / "units-d-1.json"
     units.write_text(units.read_text().replace('"groups": [0, 1', '"groups": [1, 0'))
     with pytest.raises(ConfigError, match="tested on other images in direction d"):
@@ -102,12 +110,51 @@ def test_what_cannot_be_compared_is_named(parts, results, a, b, options, message
         parts["compare"].compare(a, b, results[0], **options)
 
 
+def test_what_else_differs_is_said(parts, results):
+    folder, _ = results
+    add_copy(folder, precision="bf16", optim={"epochs": 7})
+    copy_results(parts, folder)
+    text = parts["compare"].compare("tiny/masm", "other/probe", folder)
+    assert text.splitlines()[-1] == (
+        "Besides the method they differ in optim.epochs: 3 and 7; precision: 'fp32' and 'bf16'."
+    )
+
+
+def test_an_open_grid_and_two_results_of_a_seed_are_named(parts, results):
+    folder, _ = results
+    grid = {"direction": "d", "seed": 0, "settings": {"masm": [{"method.lr": 0.1}]}}
+    add_copy(folder, grid=grid)
+    with pytest.raises(ConfigError, match="other/masm has no tested result: its grid is not complete"):
+        parts["compare"].compare("other/masm", "tiny/probe", folder)
+    final = {"seeds": [1], "variants": {"probe": None}}
+    again = {"seeds": [1], "variants": {"probe": {"sampling.shuffled": True}}}
+    add_copy(folder, "both", stages={"final": final, "controls": again})
+    study = parts["plan"].read_study("both", folder)
+    (stored,) = (folder / "tiny").glob("d--probe--*--seed1.json")
+    for stage in ("final", "controls"):
+        (run,) = parts["plan"].runs_of(study, stage, folder)
+        result = json.loads(stored.read_text()) | {"key": run.key, "settings": run.settings()}
+        (folder / "both" / f"{run.key}.json").write_text(json.dumps(result))
+    with pytest.raises(ConfigError, match="both/probe has two results of seed 1 in direction d"):
+        parts["compare"].compare("both/probe", "tiny/probe", folder)
+
+
 def test_other_forgeries_and_seeds_are_refused(parts, results):
     folder, _ = results
-    add_copy(folder, directions={"d": {"seen": ["a"], "unseen": ["b", "c"]}})
+    for name, direction, message in (
+        (
+            "more",
+            {"seen": ["a", "b"], "unseen": ["b", "c"]},
+            "unseen forgeries of direction d: c in tiny, b, c in more",
+        ),
+        ("less", {"seen": ["a"], "unseen": ["c"]}, "seen forgeries of direction d: a, b in tiny, a in less"),
+    ):
+        add_copy(folder, name, directions={"d": direction})
+        copy_results(parts, folder, name)
+        with pytest.raises(ConfigError, match=message):
+            parts["compare"].compare("tiny/masm", f"{name}/probe", folder)
+    add_copy(folder)
     copy_results(parts, folder)
-    with pytest.raises(ConfigError, match="unseen forgeries of direction d: c in tiny, b, c in other"):
-        parts["compare"].compare("tiny/masm", "other/probe", folder)
     for file in (folder / "other").glob("d--probe--*--seed[12].json"):
         file.unlink()
     for file in (folder / "tiny").glob("d--masm--*--seed3.json"):

@@ -216,7 +216,7 @@ class TrainedDetector:
                     scored = list(self._scored(waiting, options, keep_crops))
                     bar.update(len(waiting))  # before the caller works on them
                     yield from scored
-                    waiting = []
+                    waiting, scored = [], []  # their crops would stay in memory while the next files are cut
             scored = list(self._scored(waiting, options, keep_crops))
             bar.update(len(waiting))
             yield from scored

@@ -13,6 +13,8 @@ earlier table of test results of this demo was known when its size was chosen.
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 import time
@@ -142,15 +144,16 @@ def demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 0, p
     counts = auc_counts(next(iter(results["methods"].values())))
     plot_auc_dots(cells, out / "auc.png", title="AUC on unseen photographs", counts=counts, unseen=UNSEEN)
     show(demo_table(results))
-    print("one seed: which method is better, these numbers cannot show (docs/evidence.md)")
+    print("one seed: which method is better, these numbers cannot show")
     for name, result in results["analyzed"].items():
         print(f"{name} photograph: {VERDICTS[result['verdict']]} (raw score {result['p_fake']:.3f})")
     print(
         f"{results['seconds']:.0f} s in all. In {out}: analysis/report.html (start there), eval/, runs/, results.json"
     )
     program = sys.argv[0] if Path(sys.argv[0]).name == "masm" else "masm"
-    print(f"score the test set again: {program} eval {run} --data {out / 'data'} --split test --out my-eval")
-    print(f"a photograph of your own: {program} analyze {run} PHOTOGRAPH --out my-analysis")
+    data = _quoted(out / "data")
+    print(f"score the test set again: {program} eval {_quoted(run)} --data {data} --split test --out my-eval")
+    print(f"a photograph of your own: {program} analyze {_quoted(run)} PHOTOGRAPH --out my-analysis")
     if quick:
         print("this tiny version is too small to learn anything: its numbers and verdicts mean nothing")
     return results
@@ -272,7 +275,7 @@ def _make_room(out: Path) -> None:
         raise ConfigError(
             f"{out} holds files that are not of a demo ({', '.join(sorted(others)[:3])}): give another --out"
         )
-    found = [out / name for name in PARTS if (out / name).exists()]
+    found = [out / name for name in PARTS if os.path.lexists(out / name)]
     if found:
         print(f"replacing the demo in {out}")
     for path in found:
@@ -280,6 +283,10 @@ def _make_room(out: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _side(size: DemoSize) -> int:

@@ -37,6 +37,16 @@ def test_quick_demo(tmp_path, capsys):
     assert [file["scored"] for file in analysis["files"]] == [1, 1] and len(analysis["files"][0]["images"]) > 20
 
 
+def test_an_earlier_demo_is_replaced_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "metrics.json").write_text("{}")
+    (tmp_path / "auc.png").symlink_to(tmp_path / "absent.png")
+    demo_run._make_room(tmp_path)
+    assert capsys.readouterr().out == f"replacing the demo in {tmp_path}\n" and not list(tmp_path.iterdir())
+    demo_run._make_room(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_folder_of_other_files_is_not_emptied(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"thesis\.txt"):
