@@ -11,7 +11,7 @@ from .method import Calibration, MethodSpec, Rates
 class Full(MethodSpec):
     """Trains backbone and head."""
 
-    rates = Rates(lr=3e-5)
+    rates = Rates(lr=1e-5)
 
     def prepare(
         self, detector: Detector, config: MethodConfig, calibration: Calibration | None = None, progress: bool = False
