@@ -1,13 +1,13 @@
-"""What a first, short time on a machine with an NVIDIA GPU should answer, the most valuable stage first.
+"""Builds, tests and measures on an NVIDIA GPU in 14 minutes, the most valuable stage first.
 
     python benchmarks/gpu_proof.py --out proof               # 14 minutes: build, tests, times, sanitizers, strategies
     python benchmarks/gpu_proof.py --out proof --rehearse    # without a GPU: every stage, nothing is built or measured
     python benchmarks/gpu_proof.py --out proof --stages test layer
 
 Each stage is a program with a time limit of its own; `proof/log.txt` holds what they print. After each stage
-`proof/summary.json` is written anew, so that nothing is lost if the machine is taken away. Without a build, or if torch
-and the CUDA library do not both see the GPU, nothing else is run; no other failure stops a stage. How to read the
-numbers: docs/gpu.md.
+`proof/summary.json` is written anew, so that nothing is lost if the machine is taken away. If the build fails, or if
+torch or the CUDA library does not see the GPU, the program ends. After any other failure the next stage runs. How to
+read the numbers: docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = [f"tests/gpu/test_{name}_on_gpu.py" for name in ("ops", "masked_adamw", "optimizer", "models", "training")]
 #: A stage is not started with less than this left.
 LEAST_SECONDS = 20
-#: Prints what was built. On a GPU it fails if a later stage would run on something else without a word.
+#: Prints what was built.
 SHOW = "import json, torch; from masm_ext import build_info; built = build_info(); print(json.dumps(built, indent=1))"
+#: Fails where later stages would silently run without the GPU or the CUDA library.
 CHECK = f"{SHOW}; assert torch.cuda.is_available(), 'torch sees no GPU'; "
 CHECK += "assert built['libraries']['libmasm_cuda'] == 'loaded', built['libraries']; "
 CHECK += "print(torch.cuda.get_device_name(), torch.__version__)"

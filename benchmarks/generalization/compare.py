@@ -20,15 +20,15 @@ Seeds = Mapping[int, dict[str, Any]]
 
 
 def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: Sequence[str] = ()) -> str:
-    """A Markdown table: AUC of a minus AUC of b in each direction, and in all of them together. Below it, in what the
-    two differ besides the method: the difference is of all of that.
+    """A Markdown table: AUC of `a` minus AUC of `b` in each direction, and over all of them. A line below it lists the
+    other settings that differ: the difference includes their effect.
 
     Args:
         a: "study/variant".
-        b: the same; of another study only if that tests the same images.
-        folder: of the results.
+        b: as `a`; it may be of another study if both test the same images.
+        folder: the folder with the results.
         side: "unseen" or "seen" forgeries.
-        directions: their names; none: all of the study of `a`.
+        directions: names of directions; none: all of the study of `a`.
 
     Raises:
         ConfigError: a name is unknown, results are absent, or the two did not learn from the same images and forgeries,

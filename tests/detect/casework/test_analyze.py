@@ -55,7 +55,7 @@ def test_verdicts_and_what_they_promise(tmp_path):
     assert verdicts <= {"likely fake", "likely real", "unsure"} and "uncalibrated" not in verdicts
     assert ("as far as this detector can tell" in page) == ("likely real" in verdicts)
     limit = round(100 * content["run"]["calibration"]["auc"])
-    assert f"it scores the fake one higher in {limit} of 100 cases" in page
+    assert f"it gives the fake one the higher score in {limit} of 100 cases" in page
     ((name, forgeries),) = content["run"]["trained_on"].items()
     assert f"was trained on the forgeries {', '.join(forgeries)} of the data set {name}" in page
     assert "--as-is" in content["command"] and content["run"]["calibration"]["n_real"] == 12
