@@ -37,8 +37,8 @@ class MasmOptions:
             values; decoupled in the same way; 0: off
         mask_policy: which blocks are trained (a block is one subspace of one layer): bias_variance selects them
             repeatedly during training, fixed once after the warm-up, static selects layers once before training, soft
-            scales updates instead of switching them, specialists lets subspace d learn from the d-th forgery only
-            (needs optim.batches=alternating), none trains all; random and inverted are controls
+            scales updates instead of switching them, specialists trains in a step on forgery d only subspace d
+            modulo num_subspaces (needs optim.batches=alternating), none trains all; random and inverted are controls
         mask_statistic: what blocks are ranked by: snr (agreement of the gradient with those of the steps before) or
             agreement (between the gradients of the forgeries; needs optim.batches=alternating)
         mask_warmup: steps before the first selection; until then all blocks are active
@@ -91,7 +91,7 @@ class MethodConfig:
         rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
             masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
         lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of the weight in a direction in
-            a step, relative to an average singular value); null: 1e-05 for full, 0.035 for masm, 0.0005 for lora and
+            a step, relative to an average singular value; without a lift the turn of a direction of u); null: 1e-05 for full, 0.035 for masm, 0.0005 for lora and
             milora, 0.001 for the others
         u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: with a lift as much
             as moves the weight by lr in a direction, relative to an average singular value; without a lift 1
