@@ -91,8 +91,8 @@ class MethodConfig:
         rank: LoRA's r, or the number of trained singular directions of milora, osf and effort (masm:
             masm.subspace_rank); null: 8 for lora and milora, 12 for osf, 1 for effort
         lr: peak learning rate of the adapter (full: of the whole backbone; masm: change of the weight in a direction in
-            a step, relative to an average singular value; without a lift the turn of a direction of u); null: 1e-05 for full, 0.035 for masm, 0.0005 for lora and
-            milora, 0.001 for the others
+            a step, relative to an average singular value; without a lift the turn of a direction of u); null: 1e-05
+            for full, 0.035 for masm, 0.0005 for lora and milora, 0.001 for the others
         u_lr_scale: masm and masm-nomask: turn of a direction of u in a step, relative to lr; null: with a lift as much
             as moves the weight by lr in a direction, relative to an average singular value; without a lift 1
         v_lr_scale: masm and masm-nomask: turn of a direction of v in a step, relative to lr; null: 0.5
