@@ -125,7 +125,7 @@ def test_the_cost_of_a_step_is_measured_and_stands_beside_the_score(parts, tmp_p
     probe, masm = (parts["cost"].measure(parts["plan"].make_run(study, "d", name, 0, {})) for name in ("probe", "masm"))
     assert probe["seconds"] > 0 and masm["seconds"] > 0 and probe["trained"] == 385 < masm["trained"]
     if probe["counter"] == "VmHWM of the steps":  # the peak of building a method, or of this process before, hides none
-        assert 0 < min(probe["bytes"], masm["bytes"]) and max(probe["bytes"], masm["bytes"]) < 200 * 2**20
+        assert min(probe["bytes"], masm["bytes"]) > 0 and max(probe["bytes"], masm["bytes"]) < 200 * 2**20
     (tmp_path / "tiny").mkdir()
     table = {"masm": {"time_ratio": 1.234, "mebibytes": 56}}
     (tmp_path / "tiny" / "cost.json").write_text(json.dumps({"variants": table}))
