@@ -180,6 +180,7 @@ def _architecture() -> str | None:
 
 
 def _write(path: Path, outcomes: list[Outcome], rehearsed: bool) -> None:
+    """As `masm_detect.results.write_json`, which is not installed before the build."""
     temporary = path.with_name(path.name + ".tmp")
     record = {"rehearsal": rehearsed, "stages": [asdict(outcome) for outcome in outcomes]}
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import difference, paired_parts, shown_p, units_of
+from differences import Seeds, difference, over_directions, paired_parts, shown_p, units_of
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.differences import Part
 from plan import STAGES, Study, changed, read_study, runs_of, stored_result
@@ -15,8 +15,6 @@ from plan import STAGES, Study, changed, read_study, runs_of, stored_result
 SIDES = ("unseen", "seen")
 #: Stages whose runs are tested.
 TESTED = tuple(stage for stage in STAGES if stage != "grid")
-#: seed -> result of one variant in one direction.
-Seeds = Mapping[int, dict[str, Any]]
 
 
 def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: Sequence[str] = ()) -> str:
@@ -37,7 +35,8 @@ def compare(a: str, b: str, folder: Path, *, side: str = "unseen", directions: S
     """
     (study, name_a), (study_b, name_b) = _named(a), _named(b)
     chosen = list(dict.fromkeys(directions)) or list(study.directions)
-    found = {name: (_tested(study, name_a, name, folder), _tested(study_b, name_b, name, folder)) for name in chosen}
+    all_a, all_b = _tested(study, name_a, chosen, folder), _tested(study_b, name_b, chosen, folder)
+    found = {name: (all_a[name], all_b[name]) for name in chosen}
     lines = [
         f"AUC of {a} minus AUC of {b}, {side} forgeries, paired by seed and image; not corrected.",
         "",
@@ -91,14 +90,11 @@ def _together(
     study: Study, found: Mapping[str, tuple[Seeds, Seeds]], units: Sequence[dict[str, Any]], side: str
 ) -> list[str]:
     """The row of all directions, over the seeds that all of them have."""
-    seeds = sorted(set.intersection(*(set(one) & set(other) for one, other in found.values())))
-    if not seeds or any(one != units[0] for one in units):
+    alike = all(one == units[0] for one in units)
+    forgeries = {name: getattr(study.directions[name], side) for name in found}
+    seeds, parts = over_directions(found, units[0], forgeries) if alike else ([], [])
+    if not seeds:
         return ["", "No row for all directions: they have no seed in common, or other test images."]
-    parts = [
-        part
-        for direction, (one, other) in found.items()
-        for part in paired_parts(one, other, seeds, units[0], getattr(study.directions[direction], side))
-    ]
     return [_row("all of these", seeds, parts)]
 
 
@@ -123,23 +119,25 @@ def _named(text: str) -> tuple[Study, str]:
     return study, variant
 
 
-def _tested(study: Study, variant: str, direction: str, folder: Path) -> dict[int, dict[str, Any]]:
-    """The tested results of a variant in one direction, by seed."""
-    if direction not in study.directions:
-        raise ConfigError(f"study {study.name} has no direction {direction!r}; it has {', '.join(study.directions)}")
+def _tested(study: Study, variant: str, directions: Sequence[str], folder: Path) -> dict[str, Seeds]:
+    """The tested results of a variant: direction -> seed -> result."""
+    for name in directions:
+        if name not in study.directions:
+            raise ConfigError(f"study {study.name} has no direction {name!r}; it has {', '.join(study.directions)}")
     waiting: set[str] = set()
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in directions}
     for run in (run for stage in TESTED for run in runs_of(study, stage, folder, waiting)):
-        if (run.variant, run.direction) != (variant, direction):
+        if run.variant != variant or run.direction not in found:
             continue
         result = stored_result(run, folder, tested=True)
-        if result is not None and found.setdefault(run.seed, result)["key"] != run.key:
-            raise ConfigError(f"{study.name}/{variant} has two results of seed {run.seed} in direction {direction}")
-    if not found and variant in waiting:
-        raise ConfigError(f"{study.name}/{variant} has no tested result: its grid is not complete")
-    if not found:
-        raise ConfigError(
-            f"{study.name}/{variant} has no tested result in direction {direction} in {folder}; name others with "
-            "--directions"
-        )
+        if result is not None and found[run.direction].setdefault(run.seed, result)["key"] != run.key:
+            raise ConfigError(f"{study.name}/{variant} has two results of seed {run.seed} in direction {run.direction}")
+    for name, results in found.items():
+        if not results and variant in waiting:
+            raise ConfigError(f"{study.name}/{variant} has no tested result: its grid is not complete")
+        if not results:
+            raise ConfigError(
+                f"{study.name}/{variant} has no tested result in direction {name} in {folder}; name others with "
+                "--directions"
+            )
     return found

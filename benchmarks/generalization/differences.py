@@ -18,6 +18,8 @@ from masm_detect.evaluation.differences import Difference, Part, Scored
 from masm_detect.results import read_json
 from plan import Study
 
+#: seed -> result of one variant in one direction.
+Seeds = Mapping[int, dict[str, Any]]
 #: variant -> seed -> result of one direction.
 Results = dict[str, dict[int, dict[str, Any]]]
 
@@ -69,15 +71,26 @@ def parts_of(
 
 
 def paired_parts(
-    a: Mapping[int, dict[str, Any]],
-    b: Mapping[int, dict[str, Any]],
-    seeds: Sequence[int],
-    units: Mapping[str, Any],
-    forgeries: Sequence[str],
+    a: Seeds, b: Seeds, seeds: Sequence[int], units: Mapping[str, Any], forgeries: Sequence[str]
 ) -> list[Part]:
     """As `parts_of`, from the results of two variants by seed."""
     scores = [[results[seed]["scores"] for seed in seeds] for results in (a, b)]
     return parts_of(units, *scores, forgeries)
+
+
+def over_directions(
+    pairs: Mapping[str, tuple[Seeds, Seeds]], units: Mapping[str, Any], forgeries: Mapping[str, Sequence[str]]
+) -> tuple[list[int], list[Part]]:
+    """The seeds that both variants have in all directions, and their parts in all of them.
+
+    Args:
+        pairs: direction -> results of a and of b.
+        units: of every direction: all test the same images.
+        forgeries: direction -> one part each.
+    """
+    seeds = sorted(set.intersection(*(set(a) & set(b) for a, b in pairs.values())))
+    parts = [paired_parts(a, b, seeds, units, forgeries[name]) for name, (a, b) in pairs.items()] if seeds else []
+    return seeds, [part for own in parts for part in own]
 
 
 def difference(parts: Sequence[Part]) -> Difference:

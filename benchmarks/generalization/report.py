@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from differences import Results, by_variant, cells, difference, paired_parts, scored_parts, units_of
+from differences import Results, by_variant, cells, difference, over_directions, paired_parts, scored_parts, units_of
 from factorial import FACTORS, effects, levels_of
 from masm_detect.config import ConfigError
 from masm_detect.evaluation.differences import Difference, holm
@@ -207,21 +207,15 @@ def _overall(study: Study, tables: Mapping[str, Results], folder: Path) -> list[
     forgeries; nothing if there are fewer than two directions, or other units in one of them.
     """
     reference = study.reference
-    units = {name: units_of(study, next(iter(next(iter(t.values())).values())), folder) for name, t in tables.items()}
-    alike = len({json.dumps(one, sort_keys=True) for one in units.values()}) == 1
-    if len(tables) < len(study.directions) or len(tables) < 2 or not alike:
+    units = [units_of(study, next(iter(next(iter(t.values())).values())), folder) for t in tables.values()]
+    if len(tables) < len(study.directions) or len(tables) < 2 or any(one != units[0] for one in units):
         return []
+    unseen = {name: study.directions[name].unseen for name in tables}
     values = {}
     for variant in next(iter(tables.values())):
-        seeds = set.intersection(*(set(t.get(variant, {})) & set(t.get(reference, {})) for t in tables.values()))
+        pairs = {name: (table.get(reference, {}), table.get(variant, {})) for name, table in tables.items()}
+        seeds, parts = over_directions(pairs, units[0], unseen)
         if seeds:
-            parts = [
-                part
-                for name, table in tables.items()
-                for part in paired_parts(
-                    table[reference], table[variant], sorted(seeds), units[name], study.directions[name].unseen
-                )
-            ]
             values[variant] = difference(parts)
     if not set(values) - {reference}:
         return []

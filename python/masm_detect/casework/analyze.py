@@ -144,7 +144,7 @@ def _analyze_file(
     recipe, calibration = None if options.as_is else detector.recipe, detector.calibration
     warnings = [] if not crops else [asdict(w) for w in quality_warnings(result, crops, media, recipe, calibration)]
     shown, peaks = [], _peaks(result)
-    mapped = len(peaks[:_MAPPED]) if maps else 0
+    mapped = min(len(peaks), _MAPPED) if maps else 0
     # a file may take a minute, most of it for its maps; into a log file one line a file is enough
     quiet = not progress or not mapped or not sys.stderr.isatty()
     with Progress(total=mapped, unit="map", desc="maps", leave=False, disable=quiet) as bar:
